@@ -1,0 +1,2 @@
+//! The `pleach` binary.
+fn main() {}

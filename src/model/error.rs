@@ -1,0 +1,73 @@
+//! What can go wrong in a store, as the layers above must tell it apart.
+
+use std::sync::Arc;
+
+use super::Revision;
+
+/// Why a store did not do what it was asked.
+///
+/// One table (`server/status`) turns these into gRPC codes and etcd's exact texts. Whether a caller
+/// may try again is part of the variant's meaning, decided where the error is born.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The revision asked for is older than what compaction left. Final.
+    #[error("revision is compacted; the oldest that can be read is {compacted}")]
+    Compacted {
+        /// The oldest revision that can still be read.
+        compacted: Revision,
+    },
+    /// The revision asked for has not been reached. Final for this request.
+    #[error("revision is in the future; the present one is {current}")]
+    FutureRevision {
+        /// The revision that has been reached.
+        current: Revision,
+    },
+    /// A put wants to keep the value or lease of a key that does not exist. Final.
+    #[error("the key to keep the value or lease of does not exist")]
+    KeyNotFound,
+    /// The lease is not known (any more). Final.
+    #[error("lease {0} does not exist")]
+    LeaseNotFound(i64),
+    /// The database has no room, or the quota is used up. Final until an operator makes room.
+    #[error("no space: {0}")]
+    NoSpace(Arc<str>),
+    /// A mutating transaction names keys of two stores. Final.
+    #[error(
+        "a transaction that changes keys must lie in one store, but this one names keys of \
+         {first} and {second}; split it, or route both to one store"
+    )]
+    TwoStores {
+        /// The route of the first key.
+        first: Arc<str>,
+        /// The route of the first key that lies elsewhere.
+        second: Arc<str>,
+    },
+    /// The store can't be used now; nothing of the request was applied. May be tried again.
+    #[error("store {store} is unavailable: {reason}")]
+    Unavailable {
+        /// The route's name.
+        store: Arc<str>,
+        /// What happened, without secrets.
+        reason: Arc<str>,
+    },
+    /// The connection broke or the disk failed while a write was being committed: it may or may
+    /// not be applied. Never to be tried again by itself.
+    #[error("store {store} did not say whether it committed: {reason}")]
+    UnknownOutcome {
+        /// The route's name.
+        store: Arc<str>,
+        /// What happened, without secrets.
+        reason: Arc<str>,
+    },
+    /// Another node owns the store now; this one must not touch it. Final for this process.
+    #[error("store {store} is owned by {owner}")]
+    Fenced {
+        /// The route's name.
+        store: Arc<str>,
+        /// Who owns it.
+        owner: Arc<str>,
+    },
+}
+
+/// The result of what a store does.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;

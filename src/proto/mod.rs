@@ -1,0 +1,26 @@
+//! etcd's wire types, generated from `proto/` at build time. Names follow etcd's packages.
+#![allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::unwrap_used)]
+
+/// The descriptor set of every service, as gRPC reflection serves it.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// KV, Watch, Lease, Cluster, Maintenance, Auth.
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
+/// Keys and events.
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+/// Permissions.
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+/// Server-side locks.
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+/// Server-side elections.
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
