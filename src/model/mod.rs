@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod key;
+pub mod nearest;
 pub mod txn;
 
 use bytes::Bytes;
@@ -79,6 +80,11 @@ impl Event {
     /// Whether the key did not exist before.
     pub fn is_create(&self) -> bool {
         self.kv.version == 1
+    }
+
+    /// The revision of what was there before; 0 where nothing was.
+    pub fn prev_revision(&self) -> Revision {
+        self.prev.as_ref().map_or(0, |prev| prev.mod_revision)
     }
 
     /// Whether the key no longer exists.

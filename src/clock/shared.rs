@@ -1,0 +1,98 @@
+//! The clock as the stores of one process share it: the pure clock behind a lock, and waiting.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::{Clock, LimitReached, Slot};
+use crate::model::Revision;
+
+/// A clock that many tasks and threads use. Each call takes a short lock, none waits inside it.
+#[derive(Clone, Debug)]
+pub struct SharedClock(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    clock: Mutex<Clock>,
+    closed_more: Notify,
+}
+
+// === impl SharedClock ===
+
+impl SharedClock {
+    /// Shares `clock`.
+    pub fn new(clock: Clock) -> Self {
+        Self(Arc::new(Inner { clock: Mutex::new(clock), closed_more: Notify::new() }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Clock> {
+        // The clock's methods do not leave it half-changed, so a panic elsewhere does not matter.
+        self.0.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Clock::add_store`].
+    pub fn add_store(&self) -> Slot {
+        self.lock().add_store()
+    }
+
+    /// See [`Clock::now`].
+    pub fn now(&self) -> Revision {
+        self.lock().now()
+    }
+
+    /// See [`Clock::shown`].
+    pub fn shown(&self) -> Revision {
+        self.lock().shown()
+    }
+
+    /// See [`Clock::observe`].
+    pub fn observe(&self, revision: Revision) {
+        self.lock().observe(revision);
+    }
+
+    /// See [`Clock::allocate`].
+    ///
+    /// # Errors
+    /// Where the limit is reached.
+    pub fn allocate(&self, store: Slot) -> Result<Revision, LimitReached> {
+        self.lock().allocate(store)
+    }
+
+    /// See [`Clock::commit`]; wakes who waits in [`SharedClock::wait_closed`].
+    pub fn commit(&self, store: Slot, last: Revision) {
+        self.lock().commit(store, last);
+        self.0.closed_more.notify_waiters();
+    }
+
+    /// See [`Clock::abort`]; wakes who waits in [`SharedClock::wait_closed`].
+    pub fn abort(&self, store: Slot) {
+        self.lock().abort(store);
+        self.0.closed_more.notify_waiters();
+    }
+
+    /// See [`Clock::closed`].
+    pub fn closed(&self, store: Slot) -> Revision {
+        self.lock().closed(store)
+    }
+
+    /// Waits until `store` has closed at least `revision`, moving the clock up to it where nothing
+    /// has reached it yet. Returns what is closed then.
+    pub async fn wait_closed(&self, store: Slot, revision: Revision) -> Revision {
+        loop {
+            let notified = self.0.closed_more.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            let closed = {
+                let mut clock = self.lock();
+                if revision > clock.now() {
+                    clock.observe(revision);
+                }
+                clock.closed(store)
+            };
+            if closed >= revision {
+                return closed;
+            }
+            notified.await;
+        }
+    }
+}

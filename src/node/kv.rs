@@ -1,0 +1,257 @@
+//! Keys: etcd's reads, transactions and compaction, each with the revision of its answer.
+
+use super::Node;
+use crate::{
+    model::{
+        Key, KeyRange, KeyValue, Revision, StoreError,
+        error::Result,
+        txn::{Found, Past, Place, RangeOp, Rows, Txn, execute},
+    },
+    store::{PAGE_ROWS_MAX, Read, Write, Written, read_all},
+};
+
+/// How often a read at the present begins anew when compaction passes it. Each time the present is
+/// newer, so more than one in a row is a store that does not do what it promises.
+const READS_MAX: usize = 4;
+
+/// The revision of an answer.
+pub type Header = Revision;
+
+/// A piece of a streamed range.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Keys in order, behind those of the chunk before.
+    pub kvs: Vec<KeyValue>,
+    /// In the last chunk: the header, whether the limit cut the range, and how many keys it has.
+    pub end: Option<(Header, bool, i64)>,
+}
+
+/// A streamed range under way. Holds one page at a time, and nothing in the stores.
+#[derive(Debug)]
+pub struct Chunks {
+    op: RangeOp,
+    header: Header,
+    read: Read,
+    /// Keys that may still be sent; `None` for all.
+    left: Option<usize>,
+    sent: i64,
+    is_done: bool,
+}
+
+impl Node {
+    /// Reads a range.
+    ///
+    /// # Errors
+    /// `FutureRevision`, `Compacted`, and those of the stores.
+    pub async fn range(&self, op: &RangeOp) -> Result<(Header, Found)> {
+        for _ in 1..READS_MAX {
+            let header = self.revision();
+            match self.range_at(op, header).await {
+                // The present was compacted away while it was read: read the new present.
+                Err(StoreError::Compacted { .. }) if op.revision <= 0 => {}
+                found => return found.map(|found| (header, found)),
+            }
+        }
+        let header = self.revision();
+        self.range_at(op, header).await.map(|found| (header, found))
+    }
+
+    async fn range_at(&self, op: &RangeOp, header: Header) -> Result<Found> {
+        let revision = self.readable(op.revision, header)?;
+        if op.count_only {
+            let count = self.root.count(&op.range, revision).await?;
+            return Ok(op.shape(Vec::new(), signed(count)));
+        }
+        let limit = if op.needs_whole_range() { 0 } else { wanted(op.limit) };
+        let read = Read {
+            // One more tells whether the limit cut anything.
+            limit: if limit == 0 { 0 } else { limit + 1 },
+            keys_only: op.keys_only && !op.needs_values(),
+            ..Read::new(op.range.clone(), revision)
+        };
+        let page = read_all(&*self.root, &read).await?;
+        let is_whole = page.next.is_none() && (limit == 0 || page.kvs.len() <= limit);
+        let count = match is_whole {
+            true => signed(page.kvs.len() as u64),
+            false => signed(self.root.count(&op.range, revision).await?),
+        };
+        if page.kvs.is_empty()
+            && op.revision <= 0
+            && let Some(key) = op.range.as_single()
+        {
+            self.hub.push_progress(key, header);
+        }
+        Ok(op.shape(page.kvs, count))
+    }
+
+    fn readable(&self, revision: Revision, header: Header) -> Result<Revision> {
+        let compacted = self.root.compacted();
+        if revision > header {
+            return Err(StoreError::FutureRevision { current: header });
+        }
+        if revision > 0 && revision < compacted {
+            return Err(StoreError::Compacted { compacted });
+        }
+        Ok(if revision > 0 { revision } else { header })
+    }
+
+    /// Begins to stream a range in key order.
+    ///
+    /// # Errors
+    /// `FutureRevision` and `Compacted`; those of the stores come with the chunks.
+    pub fn stream_range(&self, op: &RangeOp) -> Result<Chunks> {
+        let header = self.revision();
+        let revision = self.readable(op.revision, header)?;
+        let limit = wanted(op.limit);
+        let read = Read { keys_only: op.keys_only, ..Read::new(op.range.clone(), revision) };
+        let left = (limit > 0).then_some(limit);
+        Ok(Chunks { op: op.clone(), header, read, left, sent: 0, is_done: false })
+    }
+
+    /// The next chunk of a streamed range; `None` after the last.
+    ///
+    /// # Errors
+    /// `Compacted` where compaction overtakes the stream, and those of the stores.
+    pub async fn next_chunk(&self, chunks: &mut Chunks) -> Result<Option<Chunk>> {
+        if chunks.is_done {
+            return Ok(None);
+        }
+        if chunks.op.count_only {
+            let count = self.root.count(&chunks.op.range, chunks.read.revision).await?;
+            return Ok(Some(chunks.last(Vec::new(), false, signed(count))));
+        }
+        loop {
+            chunks.read.limit = chunks.left.unwrap_or(0).min(PAGE_ROWS_MAX);
+            let page = self.root.read(&chunks.read).await?;
+            let mut kvs = page.kvs;
+            chunks.sent += signed(kvs.len() as u64);
+            if let Some(left) = &mut chunks.left {
+                *left -= kvs.len().min(*left);
+            }
+            if chunks.op.keys_only {
+                kvs.iter_mut().for_each(|kv| kv.lease = 0);
+            }
+            let Some(next) = page.next else {
+                let count = chunks.sent;
+                return Ok(Some(chunks.last(kvs, false, count)));
+            };
+            chunks.read.range.start = next;
+            if chunks.left == Some(0) {
+                let rest = self.root.count(&chunks.read.range, chunks.read.revision).await?;
+                let count = chunks.sent + signed(rest);
+                return Ok(Some(chunks.last(kvs, rest > 0, count)));
+            }
+            if !kvs.is_empty() {
+                return Ok(Some(Chunk { kvs, end: None }));
+            }
+        }
+    }
+
+    /// Executes a transaction.
+    ///
+    /// # Errors
+    /// Those of [`execute`], of the stores, and `NoSpace` where the quota is used up.
+    pub async fn txn(&self, txn: Txn) -> Result<Written> {
+        if !txn.is_mutating() {
+            return self.read_only(&txn).await;
+        }
+        self.quota.admit(&*self.root, &txn).await?;
+        let (guards, dead_leases) = self.lessor.enter(txn.leases());
+        let written = self.root.apply(Write::Txn { txn, dead_leases }).await;
+        drop(guards);
+        written
+    }
+
+    /// A transaction that only reads: at one revision, in whatever stores.
+    async fn read_only(&self, txn: &Txn) -> Result<Written> {
+        let before = self.revision();
+        let needs = txn.needs();
+        let (mut rows, mut past) = (Rows::new(), Past::new());
+        let single = needs.keys.into_iter().map(KeyRange::single);
+        for range in single.chain(needs.ranges) {
+            let page = read_all(&*self.root, &Read::new(range, before)).await?;
+            rows.extend(page.kvs.into_iter().map(|kv| (kv.key.clone(), kv)));
+        }
+        for (range, revision) in needs.past {
+            if self.readable(revision, before).is_ok() {
+                let page = read_all(&*self.root, &Read::new(range.clone(), revision)).await?;
+                past.insert((range, revision), page.kvs);
+            }
+        }
+        let place = Place { rows: &mut rows, past: &past, before, dead_leases: &[] };
+        let mut allocate = || Ok(before);
+        let outcome = execute(txn, place, self.root.compacted(), &mut allocate)?;
+        Ok(Written { revision: outcome.revision, result: outcome.result })
+    }
+
+    /// Gives up the past below `revision`; with `physical`, returns when its room is free.
+    ///
+    /// # Errors
+    /// `Compacted` and `FutureRevision` as etcd has them, and those of the stores.
+    pub async fn compact(&self, revision: Revision, physical: bool) -> Result<Header> {
+        let compacted = self.root.compacted();
+        if revision <= compacted {
+            return Err(StoreError::Compacted { compacted });
+        }
+        let current = self.revision();
+        if revision > current {
+            return Err(StoreError::FutureRevision { current });
+        }
+        self.root.compact(revision, physical).await?;
+        Ok(current)
+    }
+
+    /// A hash of all keys as of a revision (0: now), with the revision that was hashed.
+    ///
+    /// # Errors
+    /// As [`Node::range`]. Costs a read of all keys.
+    pub async fn hash(&self, revision: Revision) -> Result<(Header, u32, Revision)> {
+        use std::hash::Hasher as _;
+        let header = self.revision();
+        let revision = self.readable(revision, header)?;
+        let mut read = Read::new(KeyRange::all(), revision);
+        // Fixed keys: the hash of the same data is the same in every process.
+        #[allow(deprecated, reason = "the one hasher of the standard library with fixed keys")]
+        let mut hasher = std::hash::SipHasher::new();
+        loop {
+            let page = self.root.read(&read).await?;
+            for kv in &page.kvs {
+                hasher.write(&kv.key);
+                hasher.write(&kv.value);
+                let numbers = [kv.create_revision, kv.mod_revision, kv.version, kv.lease];
+                numbers.into_iter().for_each(|number| hasher.write_i64(number));
+            }
+            let Some(next) = page.next else { break };
+            read.range.start = next;
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "the wire has room for 32 bits")]
+        let hash = hasher.finish() as u32;
+        Ok((header, hash, revision))
+    }
+
+    /// The value of one key now.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub async fn get(&self, key: Key) -> Result<Option<KeyValue>> {
+        let op = RangeOp::all(KeyRange::single(key));
+        Ok(self.range(&op).await?.1.kvs.pop())
+    }
+}
+
+// === impl Chunks ===
+
+impl Chunks {
+    fn last(&mut self, kvs: Vec<KeyValue>, more: bool, count: i64) -> Chunk {
+        self.is_done = true;
+        Chunk { kvs, end: Some((self.header, more, count)) }
+    }
+}
+
+fn wanted(limit: i64) -> usize {
+    usize::try_from(limit).unwrap_or(0)
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

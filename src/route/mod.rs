@@ -1,0 +1,279 @@
+//! The composite: a store made of stores.
+//!
+//! ```text
+//!              ┌ rule 1 ──> store        the first rule that matches a key decides;
+//!   Router ────┼ rule 2 ──> store        what no rule matches goes to the default store
+//!              └ default ─> store
+//! ```
+//!
+//! A request that touches one store is that store's alone. A read that spans stores is made in all of
+//! them as of one revision, and merged by key; a tail that spans stores is merged by revision. A store
+//! may hold keys that route elsewhere, since rules change: such strays are never shown.
+//!
+//! What it never does: spread one transaction over two stores, answer with a part of a list, or keep
+//! anything of its own.
+
+mod fan;
+mod merged;
+pub mod rule;
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::try_join_all;
+
+use self::rule::{Reach, Rule};
+use crate::{
+    model::{KeyRange, Revision, StoreError, error::Result, txn::Txn},
+    store::{Page, Read, Size, Store, Tail, Write, Written},
+};
+
+/// A rule and the store it sends its keys to.
+#[derive(Debug)]
+pub struct Route {
+    /// Decides which keys are meant.
+    pub rule: Rule,
+    /// Where they live. Its name is the route's.
+    pub store: Arc<dyn Store>,
+}
+
+/// A store made of stores; see the module.
+#[derive(Clone, Debug)]
+pub struct Router {
+    table: Arc<Table>,
+    /// The stores that this view spans, by their place in the table, in order.
+    members: Vec<usize>,
+    name: Arc<str>,
+}
+
+/// Routes in order, and last the default store.
+#[derive(Debug)]
+struct Table {
+    rules: Vec<Rule>,
+    /// One for each rule, then the default.
+    stores: Vec<Arc<dyn Store>>,
+    /// For each store the keys in it that route elsewhere; -1 while that is not known.
+    strays: Vec<AtomicI64>,
+}
+
+/// Where a key goes, and why.
+#[derive(Debug)]
+pub struct Explanation<'a> {
+    /// The route's name.
+    pub route: &'a Arc<str>,
+    /// The rule that matched; `None` for the default.
+    pub rule: Option<&'a Rule>,
+}
+
+// === impl Router ===
+
+impl Router {
+    /// A router over `routes`, in order, with `default` for the rest.
+    pub fn new(routes: Vec<Route>, default: Arc<dyn Store>) -> Arc<Self> {
+        let (rules, mut stores): (Vec<_>, Vec<_>) =
+            routes.into_iter().map(|route| (route.rule, route.store)).unzip();
+        stores.push(default);
+        let strays = stores.iter().map(|_| AtomicI64::new(-1)).collect();
+        let members = (0..stores.len()).collect();
+        Arc::new(Self::view(Arc::new(Table { rules, stores, strays }), members))
+    }
+
+    fn view(table: Arc<Table>, members: Vec<usize>) -> Self {
+        let names: Vec<&str> = members.iter().map(|at| &**table.stores[*at].name()).collect();
+        let name = names.join("+").into();
+        Self { table, members, name }
+    }
+
+    /// Where `key` goes.
+    pub fn explain(&self, key: &[u8]) -> Explanation<'_> {
+        let at = self.table.owner(key);
+        Explanation { route: self.table.stores[at].name(), rule: self.table.rules.get(at) }
+    }
+
+    /// The names of the routes that may hold keys of a range.
+    pub fn names_for(&self, range: &KeyRange) -> Vec<&Arc<str>> {
+        self.touched(range).into_iter().map(|at| self.table.stores[at].name()).collect()
+    }
+
+    /// Counts, in every store, the keys that route elsewhere, as of `revision`. Until then spanning
+    /// reads look at each key. Costs a scan of all keys.
+    ///
+    /// # Errors
+    /// Those of the stores; what was counted stays.
+    pub async fn survey(&self, revision: Revision) -> Result<Vec<(Arc<str>, u64)>> {
+        let mut found = Vec::new();
+        for at in &self.members {
+            let store = &self.table.stores[*at];
+            let mut strays = 0;
+            let mut read = Read { keys_only: true, ..Read::new(KeyRange::all(), revision) };
+            loop {
+                let page = store.read(&read).await?;
+                let is_stray = |key: &[u8]| self.table.owner(key) != *at;
+                strays += page.kvs.iter().filter(|kv| is_stray(&kv.key)).count();
+                let Some(next) = page.next else { break };
+                read.range.start = next;
+            }
+            self.table.strays[*at].store(i64::try_from(strays).unwrap_or(-1), Ordering::Relaxed);
+            found.push((store.name().clone(), strays as u64));
+        }
+        Ok(found)
+    }
+
+    /// The stores of this view that may hold keys of a range, in order.
+    fn touched(&self, range: &KeyRange) -> Vec<usize> {
+        let mut touched = self.table.touched(range);
+        touched.retain(|at| self.members.contains(at));
+        touched
+    }
+
+    fn stores(&self) -> impl Iterator<Item = &Arc<dyn Store>> {
+        self.members.iter().map(|at| &self.table.stores[*at])
+    }
+
+    /// The one store in which all keys of a transaction lie.
+    fn place(&self, txn: &Txn) -> Result<&Arc<dyn Store>> {
+        let mut touched = BTreeSet::new();
+        txn.for_each_range(&mut |range| touched.extend(self.touched(range)));
+        let mut touched = touched.into_iter();
+        match (touched.next(), touched.next()) {
+            (Some(first), Some(second)) => Err(StoreError::TwoStores {
+                first: self.table.stores[first].name().clone(),
+                second: self.table.stores[second].name().clone(),
+            }),
+            (Some(only), None) => Ok(&self.table.stores[only]),
+            (None, _) => Ok(self.default_store()),
+        }
+    }
+
+    fn default_store(&self) -> &Arc<dyn Store> {
+        self.table.stores.last().expect("the default store is always there")
+    }
+}
+
+#[async_trait]
+impl Store for Router {
+    async fn apply(&self, write: Write) -> Result<Written> {
+        match &write {
+            Write::Txn { txn, .. } => self.place(txn)?.apply(write).await,
+            Write::DeleteLeased(_) => {
+                let mut last: Option<Written> = None;
+                for store in self.stores() {
+                    let written = store.apply(write.clone()).await?;
+                    let is_later =
+                        last.as_ref().is_none_or(|last| written.revision > last.revision);
+                    last = if is_later { Some(written) } else { last };
+                }
+                Ok(last.expect("a router has at least its default store"))
+            }
+        }
+    }
+
+    async fn read(&self, read: &Read) -> Result<Page> {
+        match self.touched(&read.range)[..] {
+            [] => Ok(Page::default()),
+            [only] => self.table.stores[only].read(read).await,
+            ref several => fan::read(&self.table, several, read).await,
+        }
+    }
+
+    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
+        match self.touched(range)[..] {
+            [] => Ok(0),
+            [only] => self.table.stores[only].count(range, revision).await,
+            ref several => fan::count(&self.table, several, range, revision).await,
+        }
+    }
+
+    fn tail(&self, after: Revision) -> Tail {
+        match self.members[..] {
+            [only] => self.table.stores[only].tail(after),
+            _ => merged::tail(self.table.clone(), &self.members, after),
+        }
+    }
+
+    async fn sync(&self, revision: Revision) -> Result<Revision> {
+        let closed = try_join_all(self.stores().map(|store| store.sync(revision))).await?;
+        Ok(closed.into_iter().min().unwrap_or(revision))
+    }
+
+    async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
+        try_join_all(self.stores().map(|store| store.compact(revision, wait))).await.map(drop)
+    }
+
+    fn compacted(&self) -> Revision {
+        self.stores().map(|store| store.compacted()).max().unwrap_or(-1)
+    }
+
+    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
+        self.default_store().remember(name, value).await
+    }
+
+    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        self.default_store().recall(prefix).await
+    }
+
+    async fn size(&self) -> Result<Size> {
+        let sizes = try_join_all(self.stores().map(|store| store.size())).await?;
+        let sum = |sum: Size, size: Size| Size {
+            total: sum.total + size.total,
+            in_use: sum.in_use + size.in_use,
+        };
+        Ok(sizes.into_iter().fold(Size::default(), sum))
+    }
+
+    fn narrow(self: Arc<Self>, range: &KeyRange) -> Arc<dyn Store> {
+        match self.touched(range)[..] {
+            [only] => self.table.stores[only].clone().narrow(range),
+            ref several if several.len() < 2 || several == self.members => self,
+            ref several => Arc::new(Self::view(self.table.clone(), several.to_vec())),
+        }
+    }
+
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+}
+
+// === impl Table ===
+
+impl Table {
+    /// The store that owns a key.
+    fn owner(&self, key: &[u8]) -> usize {
+        self.rules.iter().position(|rule| rule.matches(key)).unwrap_or(self.rules.len())
+    }
+
+    /// The stores that may own keys of a range, in order.
+    fn touched(&self, range: &KeyRange) -> Vec<usize> {
+        if range.is_empty() {
+            return Vec::new();
+        }
+        if let Some(key) = range.as_single() {
+            return vec![self.owner(key)];
+        }
+        let mut touched = Vec::new();
+        for (at, rule) in self.rules.iter().enumerate() {
+            match rule.reach(range) {
+                Reach::None => {}
+                Reach::Part => touched.push(at),
+                Reach::Whole => {
+                    touched.push(at);
+                    return touched;
+                }
+            }
+        }
+        touched.push(self.rules.len());
+        touched
+    }
+
+    /// Whether a store is known to hold no key that routes elsewhere.
+    fn is_clean(&self, at: usize) -> bool {
+        self.strays[at].load(Ordering::Relaxed) == 0
+    }
+}

@@ -1,0 +1,213 @@
+//! The smallest correct store: the oracle of the property tests. Everything is lost with the process.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicI64, Ordering},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Batch, Page, Read, Size, Store, Tail, Write, Written, journal::{Journal, Log}};
+use crate::{
+    clock::{SharedClock, Slot},
+    model::{
+        Commit, KeyRange, KeyValue, Revision, StoreError,
+        error::Result,
+        key::successor,
+        txn::{Past, Place, Rows, delete_all, execute, in_range},
+    },
+};
+
+/// A store in memory: the live rows, and every commit since the last compaction to undo from.
+#[derive(Debug)]
+pub struct Memory {
+    name: Arc<str>,
+    clock: SharedClock,
+    slot: Slot,
+    journal: Arc<Journal>,
+    kept: Arc<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    state: Mutex<State>,
+    compacted: AtomicI64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rows: Rows,
+    log: Vec<Arc<Commit>>,
+    records: std::collections::BTreeMap<String, Bytes>,
+}
+
+// === impl Memory ===
+
+impl Memory {
+    /// An empty store that takes its revisions from `clock`.
+    pub fn new(name: &str, clock: SharedClock) -> Arc<Self> {
+        let slot = clock.add_store();
+        let kept = Arc::new(Kept { state: Mutex::default(), compacted: AtomicI64::new(-1) });
+        let journal = Arc::new(Journal::new(clock.clone(), slot, clock.now()));
+        Arc::new(Self { name: name.into(), clock, slot, journal, kept })
+    }
+
+    fn rows_at(&self, range: &KeyRange, revision: Revision) -> Result<Vec<KeyValue>> {
+        let state = self.kept.lock();
+        let compacted = self.compacted();
+        if revision < compacted {
+            return Err(StoreError::Compacted { compacted });
+        }
+        let mut rows: Rows =
+            in_range(&state.rows, range).map(|kv| (kv.key.clone(), kv.clone())).collect();
+        for commit in state.log.iter().rev().take_while(|commit| commit.revision > revision) {
+            for event in commit.events.iter().rev().filter(|event| range.contains(&event.kv.key)) {
+                match &event.prev {
+                    Some(prev) => rows.insert(prev.key.clone(), prev.clone()),
+                    None => rows.remove(&event.kv.key),
+                };
+            }
+        }
+        Ok(rows.into_values().collect())
+    }
+
+    fn apply_now(&self, state: &mut State, write: Write, past: &Past) -> Result<Written> {
+        let before = self.clock.shown();
+        let mut allocate = || {
+            self.clock.allocate(self.slot).map_err(|full| StoreError::Unavailable {
+                store: self.name.clone(),
+                reason: full.to_string().into(),
+            })
+        };
+        let (written, commit) = match write {
+            Write::Txn { txn, dead_leases } => {
+                let place =
+                    Place { rows: &mut state.rows, past, before, dead_leases: &dead_leases };
+                let outcome = execute(&txn, place, self.compacted(), &mut allocate)?;
+                let written = Written { revision: outcome.revision, result: outcome.result };
+                (written, outcome.commit)
+            }
+            Write::DeleteLeased(lease) => {
+                let leased = |(_, kv): &(&Bytes, &mut KeyValue)| kv.lease == lease;
+                let mut rows: Rows = state.rows.iter_mut().filter(leased)
+                    .map(|(key, kv)| (key.clone(), kv.clone())).collect();
+                let commit = delete_all(&mut rows, &mut allocate)?;
+                for event in commit.iter().flat_map(|commit| &commit.events) {
+                    state.rows.remove(&event.kv.key);
+                }
+                let revision = commit.as_ref().map_or(before, |commit| commit.revision);
+                (Written { revision, result: Default::default() }, commit)
+            }
+        };
+        if let Some(commit) = commit {
+            let commit = Arc::new(commit);
+            state.log.push(commit.clone());
+            self.journal.publish(&[commit]);
+        }
+        Ok(written)
+    }
+}
+
+#[async_trait]
+impl Store for Memory {
+    async fn apply(&self, write: Write) -> Result<Written> {
+        let mut past = Past::new();
+        if let Write::Txn { txn, .. } = &write {
+            for (range, revision) in txn.needs().past {
+                // A revision that can't be read is refused by the transaction itself.
+                let rows = self.rows_at(&range, revision).unwrap_or_default();
+                past.insert((range, revision), rows);
+            }
+        }
+        self.apply_now(&mut self.kept.lock(), write, &past)
+    }
+
+    async fn read(&self, read: &Read) -> Result<Page> {
+        self.journal.wait_closed(read.revision).await;
+        let mut kvs = self.rows_at(&read.range, read.revision)?;
+        kvs.retain(|kv| read.lease == 0 || kv.lease == read.lease);
+        let is_cut = kvs.len() > read.rows_max();
+        kvs.truncate(read.rows_max());
+        let next = kvs.last().filter(|_| is_cut).map(|kv| successor(&kv.key));
+        if read.keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        Ok(Page { kvs, next })
+    }
+
+    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
+        self.journal.wait_closed(revision).await;
+        Ok(self.rows_at(range, revision)?.len() as u64)
+    }
+
+    fn tail(&self, after: Revision) -> Tail {
+        self.journal.clone().tail(after, self.kept.clone())
+    }
+
+    async fn sync(&self, revision: Revision) -> Result<Revision> {
+        Ok(self.journal.sync(revision).await)
+    }
+
+    async fn compact(&self, revision: Revision, _wait: bool) -> Result<()> {
+        let mut state = self.kept.lock();
+        self.kept.compacted.fetch_max(revision, Ordering::AcqRel);
+        state.log.retain(|commit| commit.revision >= revision);
+        Ok(())
+    }
+
+    fn compacted(&self) -> Revision {
+        self.kept.compacted.load(Ordering::Acquire)
+    }
+
+    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
+        let mut state = self.kept.lock();
+        match value {
+            Some(value) => state.records.insert(name.to_owned(), value),
+            None => state.records.remove(name),
+        };
+        Ok(())
+    }
+
+    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        let state = self.kept.lock();
+        let from_prefix = state.records.range(prefix.to_owned()..);
+        let named = from_prefix.take_while(|(name, _)| name.starts_with(prefix));
+        Ok(named.map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
+    async fn size(&self) -> Result<Size> {
+        let bytes = self.kept.lock().rows.values().map(KeyValue::size).sum::<usize>() as u64;
+        Ok(Size { total: bytes, in_use: bytes })
+    }
+
+    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
+        self
+    }
+
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+}
+
+// === impl Kept ===
+
+impl Kept {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Transactions check before they change, so a panic leaves whole states behind.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Log for Kept {
+    async fn page(&self, after: Revision, through: Revision) -> Result<Batch> {
+        let state = self.lock();
+        let compacted = self.compacted.load(Ordering::Acquire);
+        if after + 1 < compacted {
+            return Err(StoreError::Compacted { compacted });
+        }
+        let inside = |commit: &&Arc<Commit>| commit.revision > after && commit.revision <= through;
+        Ok(Batch { commits: state.log.iter().filter(inside).cloned().collect(), closed: through })
+    }
+}

@@ -1,0 +1,283 @@
+//! A store in a SQL database: one algorithm, and a dialect for each database.
+//!
+//! [`statements`] says how rows are kept, `writer` how they change, `reader` how they are read as of
+//! a revision, `compact` how the past is given up. [`session`] is all that they ask of a database;
+//! [`sqlite`] gives it. Revisions come from the node's clock and stand in the rows, so that the
+//! database alone is the store: a process keeps nothing that it could lose.
+
+mod compact;
+mod reader;
+pub mod session;
+pub mod sqlite;
+pub mod statements;
+mod writer;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use self::{
+    compact::Compaction,
+    session::{Arg, Columns, Database, DbError, DbResult, Session, rows},
+    statements::Statements,
+    writer::{Task, Writer},
+};
+use super::{Batch, Page, Read, Size, Store, Tail, Write, Written, journal::{Journal, Log}};
+use crate::{
+    clock::{SharedClock, Slot},
+    model::{KeyRange, Revision, StoreError, error::Result},
+};
+
+/// The most writes that wait for the writer; who comes later waits to be let in.
+const QUEUE_WRITES_MAX: usize = 1_024;
+
+/// A store in the database `D`.
+#[derive(Debug)]
+pub struct SqlStore<D> {
+    inner: Arc<Inner<D>>,
+    queue: mpsc::Sender<Task>,
+}
+
+/// What reads need.
+#[derive(Debug)]
+struct Inner<D> {
+    database: D,
+    shared: Arc<Shared>,
+}
+
+/// What reads and the writer share.
+#[derive(Debug)]
+struct Shared {
+    name: Arc<str>,
+    clock: SharedClock,
+    slot: Slot,
+    journal: Arc<Journal>,
+    compacted: AtomicI64,
+    statements: Statements,
+}
+
+// === impl SqlStore ===
+
+impl<D: Database> SqlStore<D> {
+    /// Opens a store whose tables are there and owned by this node. The clock is moved up to the
+    /// store's greatest revision.
+    ///
+    /// # Errors
+    /// Where the database can't be read.
+    pub async fn open(
+        name: &str,
+        database: D,
+        mut session: D::Session,
+        clock: SharedClock,
+    ) -> Result<Arc<Self>, DbError> {
+        let statements = Statements::new(database.dialect());
+        let (seq, newest) = last(&mut session, &statements).await?;
+        let compacted = reader::meta(&mut session, &statements, "compacted").await?.unwrap_or(-1);
+        let walked = reader::meta(&mut session, &statements, "walked").await?.unwrap_or(-1);
+        // Compaction may have dropped the newest row, where that was a deletion below it.
+        let newest = newest.max(compacted);
+        clock.observe(newest);
+        let slot = clock.add_store();
+        let shared = Arc::new(Shared {
+            name: name.into(),
+            journal: Arc::new(Journal::new(clock.clone(), slot, newest)),
+            clock,
+            slot,
+            compacted: AtomicI64::new(compacted),
+            statements,
+        });
+        let (queue, tasks) = mpsc::channel(QUEUE_WRITES_MAX);
+        let writer_shared = shared.clone();
+        let start = move |session| -> futures::future::BoxFuture<'static, ()> {
+            let writer = Writer {
+                session,
+                shared: writer_shared,
+                queue: tasks,
+                next_seq: seq + 1,
+                compaction: Compaction::resume(walked, compacted),
+                held: None,
+            };
+            Box::pin(writer.run())
+        };
+        database.start_writer(session, Box::new(start));
+        Ok(Arc::new(Self { inner: Arc::new(Inner { database, shared }), queue }))
+    }
+
+    async fn ask<T>(&self, task: Task, answer: oneshot::Receiver<T>) -> Result<T> {
+        let gone = || StoreError::Unavailable {
+            store: self.inner.shared.name.clone(),
+            reason: "its writer has stopped".into(),
+        };
+        self.queue.send(task).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+}
+
+/// The greatest place in the log, and the greatest revision.
+async fn last(
+    session: &mut impl Session,
+    statements: &Statements,
+) -> DbResult<(i64, Revision)> {
+    let both = |columns: &dyn Columns| (columns.int(0), columns.int(1));
+    Ok(rows(session, &statements.last, &[], both).await?.pop().unwrap_or_default())
+}
+
+#[async_trait]
+impl<D: Database> Store for SqlStore<D> {
+    async fn apply(&self, write: Write) -> Result<Written> {
+        let (answer, written) = oneshot::channel();
+        self.ask(Task::Write(write, answer), written).await?
+    }
+
+    async fn read(&self, read: &Read) -> Result<Page> {
+        let shared = self.inner.shared.clone();
+        shared.journal.wait_closed(read.revision).await;
+        shared.check_readable(read.revision)?;
+        let (statements, read, revision) = (shared.clone(), read.clone(), read.revision);
+        let is_short = read.range.as_single().is_some();
+        let page = self.inner.database.read(
+            is_short,
+            Box::new(move |session| {
+                Box::pin(async move { reader::page(session, &statements.statements, &read).await })
+            }),
+        );
+        let page = page.await.map_err(|error| shared.error(error))?;
+        // Compaction may have dropped what was needed, while it was read.
+        shared.check_readable(revision)?;
+        Ok(page)
+    }
+
+    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
+        let shared = self.inner.shared.clone();
+        shared.journal.wait_closed(revision).await;
+        shared.check_readable(revision)?;
+        let (statements, range) = (shared.clone(), range.clone());
+        let count = self.inner.database.read(
+            range.as_single().is_some(),
+            Box::new(move |session| {
+                Box::pin(async move {
+                    reader::count(session, &statements.statements, &range, revision).await
+                })
+            }),
+        );
+        let count = count.await.map_err(|error| shared.error(error))?;
+        shared.check_readable(revision)?;
+        Ok(count)
+    }
+
+    fn tail(&self, after: Revision) -> Tail {
+        self.inner.shared.journal.clone().tail(after, self.inner.clone())
+    }
+
+    async fn sync(&self, revision: Revision) -> Result<Revision> {
+        Ok(self.inner.shared.journal.sync(revision).await)
+    }
+
+    async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
+        let (answer, accepted) = oneshot::channel();
+        let (done, finished) = oneshot::channel();
+        self.ask(Task::Compact(revision, answer, done), accepted).await??;
+        if wait {
+            // The sender goes where compaction is given up, and then there is nothing to wait for.
+            let _ = finished.await;
+        }
+        Ok(())
+    }
+
+    fn compacted(&self) -> Revision {
+        self.inner.shared.compacted.load(Ordering::Acquire)
+    }
+
+    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
+        let (answer, done) = oneshot::channel();
+        self.ask(Task::Remember(name.to_owned(), value, answer), done).await?
+    }
+
+    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        let (shared, prefix) = (self.inner.shared.clone(), prefix.to_owned());
+        let records = self.inner.database.read(
+            false,
+            Box::new(move |session| {
+                Box::pin(async move {
+                    let decode =
+                        |c: &dyn Columns| (String::from_utf8_lossy(&c.bytes(0)).into(), c.bytes(1));
+                    let args = [Arg::Text(&prefix)];
+                    let mut records: Vec<(String, Bytes)> =
+                        rows(session, &shared.statements.records, &args, decode).await?;
+                    records.retain(|(name, _)| name.starts_with(&prefix));
+                    Ok(records)
+                })
+            }),
+        );
+        records.await.map_err(|error| self.inner.shared.error(error))
+    }
+
+    async fn size(&self) -> Result<Size> {
+        let shared = self.inner.shared.clone();
+        let size = self.inner.database.read(
+            false,
+            Box::new(move |session| {
+                Box::pin(async move {
+                    let both = |columns: &dyn Columns| Size {
+                        total: u64::try_from(columns.int(0)).unwrap_or(0),
+                        in_use: u64::try_from(columns.int(1)).unwrap_or(0),
+                    };
+                    let found = rows(session, &shared.statements.size, &[], both).await?;
+                    Ok(found.first().copied().unwrap_or_default())
+                })
+            }),
+        );
+        size.await.map_err(|error| self.inner.shared.error(error))
+    }
+
+    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
+        self
+    }
+
+    fn name(&self) -> &Arc<str> {
+        &self.inner.shared.name
+    }
+}
+
+#[async_trait]
+impl<D: Database> Log for Inner<D> {
+    async fn page(&self, after: Revision, through: Revision) -> Result<Batch> {
+        let shared = self.shared.clone();
+        shared.check_readable(after + 1)?;
+        let statements = shared.clone();
+        let batch = self.database.read(
+            false,
+            Box::new(move |session| {
+                Box::pin(async move {
+                    reader::log(session, &statements.statements, after, through).await
+                })
+            }),
+        );
+        let batch = batch.await.map_err(|error| shared.error(error))?;
+        shared.check_readable(after + 1)?;
+        Ok(batch)
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn check_readable(&self, revision: Revision) -> Result<()> {
+        let compacted = self.compacted.load(Ordering::Acquire);
+        if revision < compacted { Err(StoreError::Compacted { compacted }) } else { Ok(()) }
+    }
+
+    fn error(&self, error: DbError) -> StoreError {
+        let store = self.name.clone();
+        match error {
+            DbError::Full(reason) => StoreError::NoSpace(format!("store {store}: {reason}").into()),
+            DbError::Fenced(owner) => StoreError::Fenced { store, owner: owner.into() },
+            DbError::Failed(reason) => StoreError::Unavailable { store, reason: reason.into() },
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! Reads as of a revision. No transaction is held: rows that changed since are followed back along
+//! their chains, so statements of one read need not see the same state of the tables.
+
+use std::{ops::ControlFlow, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    session::{Arg, Columns, DbResult, Session, rows},
+    statements::Statements,
+};
+use crate::{
+    model::{Commit, Event, KeyRange, KeyValue, Revision, key::successor},
+    store::{Batch, PAGE_BYTES_MAX, Page, Read},
+};
+
+/// The rows of the log that a tail reads at once.
+const LOG_ROWS_MAX: i64 = 1_000;
+
+/// A key's newest row.
+#[derive(Clone, Debug)]
+pub(super) struct Live {
+    /// Where it stands in the log.
+    pub seq: i64,
+    /// The key; version 0 where it is deleted.
+    pub kv: KeyValue,
+}
+
+fn int(number: usize) -> Arg<'static> {
+    Arg::Int(i64::try_from(number).unwrap_or(i64::MAX))
+}
+
+fn live_key(columns: &dyn Columns) -> Live {
+    let kv = KeyValue {
+        key: columns.bytes(0),
+        create_revision: columns.int(2),
+        mod_revision: columns.int(3),
+        version: columns.int(4),
+        lease: columns.int(5),
+        value: Bytes::new(),
+    };
+    Live { seq: columns.int(1), kv }
+}
+
+fn live_row(columns: &dyn Columns) -> Live {
+    let mut live = live_key(columns);
+    live.kv.value = columns.bytes(6);
+    live
+}
+
+/// A row of the log: `seq, revision, key, create_revision, version, lease, value`.
+fn log_row(columns: &dyn Columns) -> KeyValue {
+    KeyValue {
+        key: columns.bytes(2),
+        create_revision: columns.int(3),
+        mod_revision: columns.int(1),
+        version: columns.int(4),
+        lease: columns.int(5),
+        value: columns.bytes(6),
+    }
+}
+
+/// The newest row of one key, deletions included.
+pub(super) async fn newest(
+    session: &mut impl Session,
+    statements: &Statements,
+    key: &[u8],
+) -> DbResult<Option<Live>> {
+    Ok(rows(session, &statements.key, &[Arg::Bytes(key)], live_row).await?.pop())
+}
+
+/// The live rows of a range as the tables have them now.
+pub(super) async fn newest_in(
+    session: &mut impl Session,
+    statements: &Statements,
+    range: &KeyRange,
+) -> DbResult<Vec<Live>> {
+    // No row is newer than this, so none that is deleted comes along.
+    let (never, all) = (Arg::Int(i64::MAX), Arg::Int(i64::MAX));
+    match &range.end {
+        Some(end) => {
+            let args = [Arg::Bytes(&range.start), Arg::Bytes(end), never, all];
+            rows(session, &statements.page, &args, live_row).await
+        }
+        None => {
+            let args = [Arg::Bytes(&range.start), never, all];
+            rows(session, &statements.page_open, &args, live_row).await
+        }
+    }
+}
+
+/// The live rows of a lease as the tables have them now.
+pub(super) async fn leased(
+    session: &mut impl Session,
+    statements: &Statements,
+    lease: i64,
+) -> DbResult<Vec<Live>> {
+    rows(session, &statements.leased, &[Arg::Int(lease)], live_row).await
+}
+
+async fn leased_in(
+    session: &mut impl Session,
+    statements: &Statements,
+    lease: i64,
+    range: &KeyRange,
+) -> DbResult<Vec<Live>> {
+    let mut found = leased(session, statements, lease).await?;
+    found.retain(|live| range.contains(&live.kv.key));
+    Ok(found)
+}
+
+/// One page of a read.
+pub(super) async fn page(
+    session: &mut impl Session,
+    statements: &Statements,
+    read: &Read,
+) -> DbResult<Page> {
+    if read.range.is_empty() {
+        return Ok(Page::default());
+    }
+    let rows_max = read.rows_max();
+    let (mut found, mut next) = match read.lease {
+        0 => scan(session, statements, read, rows_max).await?,
+        lease => (leased_in(session, statements, lease, &read.range).await?, None),
+    };
+    if found.len() > rows_max {
+        found.truncate(rows_max);
+        next = found.last().map(|live| successor(&live.kv.key));
+    }
+    let mut kvs = Vec::with_capacity(found.len());
+    for live in found {
+        if live.kv.mod_revision <= read.revision {
+            kvs.push(live.kv);
+        } else {
+            kvs.extend(back(session, statements, live.seq, read.revision).await?);
+        }
+    }
+    if read.keys_only {
+        kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+    }
+    if read.lease != 0 {
+        kvs.retain(|kv| kv.lease == read.lease);
+    }
+    Ok(Page { kvs, next })
+}
+
+/// Up to one row more than a page holds, or fewer with where to go on, where they are large.
+async fn scan(
+    session: &mut impl Session,
+    statements: &Statements,
+    read: &Read,
+    rows_max: usize,
+) -> DbResult<(Vec<Live>, Option<Bytes>)> {
+    let mut found = Vec::new();
+    if let Some(key) = read.range.as_single() {
+        let sql = if read.keys_only { &statements.key_only } else { &statements.key };
+        let decode = if read.keys_only { live_key } else { live_row };
+        found = rows(session, sql, &[Arg::Bytes(key)], decode).await?;
+        found.retain(|live| !live.kv.is_tombstone() || live.kv.mod_revision > read.revision);
+        return Ok((found, None));
+    }
+    let (mut bytes, mut next) = (0, None);
+    let decode = if read.keys_only { live_key } else { live_row };
+    let mut each = |columns: &dyn Columns| {
+        let live = decode(columns);
+        bytes += live.kv.size();
+        found.push(live);
+        if bytes < PAGE_BYTES_MAX {
+            return ControlFlow::Continue(());
+        }
+        next = found.last().map(|live| successor(&live.kv.key));
+        ControlFlow::Break(())
+    };
+    let (revision, limit) = (Arg::Int(read.revision), int(rows_max + 1));
+    match &read.range.end {
+        Some(end) => {
+            let sql = if read.keys_only { &statements.page_keys } else { &statements.page };
+            let args = [Arg::Bytes(&read.range.start), Arg::Bytes(end), revision, limit];
+            session.fetch(sql, &args, &mut each).await?;
+        }
+        None => {
+            let sql =
+                if read.keys_only { &statements.page_keys_open } else { &statements.page_open };
+            let args = [Arg::Bytes(&read.range.start), revision, limit];
+            session.fetch(sql, &args, &mut each).await?;
+        }
+    }
+    Ok((found, next))
+}
+
+/// What a key was at a revision, from a row that is newer.
+async fn back(
+    session: &mut impl Session,
+    statements: &Statements,
+    seq: i64,
+    revision: Revision,
+) -> DbResult<Option<KeyValue>> {
+    let args = [Arg::Int(seq), Arg::Int(revision), Arg::Int(revision)];
+    let found = rows(session, &statements.back, &args, log_row).await?.pop();
+    Ok(found.filter(|kv| !kv.is_tombstone()))
+}
+
+/// How many keys a range held at a revision.
+pub(super) async fn count(
+    session: &mut impl Session,
+    statements: &Statements,
+    range: &KeyRange,
+    revision: Revision,
+) -> DbResult<u64> {
+    if range.is_empty() {
+        return Ok(0);
+    }
+    let at = Arg::Int(revision);
+    let both = |columns: &dyn Columns| (columns.int(0), columns.int(1));
+    let counted = match &range.end {
+        Some(end) => {
+            let args = [at, at, Arg::Bytes(&range.start), Arg::Bytes(end)];
+            rows(session, &statements.count, &args, both).await?
+        }
+        None => {
+            let args = [at, at, Arg::Bytes(&range.start)];
+            rows(session, &statements.count_open, &args, both).await?
+        }
+    };
+    let (mut count, newer) = counted.first().copied().unwrap_or_default();
+    if newer > 0 {
+        for seq in newer_seqs(session, statements, range, revision).await? {
+            count += i64::from(back(session, statements, seq, revision).await?.is_some());
+        }
+    }
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
+async fn newer_seqs(
+    session: &mut impl Session,
+    statements: &Statements,
+    range: &KeyRange,
+    revision: Revision,
+) -> DbResult<Vec<i64>> {
+    let (start, at) = (Arg::Bytes(&range.start), Arg::Int(revision));
+    let seq = |columns: &dyn Columns| columns.int(0);
+    match &range.end {
+        Some(end) => {
+            rows(session, &statements.newer, &[start, Arg::Bytes(end), at], seq).await
+        }
+        None => rows(session, &statements.newer_open, &[start, at], seq).await,
+    }
+}
+
+/// The commits of `after < revision <= through`, as many as a page holds.
+pub(super) async fn log(
+    session: &mut impl Session,
+    statements: &Statements,
+    after: Revision,
+    through: Revision,
+) -> DbResult<Batch> {
+    let mut limit = LOG_ROWS_MAX;
+    loop {
+        let mut events = Vec::new();
+        let (mut bytes, mut is_cut) = (0, false);
+        let mut each = |columns: &dyn Columns| {
+            let event = event(columns);
+            bytes += event.size();
+            events.push(event);
+            if bytes < PAGE_BYTES_MAX * usize::try_from(limit / LOG_ROWS_MAX).unwrap_or(1) {
+                return ControlFlow::Continue(());
+            }
+            is_cut = true;
+            ControlFlow::Break(())
+        };
+        let args = [Arg::Int(after), Arg::Int(through), Arg::Int(limit)];
+        session.fetch(&statements.log, &args, &mut each).await?;
+        is_cut |= events.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+        let mut commits = group(events);
+        if is_cut {
+            // The last revision may go on behind the cut.
+            commits.pop();
+        }
+        let Some(last) = commits.last().map(|commit| commit.revision) else {
+            if is_cut {
+                // One revision fills more than the page: it must come whole, whatever its size.
+                limit *= 8;
+                continue;
+            }
+            return Ok(Batch { commits: Vec::new(), closed: through });
+        };
+        let closed = if is_cut { last } else { through };
+        return Ok(Batch { commits: commits.into_iter().map(Arc::new).collect(), closed });
+    }
+}
+
+fn event(columns: &dyn Columns) -> Event {
+    let kv = log_row(columns);
+    let prev = KeyValue {
+        key: kv.key.clone(),
+        mod_revision: columns.int(7),
+        create_revision: columns.int(8),
+        version: columns.int(9),
+        lease: columns.int(10),
+        value: columns.bytes(11),
+    };
+    // No row before, or a deletion: both read as version 0.
+    Event { kv, prev: Some(prev).filter(|prev| !prev.is_tombstone()) }
+}
+
+fn group(events: Vec<Event>) -> Vec<Commit> {
+    let mut commits: Vec<Commit> = Vec::new();
+    for mut event in events {
+        let revision = event.kv.mod_revision;
+        match commits.last_mut() {
+            Some(commit) if commit.revision == revision => {
+                // What was before the transaction counts, where it touched a key twice.
+                let earlier = commit.events.iter().find(|other| other.kv.key == event.kv.key);
+                if let Some(earlier) = earlier.filter(|_| event.prev_revision() == revision) {
+                    event.prev = earlier.prev.clone();
+                }
+                commit.events.push(event);
+            }
+            _ => commits.push(Commit { revision, events: vec![event] }),
+        }
+    }
+    commits
+}
+
+/// A number that the store keeps by name, if it was ever set.
+pub(super) async fn meta(
+    session: &mut impl Session,
+    statements: &Statements,
+    name: &str,
+) -> DbResult<Option<i64>> {
+    Ok(rows(session, &statements.meta, &[Arg::Text(name)], |columns| columns.int(0)).await?.pop())
+}

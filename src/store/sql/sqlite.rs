@@ -1,0 +1,449 @@
+//! SQLite: an embedded store in one file.
+//!
+//! WAL with `synchronous=FULL`: a commit is one fsync of the log, and readers never block the writer.
+//! The writer runs on a thread of its own, reads run on connections that only read. Ownership is a
+//! lock on a file beside the database, which the kernel lets go when its holder dies, and an epoch in
+//! the database that each commit checks.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ToSql, types::ToSqlOutput};
+use tokio::sync::Semaphore;
+
+use super::{
+    SqlStore,
+    session::{Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, WriterTask},
+};
+use crate::clock::SharedClock;
+
+/// The schema that this version reads and writes.
+const SCHEMA_VERSION: i64 = 1;
+
+/// Connections that read. More than the cores that wait on disks help nobody.
+const READERS_MAX: usize = 4;
+
+/// Pages of the write-ahead log after which the writer folds it into the database.
+const CHECKPOINT_PAGES: i64 = 4_096;
+
+/// Compiled statements that a connection keeps.
+const STATEMENTS_MAX: usize = 64;
+
+const SCHEMA: &str = "
+    CREATE TABLE pleach_meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE pleach_record (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE pleach_key (
+        key BLOB PRIMARY KEY, seq INTEGER NOT NULL, create_revision INTEGER NOT NULL,
+        mod_revision INTEGER NOT NULL, version INTEGER NOT NULL, lease INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX pleach_key_lease ON pleach_key (lease) WHERE lease <> 0;
+    CREATE TABLE pleach_log (
+        seq INTEGER PRIMARY KEY, revision INTEGER NOT NULL, key BLOB NOT NULL,
+        prev_seq INTEGER NOT NULL, create_revision INTEGER NOT NULL, version INTEGER NOT NULL,
+        lease INTEGER NOT NULL, value BLOB NOT NULL
+    );
+    CREATE INDEX pleach_log_revision ON pleach_log (revision);
+    INSERT INTO pleach_meta (name, value) VALUES ('schema', 1), ('epoch', 0);
+";
+
+const DIALECT: Dialect = Dialect {
+    on_key_conflict: "ON CONFLICT (key) DO UPDATE SET seq = excluded.seq, \
+        create_revision = excluded.create_revision, mod_revision = excluded.mod_revision, \
+        version = excluded.version, lease = excluded.lease",
+    on_name_conflict: "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+    size: "SELECT p.page_count * s.page_size, (p.page_count - f.freelist_count) * s.page_size \
+        FROM pragma_page_count p, pragma_page_size s, pragma_freelist_count f",
+};
+
+/// A file that can't be a store, or can't be one now.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "{path} is in use by {owner}; stop that process, or give this one another file \
+         (--data-dir or --endpoint)"
+    )]
+    InUse {
+        /// The file.
+        path: String,
+        /// What its owner wrote about itself.
+        owner: String,
+    },
+    /// It belongs to another program.
+    #[error("{path} is not a Pleach store: {found}; point this store at another file")]
+    Foreign {
+        /// The file.
+        path: String,
+        /// What is in it.
+        found: String,
+    },
+    /// A newer version wrote it.
+    #[error(
+        "{path} has schema version {found}, but this version of Pleach knows none above \
+         {SCHEMA_VERSION}; run a newer one"
+    )]
+    TooNew {
+        /// The file.
+        path: String,
+        /// Its version.
+        found: i64,
+    },
+    /// Anything else: no rights, no space, a damaged file.
+    #[error("{path} can't be opened: {reason}")]
+    Failed {
+        /// The file.
+        path: String,
+        /// Why, and what to do where that is known.
+        reason: String,
+    },
+}
+
+/// An embedded database in one file.
+#[derive(Debug)]
+pub struct Sqlite {
+    name: String,
+    readers: Arc<Readers>,
+}
+
+#[derive(Debug)]
+struct Readers {
+    path: PathBuf,
+    free: Mutex<Vec<SqliteSession>>,
+    permits: Arc<Semaphore>,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct SqliteSession {
+    connection: Connection,
+    /// The epoch that the writer owns; the connections that read own none.
+    ownership: Option<Ownership>,
+}
+
+#[derive(Debug)]
+struct Ownership {
+    epoch: i64,
+    /// Locked for as long as it is open.
+    _lock: File,
+}
+
+/// Opens the store in `path`, making it where there is none. `owner` is what a second process that
+/// tries will be told.
+///
+/// # Errors
+/// See [`OpenError`]; the file is left as it was.
+pub async fn open(
+    name: &str,
+    path: &Path,
+    owner: &str,
+    clock: SharedClock,
+) -> Result<Arc<SqlStore<Sqlite>>, OpenError> {
+    let opening = Opening { path, shown: path.display().to_string() };
+    let lock = opening.lock(owner)?;
+    let writer = opening.open(lock)?;
+    let readers = Readers {
+        path: path.to_owned(),
+        free: Mutex::new(Vec::new()),
+        permits: Arc::new(Semaphore::new(READERS_MAX)),
+    };
+    let database = Sqlite { name: name.to_owned(), readers: Arc::new(readers) };
+    let opened = SqlStore::open(name, database, writer, clock).await;
+    opened.map_err(|error| opening.failed(error))
+}
+
+struct Opening<'a> {
+    path: &'a Path,
+    shown: String,
+}
+
+// === impl Opening ===
+
+impl Opening<'_> {
+    fn failed(&self, reason: impl ToString) -> OpenError {
+        OpenError::Failed { path: self.shown.clone(), reason: reason.to_string() }
+    }
+
+    /// Takes the lock that says who owns the file.
+    fn lock(&self, owner: &str) -> Result<File, OpenError> {
+        if let Some(folder) = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|error| self.failed(error))?;
+        }
+        let mut lock_path = self.path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut lock = options.open(&lock_path).map_err(|error| self.failed(error))?;
+        match lock.try_lock() {
+            Ok(()) => {
+                let written = lock.set_len(0).and_then(|()| lock.write_all(owner.as_bytes()));
+                written.map_err(|error| self.failed(error))?;
+                Ok(lock)
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                let read = lock.seek(SeekFrom::Start(0)).and_then(|_| lock.read_to_string(&mut owner));
+                if read.is_err() || owner.is_empty() {
+                    owner = "another process".to_owned();
+                }
+                Err(OpenError::InUse { path: self.shown.clone(), owner })
+            }
+            Err(TryLockError::Error(error)) => Err(self.failed(error)),
+        }
+    }
+
+    fn open(&self, lock: File) -> Result<SqliteSession, OpenError> {
+        let connection = Connection::open(self.path).map_err(|error| self.failed(error))?;
+        self.check(&connection)?;
+        let epoch = self.prepare(&connection).map_err(|error| self.failed(describe(&error)))?;
+        let ownership = Some(Ownership { epoch, _lock: lock });
+        Ok(SqliteSession { connection, ownership })
+    }
+
+    /// Refuses what is not ours before anything is written.
+    fn check(&self, connection: &Connection) -> Result<(), OpenError> {
+        let tables = || -> rusqlite::Result<Vec<String>> {
+            let mut query =
+                connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table'")?;
+            query.query_map([], |row| row.get(0))?.collect()
+        };
+        let tables = match tables() {
+            Ok(tables) => tables,
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+                let found = "it is no SQLite database".to_owned();
+                return Err(OpenError::Foreign { path: self.shown.clone(), found });
+            }
+            Err(error) => return Err(self.failed(describe(&error))),
+        };
+        if tables.is_empty() {
+            return Ok(());
+        }
+        if !tables.iter().any(|table| table == "pleach_meta") {
+            let found = match tables.iter().any(|table| table == "kine") {
+                true => "kine or HariKube filled it".to_owned(),
+                false => format!("it holds the tables {}", tables.join(", ")),
+            };
+            return Err(OpenError::Foreign { path: self.shown.clone(), found });
+        }
+        let version = "SELECT value FROM pleach_meta WHERE name = 'schema'";
+        match connection.query_row(version, [], |row| row.get(0)) {
+            Ok(found) if found > SCHEMA_VERSION => {
+                Err(OpenError::TooNew { path: self.shown.clone(), found })
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.failed(describe(&error))),
+        }
+    }
+
+    /// Makes the tables where there are none, and begins the next epoch.
+    fn prepare(&self, connection: &Connection) -> rusqlite::Result<i64> {
+        connection.busy_timeout(Duration::from_secs(10))?;
+        // A value of 1 KiB and its row fit four times into a page.
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        connection.pragma_update(None, "cache_size", -16_384)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        let exists = "SELECT count(*) FROM sqlite_schema WHERE name = 'pleach_meta'";
+        if connection.query_row(exists, [], |row| row.get::<_, i64>(0))? == 0 {
+            connection.execute_batch(SCHEMA)?;
+        }
+        let next = "UPDATE pleach_meta SET value = value + 1 WHERE name = 'epoch' RETURNING value";
+        let epoch = connection.query_row(next, [], |row| row.get(0))?;
+        connection.execute_batch("COMMIT")?;
+        Ok(epoch)
+    }
+}
+
+// === impl Sqlite ===
+
+impl Database for Sqlite {
+    type Session = SqliteSession;
+
+    fn dialect(&self) -> Dialect {
+        DIALECT
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        is_short: bool,
+        job: Job<SqliteSession, T>,
+    ) -> DbResult<T> {
+        let stopped = |_| DbError::Failed("the node is stopping".to_owned());
+        let permit = self.readers.permits.clone().acquire_owned().await.map_err(stopped)?;
+        if is_short {
+            return self.readers.run(job);
+        }
+        let readers = self.readers.clone();
+        let blocking = tokio::task::spawn_blocking(move || {
+            let result = readers.run(job);
+            drop(permit);
+            result
+        });
+        blocking.await.map_err(|error| DbError::Failed(format!("a read was given up: {error}")))?
+    }
+
+    fn start_writer(&self, session: SqliteSession, task: WriterTask<SqliteSession>) {
+        let thread = thread::Builder::new().name(format!("write-{}", self.name));
+        let spawned = thread.spawn(move || futures::executor::block_on(task(session)));
+        if let Err(error) = spawned {
+            // The queue's receiver is gone with the task: every write answers that the writer stopped.
+            tracing::error!(store = self.name, %error, "the writer's thread did not start");
+        }
+    }
+}
+
+// === impl Readers ===
+
+impl Readers {
+    /// Runs a job on a free connection, opening one where none is.
+    fn run<T>(&self, job: Job<SqliteSession, T>) -> DbResult<T> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut session = match free {
+            Some(session) => session,
+            None => self.connect().map_err(|error| failure(&error))?,
+        };
+        let result = job(&mut session)
+            .now_or_never()
+            .expect("a job waits for nothing but its session, and SQLite's never waits");
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+        result
+    }
+
+    fn connect(&self) -> rusqlite::Result<SqliteSession> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.path, flags)?;
+        connection.busy_timeout(Duration::from_secs(10))?;
+        connection.pragma_update(None, "mmap_size", 256 << 20)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        Ok(SqliteSession { connection, ownership: None })
+    }
+}
+
+// === impl SqliteSession ===
+
+impl SqliteSession {
+    fn begin_now(&mut self) -> DbResult<()> {
+        self.batch("BEGIN IMMEDIATE")?;
+        let Some(ownership) = &self.ownership else { return Ok(()) };
+        let sql = "SELECT value FROM pleach_meta WHERE name = 'epoch'";
+        let read = |row: &Row<'_>| row.get::<_, i64>(0);
+        let query = self.connection.prepare_cached(sql).and_then(|mut sql| sql.query_row([], read));
+        match query.map_err(|error| failure(&error))? {
+            epoch if epoch == ownership.epoch => Ok(()),
+            epoch => Err(DbError::Fenced(format!("the owner of epoch {epoch}"))),
+        }
+    }
+
+    fn batch(&mut self, sql: &str) -> DbResult<()> {
+        let mut statement = self.connection.prepare_cached(sql).map_err(|error| failure(&error))?;
+        statement.execute([]).map(drop).map_err(|error| failure(&error))
+    }
+
+    fn fetch_now(&mut self, sql: &str, args: &[Arg<'_>], each: Each<'_>) -> DbResult<()> {
+        let mut fetch = || -> rusqlite::Result<()> {
+            let mut statement = self.connection.prepare_cached(sql)?;
+            let mut rows = statement.query(rusqlite::params_from_iter(args))?;
+            while let Some(row) = rows.next()? {
+                if each(&SqliteRow(row)).is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        fetch().map_err(|error| failure(&error))
+    }
+
+    fn execute_now(&mut self, sql: &str, rows: &[Vec<Arg<'_>>]) -> DbResult<()> {
+        let execute = || -> rusqlite::Result<()> {
+            let mut statement = self.connection.prepare_cached(sql)?;
+            for row in rows {
+                statement.execute(rusqlite::params_from_iter(row))?;
+            }
+            Ok(())
+        };
+        execute().map_err(|error| failure(&error))
+    }
+}
+
+impl Session for SqliteSession {
+    async fn begin(&mut self) -> DbResult<()> {
+        self.begin_now()
+    }
+
+    async fn commit(&mut self) -> DbResult<()> {
+        self.batch("COMMIT")
+    }
+
+    async fn rollback(&mut self) {
+        if !self.connection.is_autocommit() {
+            if let Err(error) = self.batch("ROLLBACK") {
+                tracing::warn!(%error, "a transaction could not be rolled back");
+            }
+        }
+    }
+
+    async fn fetch(&mut self, sql: &str, args: &[Arg<'_>], each: Each<'_>) -> DbResult<()> {
+        self.fetch_now(sql, args, each)
+    }
+
+    async fn execute_many(&mut self, sql: &str, rows: &[Vec<Arg<'_>>]) -> DbResult<()> {
+        self.execute_now(sql, rows)
+    }
+}
+
+struct SqliteRow<'a, 'b>(&'a Row<'b>);
+
+impl Columns for SqliteRow<'_, '_> {
+    fn int(&self, column: usize) -> i64 {
+        self.0.get_ref(column).ok().and_then(|value| value.as_i64().ok()).unwrap_or(0)
+    }
+
+    fn bytes(&self, column: usize) -> Bytes {
+        let value = self.0.get_ref(column).ok();
+        let bytes = value.as_ref().and_then(|value| value.as_bytes().ok()).unwrap_or_default();
+        Bytes::copy_from_slice(bytes)
+    }
+}
+
+impl ToSql for Arg<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        use rusqlite::types::ValueRef;
+        Ok(ToSqlOutput::Borrowed(match *self {
+            Arg::Int(number) => ValueRef::Integer(number),
+            Arg::Bytes(bytes) => ValueRef::Blob(bytes),
+            Arg::Text(text) => ValueRef::Text(text.as_bytes()),
+        }))
+    }
+}
+
+fn failure(error: &rusqlite::Error) -> DbError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => DbError::Full("the disk is full".to_owned()),
+        _ => DbError::Failed(describe(error)),
+    }
+}
+
+/// What SQLite says, with the remedy where there is one.
+fn describe(error: &rusqlite::Error) -> String {
+    let remedy = match error.sqlite_error_code() {
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            "; this user needs the right to write the file and its folder"
+        }
+        Some(ErrorCode::DatabaseCorrupt) => "; restore it from a backup",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "; another program has it open"
+        }
+        _ => "",
+    };
+    format!("{error}{remedy}")
+}
+

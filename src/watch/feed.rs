@@ -1,0 +1,279 @@
+//! One log, handed on to all who watch what lies in it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    inbox::{Inbox, Item, Tag},
+    index::Index,
+};
+use crate::{
+    model::{Commit, KeyRange, Revision, StoreError, error::Result},
+    store::{Batch, Store, Tail},
+};
+
+/// How long a feed waits before it follows a log again that broke off.
+const RESUME_AFTER: Duration = Duration::from_millis(100);
+
+/// A log and its watchers.
+#[derive(Debug)]
+pub(super) struct Feed {
+    store: Arc<dyn Store>,
+    state: Mutex<State>,
+    moved: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// All up to here was handed on.
+    position: Revision,
+    index: Index,
+    watchers: HashMap<u64, Entry>,
+    next_id: u64,
+}
+
+/// A watcher that is up to date.
+#[derive(Debug)]
+struct Entry {
+    inbox: Arc<Inbox>,
+    watcher: Tag,
+    range: KeyRange,
+    /// The first revision that it wants.
+    from: Revision,
+    /// It knows that it has all up to here.
+    told: Revision,
+    wants_progress: bool,
+}
+
+/// Who wants to join a feed.
+#[derive(Clone, Debug)]
+pub(super) struct Joining {
+    pub inbox: Arc<Inbox>,
+    pub watcher: Tag,
+    pub range: KeyRange,
+    pub wants_progress: bool,
+}
+
+/// A watcher's place in a feed, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Joined {
+    feed: Arc<Feed>,
+    id: u64,
+}
+
+// === impl Feed ===
+
+impl Feed {
+    /// A feed of what `store` commits after `position`, until `stopped`.
+    pub(super) fn start(
+        store: Arc<dyn Store>,
+        position: Revision,
+        stopped: CancellationToken,
+    ) -> Arc<Self> {
+        let state =
+            State { position, index: Index::default(), watchers: HashMap::new(), next_id: 0 };
+        let feed = Arc::new(Self { store, state: Mutex::new(state), moved: Notify::new() });
+        let follow = feed.clone().follow();
+        tokio::spawn(async move { stopped.run_until_cancelled(follow).await });
+        feed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing behind the lock panics, and if it did, the index would still be whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The log behind `after`, for who catches up.
+    pub(super) fn tail(&self, after: Revision) -> Tail {
+        self.store.tail(after)
+    }
+
+    pub(super) fn compacted(&self) -> Revision {
+        self.store.compacted()
+    }
+
+    pub(super) fn watchers(&self) -> usize {
+        self.lock().watchers.len()
+    }
+
+    /// Joins where all up to `after` was delivered and the feed has not handed on more: from then
+    /// on every commit above `after` comes. `None` where the feed is further.
+    pub(super) fn join(self: &Arc<Self>, joining: &Joining, after: Revision) -> Option<Joined> {
+        let mut state = self.lock();
+        if state.position > after {
+            return None;
+        }
+        let id = state.next_id;
+        state.next_id += 1;
+        state.index.insert(&joining.range, id);
+        let entry = Entry {
+            inbox: joining.inbox.clone(),
+            watcher: joining.watcher,
+            range: joining.range.clone(),
+            from: after + 1,
+            told: 0,
+            wants_progress: joining.wants_progress,
+        };
+        state.watchers.insert(id, entry);
+        Some(Joined { feed: self.clone(), id })
+    }
+
+    /// Waits until all up to `revision` was handed on.
+    pub(super) async fn reach(&self, revision: Revision) -> Result<()> {
+        if self.lock().position >= revision {
+            return Ok(());
+        }
+        self.store.sync(revision).await?;
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if self.lock().position >= revision {
+                return Ok(());
+            }
+            moved.await;
+        }
+    }
+
+    /// See [`super::Hub::push_progress`].
+    pub(super) fn push_progress(self: &Arc<Self>, range: &KeyRange, revision: Revision) {
+        {
+            let mut state = self.lock();
+            if !state.is_behind(range, revision) {
+                return;
+            }
+            if state.position >= revision {
+                state.tell_prefix(range, revision);
+                return;
+            }
+        }
+        let (feed, range) = (self.clone(), range.clone());
+        tokio::spawn(async move {
+            // Where the store can't close the revision, there is no progress to tell.
+            if feed.reach(revision).await.is_ok() {
+                feed.lock().tell_prefix(&range, revision);
+            }
+        });
+    }
+
+    async fn follow(self: Arc<Self>) {
+        loop {
+            let position = self.lock().position;
+            let error = self.follow_from(position).await;
+            tracing::warn!(store = %self.store.name(), %error, "a feed lost its log, and resumes");
+            if matches!(error, StoreError::Compacted { .. }) {
+                // Each watcher finds out from the log that it is too late, and ends as compacted.
+                self.lock().send_away();
+                if let Ok(closed) = self.store.sync(position).await {
+                    self.lock().position = closed.max(position);
+                }
+            }
+            tokio::time::sleep(RESUME_AFTER).await;
+        }
+    }
+
+    async fn follow_from(&self, position: Revision) -> StoreError {
+        let mut tail = self.store.tail(position);
+        loop {
+            match tail.next().await {
+                Some(Ok(batch)) => self.hand_on(batch),
+                Some(Err(error)) => return error,
+                None => {
+                    let store = self.store.name().clone();
+                    return StoreError::Unavailable { store, reason: "its log ended".into() };
+                }
+            }
+        }
+    }
+
+    fn hand_on(&self, batch: Batch) {
+        {
+            let mut state = self.lock();
+            for commit in &batch.commits {
+                state.hand_on(commit);
+            }
+            state.position = state.position.max(batch.closed);
+        }
+        self.moved.notify_waiters();
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn hand_on(&mut self, commit: &Arc<Commit>) {
+        let mut touched = Vec::new();
+        for event in &commit.events {
+            self.index.watching(&event.kv.key, &mut |id| touched.push(id));
+        }
+        if commit.events.len() > 1 {
+            touched.sort_unstable();
+            touched.dedup();
+        }
+        for id in touched {
+            let Some(entry) = self.watchers.get_mut(&id) else { continue };
+            if commit.revision < entry.from {
+                continue;
+            }
+            entry.told = commit.revision;
+            if !entry.inbox.push_commit(entry.watcher, commit) {
+                self.send_behind(id, commit.revision - 1);
+            }
+        }
+    }
+
+    fn send_behind(&mut self, id: u64, after: Revision) {
+        if let Some(entry) = self.watchers.remove(&id) {
+            self.index.remove(&entry.range, id);
+            let after = after.max(entry.from - 1);
+            entry.inbox.push(Item::Behind { watcher: entry.watcher, after });
+        }
+    }
+
+    fn send_away(&mut self) {
+        let ids: Vec<u64> = self.watchers.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.send_behind(id, self.position));
+    }
+
+    /// Whether a watcher of this prefix waits to be told about `revision`.
+    fn is_behind(&self, range: &KeyRange, revision: Revision) -> bool {
+        let mut entries =
+            self.index.watching_prefix(&range.start).iter().filter_map(|id| self.watchers.get(id));
+        entries.any(|entry| entry.wants_progress && entry.told < revision)
+    }
+
+    fn tell_prefix(&mut self, range: &KeyRange, revision: Revision) {
+        for id in self.index.watching_prefix(&range.start) {
+            let Some(entry) = self.watchers.get_mut(id) else { continue };
+            if entry.wants_progress && entry.told < revision && entry.from <= revision + 1 {
+                entry.told = revision;
+                entry.inbox.push(Item::Progress { watcher: entry.watcher, revision });
+            }
+        }
+    }
+}
+
+// === impl Joined ===
+
+impl Joined {
+    /// The feed.
+    pub(super) fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        let mut state = self.feed.lock();
+        if let Some(entry) = state.watchers.remove(&self.id) {
+            state.index.remove(&entry.range, self.id);
+        }
+    }
+}

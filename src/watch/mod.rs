@@ -1,0 +1,115 @@
+//! The hub: a few logs, many watchers.
+//!
+//! ```text
+//!   store.tail ──> Feed ── index of watchers by key ──> Inbox of a stream ──> Stream ──> client
+//!                   │ position                              │ full              │
+//!                   └──────────── joins again <── catches up from the log <─────┘
+//! ```
+//!
+//! A [`Feed`] follows the log of one store, or of several merged, for all who watch ranges that lie
+//! there. A watcher that is up to date is an entry in its index; one that starts in the past, or whose
+//! client is slow, reads the log by itself until it has reached the feed, and joins it under the feed's
+//! lock: no gap, no duplicate. Commits are handed on whole. An event costs work only for those who
+//! watch its key. What waits for a client is bounded, whatever the client does.
+//!
+//! Progress at R is said only when the feed has handed on all events up to R, behind them in the same
+//! queue: it can't overtake an event.
+
+mod feed;
+mod inbox;
+mod index;
+mod stream;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use tokio_util::sync::CancellationToken;
+
+use self::feed::Feed;
+pub use self::stream::{Create, Request, Response, Stream};
+use crate::{
+    clock::SharedClock,
+    model::{KeyRange, Revision},
+    store::Store,
+};
+
+/// All feeds of a node.
+#[derive(Debug)]
+pub struct Hub {
+    root: Arc<dyn Store>,
+    clock: SharedClock,
+    /// By the name of the stores they follow.
+    feeds: Mutex<HashMap<Arc<str>, Arc<Feed>>>,
+    /// Feeds end with the hub.
+    stopped: CancellationToken,
+}
+
+// === impl Hub ===
+
+impl Hub {
+    /// A hub over what `root` holds.
+    pub fn new(root: Arc<dyn Store>, clock: SharedClock) -> Arc<Self> {
+        let stopped = CancellationToken::new();
+        Arc::new(Self { root, clock, feeds: Mutex::default(), stopped })
+    }
+
+    /// The feed that serves watchers of a range; made where there is none. Call it in a runtime.
+    fn feed(&self, range: &KeyRange) -> Arc<Feed> {
+        let store = self.root.clone().narrow(range);
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(feed) = feeds.get(store.name()) {
+            return feed.clone();
+        }
+        let name = store.name().clone();
+        let feed = Feed::start(store, self.clock.shown(), self.stopped.clone());
+        feeds.insert(name, feed.clone());
+        feed
+    }
+
+    /// Tells the watchers of the prefix `key` + `/` that asked for progress that all up to `revision`
+    /// was delivered: an API server that gets `key`, which does not exist, is about to wait for it.
+    pub fn push_progress(&self, key: &[u8], revision: Revision) {
+        let mut prefix = BytesMut::with_capacity(key.len() + 1);
+        prefix.put_slice(key);
+        prefix.put_u8(b'/');
+        let range = KeyRange::prefix(prefix.freeze());
+        let name = self.root.clone().narrow(&range).name().clone();
+        let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(feed) = feeds.get(&name).cloned() else { return };
+        drop(feeds);
+        feed.push_progress(&range, revision);
+    }
+
+    /// Watchers that are up to date, over all feeds.
+    pub fn watchers(&self) -> usize {
+        let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        feeds.values().map(|feed| feed.watchers()).sum()
+    }
+
+    fn current(&self) -> Revision {
+        self.clock.shown()
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.stopped.cancel();
+    }
+}
+
+/// A filter on the kind of events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filters {
+    /// Leave puts out.
+    pub no_put: bool,
+    /// Leave deletions out.
+    pub no_delete: bool,
+}
+
+/// The key that etcd takes an empty one for.
+pub fn watched_key(key: Bytes) -> Bytes {
+    if key.is_empty() { Bytes::from_static(b"\0") } else { key }
+}

@@ -1,0 +1,465 @@
+//! One client's stream of watchers: requests in, responses out, in the order that etcd keeps.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{
+    StreamExt as _,
+    future::{AbortHandle, Abortable, Aborted, BoxFuture},
+    stream::FuturesUnordered,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    Filters, Hub,
+    feed::{Feed, Joined, Joining},
+    inbox::{Inbox, Item, Tag},
+};
+use crate::model::{Commit, Event, KeyRange, Revision, StoreError};
+
+/// The bytes of events after which a response is sent, rather than joined by the next commit.
+const RESPONSE_BYTES_MAX: usize = 1 << 20;
+
+/// The commits in one response.
+const RESPONSE_COMMITS_MAX: usize = 1_000;
+
+/// What a client asks.
+#[derive(Debug)]
+pub enum Request {
+    /// Watch a range.
+    Create(Create),
+    /// End a watcher.
+    Cancel(i64),
+    /// Say how far all watchers of the stream are.
+    Progress,
+}
+
+/// What is to be watched.
+#[derive(Debug)]
+pub struct Create {
+    /// The id that the client chose; 0 for the next free one.
+    pub watcher: i64,
+    /// The keys.
+    pub range: KeyRange,
+    /// The first revision wanted; 0 for what comes from now on.
+    pub start: Revision,
+    /// Tell from time to time how far the watcher is.
+    pub wants_progress: bool,
+    /// Which events are wanted.
+    pub filters: Filters,
+}
+
+/// What a client hears. Revisions are those of the headers.
+#[derive(Debug)]
+pub enum Response {
+    /// The watcher is there; its events follow.
+    Created { watcher: i64, revision: Revision },
+    /// It could not be made.
+    Refused { revision: Revision, reason: &'static str },
+    /// Whole commits, in order.
+    Events { watcher: i64, revision: Revision, events: Vec<Event> },
+    /// All up to this revision was sent, for one watcher, or for all where there is none.
+    Progress { watcher: Option<i64>, revision: Revision },
+    /// The client ended it.
+    Canceled { watcher: i64, revision: Revision },
+    /// It wants what was compacted.
+    Compacted { watcher: i64, compacted: Revision },
+    /// Its store failed; the stream ends, and the client resumes.
+    Failed(StoreError),
+}
+
+/// A stream; see the module.
+#[derive(Debug)]
+pub struct Stream {
+    hub: Arc<Hub>,
+    inbox: Arc<Inbox>,
+    output: mpsc::Sender<Response>,
+    watchers: HashMap<i64, Watcher>,
+    next_id: i64,
+    next_serial: u32,
+    catching_up: FuturesUnordered<BoxFuture<'static, CaughtUp>>,
+    /// Asked for progress while some watcher was behind.
+    owes_progress: bool,
+    progress_every: Duration,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    tag: Tag,
+    range: KeyRange,
+    filters: Filters,
+    start: Revision,
+    wants_progress: bool,
+    /// Whether events or progress were sent since the last tick.
+    was_told: bool,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Its feed puts into the inbox.
+    Live(Joined),
+    /// It reads the log.
+    Behind(AbortHandle),
+    /// It was ended as compacted; its id stays taken until the client cancels it, as in etcd.
+    Ended,
+}
+
+/// How catching up ended.
+type CaughtUp = Result<(i64, Result<Joined, StoreError>), Aborted>;
+
+/// The stream's client has gone.
+#[derive(Debug)]
+struct Gone;
+
+// === impl Stream ===
+
+impl Stream {
+    /// A stream that answers to `output`, and tells progress every `progress_every`.
+    pub fn new(hub: Arc<Hub>, output: mpsc::Sender<Response>, progress_every: Duration) -> Self {
+        Self {
+            hub,
+            inbox: Arc::default(),
+            output,
+            watchers: HashMap::new(),
+            next_id: 0,
+            next_serial: 0,
+            catching_up: FuturesUnordered::new(),
+            owes_progress: false,
+            progress_every,
+        }
+    }
+
+    /// Works until the client has gone or has no more to ask for.
+    pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let mut tick = tokio::time::interval_at(
+            tokio::time::Instant::now() + self.progress_every,
+            self.progress_every,
+        );
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let inbox = self.inbox.clone();
+            let step = tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => self.answer(request).await,
+                    None => Err(Gone),
+                },
+                items = inbox.take() => self.pass_on(items).await,
+                Some(caught_up) = self.catching_up.next() => self.caught_up(caught_up).await,
+                _ = tick.tick() => { self.tell_progress(); Ok(()) }
+            };
+            if let Err(Gone) = step {
+                return;
+            }
+        }
+    }
+
+    async fn send(&self, response: Response) -> Result<(), Gone> {
+        self.output.send(response).await.map_err(|_| Gone)
+    }
+
+    async fn answer(&mut self, request: Request) -> Result<(), Gone> {
+        match request {
+            Request::Create(create) => self.create(create).await,
+            Request::Cancel(watcher) => self.cancel(watcher).await,
+            Request::Progress => {
+                self.ask_progress();
+                Ok(())
+            }
+        }
+    }
+
+    async fn create(&mut self, create: Create) -> Result<(), Gone> {
+        let revision = self.hub.current();
+        if let Some(reason) = self.refusal(&create) {
+            return self.send(Response::Refused { revision, reason }).await;
+        }
+        let watcher = self.choose_id(create.watcher);
+        self.send(Response::Created { watcher, revision }).await?;
+        let start = if create.start == 0 { revision + 1 } else { create.start };
+        let Create { range, filters, wants_progress, .. } = create;
+        let state = State::Ended;
+        let tag = Tag { id: watcher, serial: self.next_serial };
+        self.next_serial = self.next_serial.wrapping_add(1);
+        let made = Watcher { tag, range, filters, start, wants_progress, was_told: true, state };
+        self.watchers.insert(watcher, made);
+        self.catch_up(tag, start - 1);
+        Ok(())
+    }
+
+    /// Why a watcher can't be made, in the order in which etcd looks.
+    fn refusal(&self, create: &Create) -> Option<&'static str> {
+        if create.start < 0 {
+            Some("etcdserver: mvcc: required revision has been compacted")
+        } else if create.range.is_empty() {
+            Some("mvcc: watcher range is empty")
+        } else if create.watcher != 0 && self.watchers.contains_key(&create.watcher) {
+            Some("mvcc: duplicate watch ID provided on the WatchStream")
+        } else {
+            None
+        }
+    }
+
+    fn choose_id(&mut self, chosen: i64) -> i64 {
+        if chosen != 0 {
+            return chosen;
+        }
+        while self.watchers.contains_key(&self.next_id) {
+            self.next_id += 1;
+        }
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    /// Joins the feed at once where that is possible, else begins to read the log.
+    fn catch_up(&mut self, tag: Tag, after: Revision) {
+        let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
+            return;
+        };
+        let feed = self.hub.feed(&watcher.range);
+        let joining = Joining {
+            inbox: self.inbox.clone(),
+            watcher: tag,
+            range: watcher.range.clone(),
+            wants_progress: watcher.wants_progress,
+        };
+        if after + 1 >= feed.compacted()
+            && let Some(joined) = feed.join(&joining, after)
+        {
+            watcher.state = State::Live(joined);
+            return;
+        }
+        let filters = watcher.filters;
+        let reading = Reading { feed, joining, filters, output: self.output.clone() };
+        let (abort, registration) = AbortHandle::new_pair();
+        let caught_up = Abortable::new(reading.run(after), registration);
+        self.catching_up.push(Box::pin(async move { caught_up.await.map(|end| (tag.id, end)) }));
+        watcher.state = State::Behind(abort);
+    }
+
+    async fn caught_up(&mut self, caught_up: CaughtUp) -> Result<(), Gone> {
+        let Ok((id, end)) = caught_up else { return Ok(()) };
+        let Some(watcher) = self.watchers.get_mut(&id) else { return Ok(()) };
+        match end {
+            Ok(joined) => watcher.state = State::Live(joined),
+            Err(StoreError::Compacted { compacted }) => {
+                watcher.state = State::Ended;
+                self.send(Response::Compacted { watcher: id, compacted }).await?;
+            }
+            Err(error) => {
+                self.send(Response::Failed(error)).await?;
+                return Err(Gone);
+            }
+        }
+        if self.owes_progress {
+            self.ask_progress();
+        }
+        Ok(())
+    }
+
+    async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
+        let Some(watcher) = self.watchers.remove(&id) else { return Ok(()) };
+        if let State::Behind(abort) = &watcher.state {
+            abort.abort();
+        }
+        drop(watcher);
+        let revision = self.hub.current();
+        self.send(Response::Canceled { watcher: id, revision }).await
+    }
+
+    /// Sends what the feeds have put in, joining commits of one watcher that follow each other.
+    async fn pass_on(&mut self, items: VecDeque<Item>) -> Result<(), Gone> {
+        let mut pending: Option<Pending> = None;
+        for item in items {
+            if let Item::Commit { watcher, commit } = item {
+                if pending.as_ref().is_some_and(|pending| !pending.takes(watcher)) {
+                    self.send_pending(pending.take()).await?;
+                }
+                pending.get_or_insert_with(|| Pending::new(watcher)).commits.push(commit);
+                continue;
+            }
+            self.send_pending(pending.take()).await?;
+            match item {
+                Item::Progress { watcher, revision } => self.progress(watcher, revision).await?,
+                Item::ProgressAll { revision } => self.progress_all(revision).await?,
+                Item::Behind { watcher, after } => self.catch_up(watcher, after),
+                Item::Commit { .. } => {}
+            }
+        }
+        self.send_pending(pending).await
+    }
+
+    async fn send_pending(&mut self, pending: Option<Pending>) -> Result<(), Gone> {
+        let Some(Pending { watcher: tag, commits }) = pending else { return Ok(()) };
+        let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
+            return Ok(());
+        };
+        let events = select(&commits, &watcher.range, watcher.filters);
+        let Some(last) = events.last() else { return Ok(()) };
+        watcher.was_told = true;
+        let revision = last.kv.mod_revision;
+        self.send(Response::Events { watcher: tag.id, revision, events }).await
+    }
+
+    async fn progress(&mut self, tag: Tag, revision: Revision) -> Result<(), Gone> {
+        let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
+            return Ok(());
+        };
+        if !matches!(watcher.state, State::Live(_)) || watcher.start > revision + 1 {
+            return Ok(());
+        }
+        watcher.was_told = true;
+        self.send(Response::Progress { watcher: Some(tag.id), revision }).await
+    }
+
+    /// Answers only where every watcher has got all up to `revision`; else once that is so.
+    async fn progress_all(&mut self, revision: Revision) -> Result<(), Gone> {
+        let is_behind = |watcher: &Watcher| matches!(watcher.state, State::Behind(_));
+        if self.watchers.values().any(is_behind) {
+            self.owes_progress = true;
+            return Ok(());
+        }
+        let is_asleep = |watcher: &Watcher| {
+            matches!(watcher.state, State::Ended) || watcher.start > revision + 1
+        };
+        if self.watchers.is_empty() || self.watchers.values().any(is_asleep) {
+            return Ok(());
+        }
+        self.send(Response::Progress { watcher: None, revision }).await
+    }
+
+    /// Has every feed of the stream put all up to now into the inbox, and the answer behind it.
+    fn ask_progress(&mut self) {
+        self.owes_progress = false;
+        let revision = self.hub.current();
+        self.when_reached(revision, self.feeds(), Item::ProgressAll { revision });
+    }
+
+    /// The same for each watcher that wants to be told from time to time, and was not of late.
+    fn tell_progress(&mut self) {
+        let revision = self.hub.current();
+        let mut due = Vec::new();
+        for watcher in self.watchers.values_mut() {
+            let was_told = std::mem::replace(&mut watcher.was_told, false);
+            if let State::Live(joined) = &watcher.state
+                && watcher.wants_progress
+                && !was_told
+            {
+                due.push((watcher.tag, joined.feed().clone()));
+            }
+        }
+        for (watcher, feed) in due {
+            self.when_reached(revision, vec![feed], Item::Progress { watcher, revision });
+        }
+    }
+
+    fn feeds(&self) -> Vec<Arc<Feed>> {
+        let mut feeds: Vec<Arc<Feed>> = Vec::new();
+        for watcher in self.watchers.values() {
+            if let State::Live(joined) = &watcher.state
+                && !feeds.iter().any(|feed| Arc::ptr_eq(feed, joined.feed()))
+            {
+                feeds.push(joined.feed().clone());
+            }
+        }
+        feeds
+    }
+
+    fn when_reached(&self, revision: Revision, feeds: Vec<Arc<Feed>>, item: Item) {
+        let inbox = self.inbox.clone();
+        tokio::spawn(async move {
+            for feed in feeds {
+                // A store that can't close the revision leaves the question open, as etcd does.
+                if feed.reach(revision).await.is_err() {
+                    return;
+                }
+            }
+            inbox.push(item);
+        });
+    }
+}
+
+/// Commits for one response.
+struct Pending {
+    watcher: Tag,
+    commits: Vec<Arc<Commit>>,
+}
+
+// === impl Pending ===
+
+impl Pending {
+    fn new(watcher: Tag) -> Self {
+        Self { watcher, commits: Vec::new() }
+    }
+
+    fn takes(&self, watcher: Tag) -> bool {
+        let bytes: usize = self.commits.iter().map(|commit| commit.size()).sum();
+        self.watcher == watcher
+            && self.commits.len() < RESPONSE_COMMITS_MAX
+            && bytes < RESPONSE_BYTES_MAX
+    }
+}
+
+/// A watcher that reads the log.
+struct Reading {
+    feed: Arc<Feed>,
+    joining: Joining,
+    filters: Filters,
+    output: mpsc::Sender<Response>,
+}
+
+// === impl Reading ===
+
+impl Reading {
+    /// Sends what is behind `after` until the feed is reached.
+    async fn run(self, mut after: Revision) -> Result<Joined, StoreError> {
+        let mut tail = self.feed.tail(after);
+        loop {
+            let batch = match tail.next().await {
+                Some(batch) => batch?,
+                None => {
+                    let (store, reason) = ("watch".into(), "its log ended".into());
+                    return Err(StoreError::Unavailable { store, reason });
+                }
+            };
+            self.send(&batch.commits, batch.closed).await;
+            after = batch.closed.max(after);
+            if let Some(joined) = self.feed.join(&self.joining, after) {
+                return Ok(joined);
+            }
+        }
+    }
+
+    async fn send(&self, commits: &[Arc<Commit>], revision: Revision) {
+        let mut rest = commits;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = rest.iter().take_while(|commit| {
+                let is_room = bytes < RESPONSE_BYTES_MAX;
+                bytes += commit.size();
+                is_room
+            });
+            let (now, later) = rest.split_at(fits.count());
+            rest = later;
+            let events = select(now, &self.joining.range, self.filters);
+            if !events.is_empty() {
+                let watcher = self.joining.watcher.id;
+                // Where the client has gone, the stream itself finds out.
+                let _ = self.output.send(Response::Events { watcher, revision, events }).await;
+            }
+        }
+    }
+}
+
+/// The events that a watcher wants.
+fn select(commits: &[Arc<Commit>], range: &KeyRange, filters: Filters) -> Vec<Event> {
+    let events = commits.iter().flat_map(|commit| &commit.events);
+    let wanted = events.filter(|event| {
+        let is_filtered = if event.is_delete() { filters.no_delete } else { filters.no_put };
+        !is_filtered && range.contains(&event.kv.key)
+    });
+    wanted.cloned().collect()
+}
