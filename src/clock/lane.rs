@@ -71,8 +71,11 @@ impl LaneBlock {
     /// The next free block of `count` lanes in this one, behind its own lane and what was handed
     /// out; `None` where too few are left.
     pub fn hand_out(self, handed_out: &[LaneBlock], count: u16) -> Option<LaneBlock> {
-        let first =
-            handed_out.iter().map(|block| block.first + block.count).max().unwrap_or(self.first + 1);
+        let first = handed_out
+            .iter()
+            .map(|block| block.first + block.count)
+            .max()
+            .unwrap_or(self.first + 1);
         let end = self.first + self.count;
         (count > 0 && first + count <= end).then_some(LaneBlock { first, count })
     }

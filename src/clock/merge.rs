@@ -67,7 +67,8 @@ impl<T> Merge<T> {
 
     /// The revision up to which all attached sources have closed.
     pub fn closed(&self) -> Revision {
-        let closed = self.sources.iter().filter(|source| source.attached).map(|source| source.closed);
+        let closed =
+            self.sources.iter().filter(|source| source.attached).map(|source| source.closed);
         closed.min().unwrap_or(self.drained).max(self.drained)
     }
 

@@ -35,7 +35,7 @@ pub struct Slot(usize);
 /// The node's counter, and what is in flight.
 #[derive(Clone, Debug)]
 pub struct Clock {
-    /// The greatest number that was allocated or observed.
+    /// The greatest number that was allocated, observed or promised.
     now: Revision,
     /// The greatest number that was shown to anyone: answered, sent to a watcher, or observed.
     shown: Revision,
@@ -69,7 +69,7 @@ impl Clock {
         Slot(self.in_flight.len() - 1)
     }
 
-    /// The greatest number that was allocated or observed.
+    /// The greatest number that was allocated, observed or promised.
     pub fn now(&self) -> Revision {
         self.now
     }
@@ -81,9 +81,17 @@ impl Clock {
     }
 
     /// Takes note of a number that was allocated elsewhere: all allocated from now on is above it.
-    pub fn observe(&mut self, revision: Revision) {
+    ///
+    /// # Errors
+    /// Where it lies above the limit: a restart that begins there would go back behind a number
+    /// that was shown. [`Clock::reserve`] raises it.
+    pub fn observe(&mut self, revision: Revision) -> Result<(), LimitReached> {
+        if revision > self.limit {
+            return Err(LimitReached { limit: self.limit });
+        }
         self.now = self.now.max(revision);
         self.shown = self.shown.max(revision);
+        Ok(())
     }
 
     /// The next number, in flight in `store` until [`Clock::commit`] or [`Clock::abort`].
@@ -112,8 +120,23 @@ impl Clock {
     }
 
     /// The promise that `store` holds all it will ever hold up to and including this revision.
+    ///
+    /// It is never above what was shown: a number that is only in flight, or was given up, is in no
+    /// store, so a restart may hand it out again, and nothing may have been promised about it.
     pub fn closed(&self, store: Slot) -> Revision {
-        self.in_flight[store.0].map_or(self.now, |first| first - 1)
+        self.in_flight[store.0].map_or(self.shown, |first| self.shown.min(first - 1))
+    }
+
+    /// Closes every store of this node at once up to `by` above what was shown, within the limit,
+    /// and returns that promise: the next number allocated jumps past it. `None` while anything is
+    /// in flight. For a parent only: to clients it would be a revision that no read has reached.
+    pub fn close_ahead(&mut self, by: Revision) -> Option<Revision> {
+        if self.in_flight.iter().any(Option::is_some) {
+            return None;
+        }
+        let promise = self.limit.min(self.shown + by);
+        self.now = self.now.max(promise);
+        Some(promise)
     }
 
     /// Allows numbers up to `limit`, which the caller has made durable.
@@ -161,23 +184,42 @@ mod tests {
         let (mut clock, a, _) = clock();
         clock.allocate(a).expect("below the limit");
         clock.abort(a);
-        assert_eq!((clock.shown(), clock.closed(a)), (1, 2));
+        assert_eq!((clock.shown(), clock.closed(a)), (1, 1));
         assert_eq!(clock.allocate(a), Ok(3));
     }
 
     #[test]
     fn what_was_observed_lies_below_all_that_is_allocated_later() {
         let (mut clock, a, _) = clock();
-        clock.observe(50);
+        assert_eq!(clock.observe(50), Ok(()));
         assert_eq!(clock.allocate(a), Ok(51));
-        clock.observe(20);
+        assert_eq!(clock.observe(20), Ok(()));
         assert_eq!(clock.allocate(a), Ok(52));
+    }
+
+    #[test]
+    fn nothing_is_promised_about_a_number_that_is_only_in_flight() {
+        let (mut clock, a, b) = clock();
+        clock.allocate(a).expect("below the limit");
+        assert_eq!((clock.closed(b), clock.shown()), (1, 1));
+    }
+
+    #[test]
+    fn the_next_number_jumps_past_what_was_closed_ahead_and_no_client_sees_the_promise() {
+        let (mut clock, a, b) = clock();
+        assert_eq!(clock.close_ahead(20), Some(21));
+        assert_eq!((clock.shown(), clock.closed(b)), (1, 1));
+        assert_eq!(clock.allocate(a), Ok(22));
+        assert_eq!(clock.close_ahead(20), None);
+        clock.commit(a, 22);
+        assert_eq!(clock.close_ahead(1 << 20), Some(100));
     }
 
     #[test]
     fn no_number_above_the_reserved_limit_is_handed_out() {
         let (mut clock, a, _) = clock();
-        clock.observe(100);
+        assert_eq!(clock.observe(101), Err(LimitReached { limit: 100 }));
+        assert_eq!(clock.observe(100), Ok(()));
         assert_eq!(clock.allocate(a), Err(LimitReached { limit: 100 }));
         clock.reserve(101);
         assert_eq!(clock.allocate(a), Ok(101));

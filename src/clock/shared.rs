@@ -45,9 +45,14 @@ impl SharedClock {
         self.lock().shown()
     }
 
-    /// See [`Clock::observe`].
-    pub fn observe(&self, revision: Revision) {
-        self.lock().observe(revision);
+    /// See [`Clock::observe`]; wakes who waits in [`SharedClock::wait_closed`].
+    ///
+    /// # Errors
+    /// Where the limit is reached.
+    pub fn observe(&self, revision: Revision) -> Result<(), LimitReached> {
+        self.lock().observe(revision)?;
+        self.0.closed_more.notify_waiters();
+        Ok(())
     }
 
     /// See [`Clock::allocate`].
@@ -75,22 +80,34 @@ impl SharedClock {
         self.lock().closed(store)
     }
 
+    /// See [`Clock::close_ahead`].
+    pub fn close_ahead(&self, by: Revision) -> Option<Revision> {
+        self.lock().close_ahead(by)
+    }
+
     /// Waits until `store` has closed at least `revision`, moving the clock up to it where nothing
     /// has reached it yet. Returns what is closed then.
-    pub async fn wait_closed(&self, store: Slot, revision: Revision) -> Revision {
+    ///
+    /// # Errors
+    /// Where the limit is reached.
+    pub async fn wait_closed(
+        &self,
+        store: Slot,
+        revision: Revision,
+    ) -> Result<Revision, LimitReached> {
         loop {
             let notified = self.0.closed_more.notified();
             tokio::pin!(notified);
             notified.as_mut().enable();
             let closed = {
                 let mut clock = self.lock();
-                if revision > clock.now() {
-                    clock.observe(revision);
+                if revision > clock.shown() {
+                    clock.observe(revision)?;
                 }
                 clock.closed(store)
             };
             if closed >= revision {
-                return closed;
+                return Ok(closed);
             }
             notified.await;
         }

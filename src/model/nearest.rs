@@ -11,10 +11,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .into_iter()
         .filter(|candidate| *candidate != name)
         .map(|candidate| {
-            (
-                strsim::damerau_levenshtein(&typed, &candidate.to_lowercase()),
-                candidate,
-            )
+            (strsim::damerau_levenshtein(&typed, &candidate.to_lowercase()), candidate)
         })
         .filter(|(slips, _)| *slips <= slips_max)
         .min_by_key(|(slips, _)| *slips)

@@ -8,8 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::Bytes;
 
 use super::{
-    Commit, Event, Key, KeyRange, KeyValue, LeaseId, Revision, StoreError,
-    error::Result,
+    Commit, Event, Key, KeyRange, KeyValue, LeaseId, Revision, StoreError, error::Result,
     key::successor,
 };
 
@@ -639,7 +638,10 @@ impl Run<'_, '_> {
 }
 
 /// The rows in a range, in key order.
-pub fn in_range<'r>(rows: &'r Rows, range: &KeyRange) -> impl Iterator<Item = &'r KeyValue> + use<'r> {
+pub fn in_range<'r>(
+    rows: &'r Rows,
+    range: &KeyRange,
+) -> impl Iterator<Item = &'r KeyValue> + use<'r> {
     use std::ops::Bound;
     // `BTreeMap::range` panics on a reversed range, so an empty one is asked as [start, start).
     let end = match &range.end {

@@ -11,6 +11,7 @@
 
 mod kv;
 mod lease;
+mod queue;
 mod quota;
 
 use std::{sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use bytes::Bytes;
 pub use self::{
     kv::{Chunk, Header},
     lease::{GrantError, LeaseState, TTL_MAX, TTL_MIN},
+    queue::Place,
 };
 use self::{lease::Lessor, quota::Quota};
 use crate::{

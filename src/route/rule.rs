@@ -10,12 +10,11 @@
 
 use std::fmt;
 
-use bytes::Bytes;
-
 use crate::model::key::{Key, KeyRange};
 
 pub mod kinds;
 mod namespace;
+mod paths;
 mod pattern;
 #[cfg(test)]
 mod tests;
@@ -23,6 +22,7 @@ mod tests;
 use self::{
     kinds::{Kind, Scope},
     namespace::WholeNamespace,
+    paths::Paths,
     pattern::Pattern,
 };
 
@@ -56,16 +56,6 @@ enum Form {
     Paths(Paths),
     Namespace(WholeNamespace),
     Pattern(Pattern),
-}
-
-/// Paths, each with everything below it.
-#[derive(Clone, Debug, PartialEq)]
-struct Paths {
-    paths: Vec<Key>,
-    /// What the paths own, as ranges; computed once because pruning happens on every request.
-    ranges: Vec<KeyRange>,
-    /// Whether the paths themselves can be keys, and not only what is below them.
-    paths_are_keys: bool,
 }
 
 /// The part of a rule's description that an error or a doubt is about.
@@ -162,23 +152,13 @@ impl Rule {
         let mut doubts = Vec::new();
         if path.starts_with("/registry/registry/") {
             let reason = format!("the keys meant are `{path}`; relative prefixes omit `registry/`");
-            doubts.push(Doubt {
-                part: Part::Prefix,
-                reason,
-            });
+            doubts.push(Doubt { part: Part::Prefix, reason });
         } else if let Some(meant) = kinds::misplaced(&path) {
             let reason = format!("Kubernetes keeps these objects under `{meant}`");
-            doubts.push(Doubt {
-                part: Part::Prefix,
-                reason,
-            });
+            doubts.push(Doubt { part: Part::Prefix, reason });
         }
         let phrase = format!("`{path}` and below");
-        Ok(Self {
-            form: Form::Paths(Paths::new(vec![path], true)),
-            phrase,
-            doubts,
-        })
+        Ok(Self { form: Form::Paths(Paths::new(vec![path], true)), phrase, doubts })
     }
 
     /// The custom resources of `group`: one plural, or all of them.
@@ -188,29 +168,16 @@ impl Rule {
         let mut doubts = Vec::new();
         if kinds::is_builtin_group(group) {
             let reason = format!("`{group}` is built in; its objects need a prefix rule each");
-            doubts.push(Doubt {
-                part: Part::Group,
-                reason,
-            });
+            doubts.push(Doubt { part: Part::Group, reason });
         }
         let (path, phrase) = match kind {
             Some(kind) => {
                 name(Part::Kind, kind)?;
-                (
-                    format!("{BASE}{group}/{kind}"),
-                    format!("custom resources {kind}.{group}"),
-                )
+                (format!("{BASE}{group}/{kind}"), format!("custom resources {kind}.{group}"))
             }
-            None => (
-                format!("{BASE}{group}"),
-                format!("custom resources of group {group}"),
-            ),
+            None => (format!("{BASE}{group}"), format!("custom resources of group {group}")),
         };
-        Ok(Self {
-            form: Form::Paths(Paths::new(vec![path], true)),
-            phrase,
-            doubts,
-        })
+        Ok(Self { form: Form::Paths(Paths::new(vec![path], true)), phrase, doubts })
     }
 
     /// The objects of `namespace`: those of the listed `kinds`, or all of them. Kinds are plurals;
@@ -220,11 +187,7 @@ impl Rule {
         if kinds.is_empty() {
             let form = Form::Namespace(WholeNamespace::new(namespace));
             let phrase = format!("everything in namespace {namespace}");
-            return Ok(Self {
-                form,
-                phrase,
-                doubts: Vec::new(),
-            });
+            return Ok(Self { form, phrase, doubts: Vec::new() });
         }
         let kinds = kinds.iter().enumerate().map(|(index, kind)| {
             let part = Part::Kinds(index);
@@ -232,17 +195,12 @@ impl Rule {
         });
         let kinds = kinds.collect::<Result<Vec<_>, _>>()?;
         check_scopes(&kinds)?;
-        let paths = kinds
-            .iter()
-            .map(|(_, kind)| format!("{BASE}{}/{namespace}", kind.path()));
+        let paths = kinds.iter().map(|(_, kind)| format!("{BASE}{}/{namespace}", kind.path()));
         let names: Vec<&str> = kinds.iter().map(|(_, kind)| kind.name()).collect();
         Ok(Self {
             form: Form::Paths(Paths::new(paths.collect(), false)),
             phrase: format!("{} of namespace {namespace}", names.join(", ")),
-            doubts: kinds
-                .iter()
-                .filter_map(|(part, kind)| kind.doubt(*part))
-                .collect(),
+            doubts: kinds.iter().filter_map(|(part, kind)| kind.doubt(*part)).collect(),
         })
     }
 
@@ -258,18 +216,11 @@ impl Rule {
             // Both must be good, although only one is used: a typo should not wait in the file.
             Pattern::new(prefix).map_err(|reason| Part::Prefix.wrong(reason))?;
             let reason = "not used: keys belong by `key`, and so do the ranges that hold them";
-            doubts.push(Doubt {
-                part: Part::Prefix,
-                reason: reason.to_owned(),
-            });
+            doubts.push(Doubt { part: Part::Prefix, reason: reason.to_owned() });
         }
         let pattern = Pattern::new(source).map_err(|reason| part.wrong(reason))?;
         let phrase = format!("keys that match `{source}`");
-        Ok(Self {
-            form: Form::Pattern(pattern),
-            phrase,
-            doubts,
-        })
+        Ok(Self { form: Form::Pattern(pattern), phrase, doubts })
     }
 
     /// Whether `key` belongs to this rule's route, where no earlier rule takes it.
@@ -287,14 +238,10 @@ impl Rule {
             return Reach::None;
         }
         if let Some(key) = range.as_single() {
-            return if self.matches(key) {
-                Reach::Whole
-            } else {
-                Reach::None
-            };
+            return if self.matches(key) { Reach::Whole } else { Reach::None };
         }
         match &self.form {
-            Form::Paths(paths) => reach_of_ranges(&paths.ranges, range),
+            Form::Paths(paths) => paths.reach(range),
             Form::Namespace(namespace) => namespace.reach(range),
             Form::Pattern(pattern) => pattern.reach(range),
         }
@@ -302,11 +249,7 @@ impl Rule {
 
     /// Whether every key that `other` matches is one that this rule matches. A `true` is certain.
     pub fn covers(&self, other: &Self) -> bool {
-        self == other
-            || other
-                .extent()
-                .iter()
-                .all(|range| self.reach(range) == Reach::Whole)
+        self == other || other.extent().iter().all(|range| self.reach(range) == Reach::Whole)
     }
 
     /// What is most likely not meant as it is written.
@@ -336,51 +279,12 @@ impl fmt::Display for Rule {
     }
 }
 
-// === impl Paths ===
-
-impl Paths {
-    fn new(paths: Vec<String>, paths_are_keys: bool) -> Self {
-        let paths: Vec<Key> = paths.into_iter().map(Bytes::from).collect();
-        let ranges = paths
-            .iter()
-            .flat_map(|path| [KeyRange::single(path.clone()), below(path)]);
-        Self {
-            ranges: ranges.collect(),
-            paths,
-            paths_are_keys,
-        }
-    }
-
-    fn matches(&self, key: &[u8]) -> bool {
-        let holds = |path: &Key| {
-            key.strip_prefix(&path[..])
-                .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-        };
-        self.paths.iter().any(holds)
-    }
-
-    /// Kubernetes never stores a key `/registry/pods/<namespace>`, so a rule that owns everything
-    /// below the paths of a namespace leaves nothing to a later one.
-    fn extent(&self) -> Vec<KeyRange> {
-        match self.paths_are_keys {
-            true => self.ranges.clone(),
-            false => self.paths.iter().map(below).collect(),
-        }
-    }
-}
-
 // === impl Part ===
 
 impl Part {
     fn wrong(self, reason: Reason) -> RuleError {
         RuleError { part: self, reason }
     }
-}
-
-/// The keys below `path`, without `path` itself: between the two lie `/registry/pods-old` and
-/// `/registry/pods.example.com`, which are others' keys.
-fn below(path: &Key) -> KeyRange {
-    KeyRange::prefix([&path[..], b"/"].concat().into())
 }
 
 /// How much of `asked` lies in `owned`, where no two of `owned` adjoin.
@@ -398,23 +302,14 @@ fn reach_of_ranges(owned: &[KeyRange], asked: &KeyRange) -> Reach {
 fn common_prefix(range: &KeyRange) -> &[u8] {
     let start = &range.start[..];
     let Some(end) = &range.end else { return b"" };
-    let shared = start
-        .iter()
-        .zip(&end[..])
-        .take_while(|(a, b)| a == b)
-        .count();
+    let shared = start.iter().zip(&end[..]).take_while(|(a, b)| a == b).count();
     let mut length = shared;
     // [`/registry/pods/`, `/registry/pods0`) shares one byte more than its bounds do.
     let ends_with_its_prefix = end.len() == shared + 1
-        && start
-            .get(shared)
-            .is_some_and(|byte| byte.checked_add(1) == Some(end[shared]));
+        && start.get(shared).is_some_and(|byte| byte.checked_add(1) == Some(end[shared]));
     if ends_with_its_prefix {
         length = shared + 1;
-        length += start[length..]
-            .iter()
-            .take_while(|byte| **byte == 0xff)
-            .count();
+        length += start[length..].iter().take_while(|byte| **byte == 0xff).count();
     }
     &start[..length]
 }

@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 
 use super::{Batch, Tail};
 use crate::{
-    clock::{SharedClock, Slot},
-    model::{Commit, Revision, error::Result},
+    clock::{LimitReached, SharedClock, Slot},
+    model::{Commit, Revision, StoreError, error::Result},
 };
 
 /// Bytes of commits kept in memory for tails that are not far behind.
@@ -40,6 +40,7 @@ pub trait Log: fmt::Debug + Send + Sync + 'static {
 /// The newest commits of a store.
 #[derive(Debug)]
 pub struct Journal {
+    name: Arc<str>,
     clock: SharedClock,
     slot: Slot,
     recent: Mutex<Recent>,
@@ -60,10 +61,9 @@ struct Recent {
 
 impl Journal {
     /// The journal of the store in `slot`, all of whose commits so far are at or below `last`.
-    pub fn new(clock: SharedClock, slot: Slot, last: Revision) -> Self {
-        let recent =
-            Recent { commits: VecDeque::new(), bytes: 0, complete_above: last, wanted: 0 };
-        Self { clock, slot, recent: Mutex::new(recent), changed: Notify::new() }
+    pub fn new(name: &str, clock: SharedClock, slot: Slot, last: Revision) -> Self {
+        let recent = Recent { commits: VecDeque::new(), bytes: 0, complete_above: last, wanted: 0 };
+        Self { name: name.into(), clock, slot, recent: Mutex::new(recent), changed: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Recent> {
@@ -98,8 +98,11 @@ impl Journal {
     }
 
     /// Closes at least `revision` and makes the tails say so.
-    pub async fn sync(&self, revision: Revision) -> Revision {
-        let closed = self.clock.wait_closed(self.slot, revision).await;
+    ///
+    /// # Errors
+    /// Where the clock can't reach it.
+    pub async fn sync(&self, revision: Revision) -> Result<Revision> {
+        let closed = self.wait_closed(revision).await?;
         let is_news = {
             let mut recent = self.lock();
             let is_news = revision > recent.wanted;
@@ -109,12 +112,29 @@ impl Journal {
         if is_news {
             self.changed.notify_waiters();
         }
-        closed
+        Ok(closed)
     }
 
     /// Waits until the store has closed `revision`.
-    pub async fn wait_closed(&self, revision: Revision) {
-        self.clock.wait_closed(self.slot, revision).await;
+    ///
+    /// # Errors
+    /// Where the clock can't reach it.
+    pub async fn wait_closed(&self, revision: Revision) -> Result<Revision> {
+        let closed = self.clock.wait_closed(self.slot, revision).await;
+        closed.map_err(|full| self.unavailable(&full))
+    }
+
+    /// The next revision, in flight until [`Journal::publish`] or [`Journal::abort`].
+    ///
+    /// # Errors
+    /// Where the clock has none left.
+    pub fn allocate(&self) -> Result<Revision> {
+        self.clock.allocate(self.slot).map_err(|full| self.unavailable(&full))
+    }
+
+    fn unavailable(&self, full: &LimitReached) -> StoreError {
+        let reason = full.to_string().into();
+        StoreError::Unavailable { store: self.name.clone(), reason }
     }
 
     /// The events of `after < revision <= through`, handed to `visit`; `None` where the journal

@@ -8,9 +8,12 @@ use std::sync::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Batch, Page, Read, Size, Store, Tail, Write, Written, journal::{Journal, Log}};
+use super::{
+    Batch, Page, Read, Size, Store, Tail, Write, Written,
+    journal::{Journal, Log},
+};
 use crate::{
-    clock::{SharedClock, Slot},
+    clock::SharedClock,
     model::{
         Commit, KeyRange, KeyValue, Revision, StoreError,
         error::Result,
@@ -24,7 +27,6 @@ use crate::{
 pub struct Memory {
     name: Arc<str>,
     clock: SharedClock,
-    slot: Slot,
     journal: Arc<Journal>,
     kept: Arc<Kept>,
 }
@@ -49,8 +51,8 @@ impl Memory {
     pub fn new(name: &str, clock: SharedClock) -> Arc<Self> {
         let slot = clock.add_store();
         let kept = Arc::new(Kept { state: Mutex::default(), compacted: AtomicI64::new(-1) });
-        let journal = Arc::new(Journal::new(clock.clone(), slot, clock.now()));
-        Arc::new(Self { name: name.into(), clock, slot, journal, kept })
+        let journal = Arc::new(Journal::new(name, clock.clone(), slot, clock.now()));
+        Arc::new(Self { name: name.into(), clock, journal, kept })
     }
 
     fn rows_at(&self, range: &KeyRange, revision: Revision) -> Result<Vec<KeyValue>> {
@@ -74,12 +76,7 @@ impl Memory {
 
     fn apply_now(&self, state: &mut State, write: Write, past: &Past) -> Result<Written> {
         let before = self.clock.shown();
-        let mut allocate = || {
-            self.clock.allocate(self.slot).map_err(|full| StoreError::Unavailable {
-                store: self.name.clone(),
-                reason: full.to_string().into(),
-            })
-        };
+        let mut allocate = || self.journal.allocate();
         let (written, commit) = match write {
             Write::Txn { txn, dead_leases } => {
                 let place =
@@ -90,8 +87,12 @@ impl Memory {
             }
             Write::DeleteLeased(lease) => {
                 let leased = |(_, kv): &(&Bytes, &mut KeyValue)| kv.lease == lease;
-                let mut rows: Rows = state.rows.iter_mut().filter(leased)
-                    .map(|(key, kv)| (key.clone(), kv.clone())).collect();
+                let mut rows: Rows = state
+                    .rows
+                    .iter_mut()
+                    .filter(leased)
+                    .map(|(key, kv)| (key.clone(), kv.clone()))
+                    .collect();
                 let commit = delete_all(&mut rows, &mut allocate)?;
                 for event in commit.iter().flat_map(|commit| &commit.events) {
                     state.rows.remove(&event.kv.key);
@@ -124,7 +125,7 @@ impl Store for Memory {
     }
 
     async fn read(&self, read: &Read) -> Result<Page> {
-        self.journal.wait_closed(read.revision).await;
+        self.journal.wait_closed(read.revision).await?;
         let mut kvs = self.rows_at(&read.range, read.revision)?;
         kvs.retain(|kv| read.lease == 0 || kv.lease == read.lease);
         let is_cut = kvs.len() > read.rows_max();
@@ -137,7 +138,7 @@ impl Store for Memory {
     }
 
     async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
-        self.journal.wait_closed(revision).await;
+        self.journal.wait_closed(revision).await?;
         Ok(self.rows_at(range, revision)?.len() as u64)
     }
 
@@ -146,7 +147,7 @@ impl Store for Memory {
     }
 
     async fn sync(&self, revision: Revision) -> Result<Revision> {
-        Ok(self.journal.sync(revision).await)
+        self.journal.sync(revision).await
     }
 
     async fn compact(&self, revision: Revision, _wait: bool) -> Result<()> {

@@ -50,6 +50,10 @@ pub struct Create {
     pub wants_progress: bool,
     /// Which events are wanted.
     pub filters: Filters,
+    /// Send what was there before each event.
+    pub prev_kv: bool,
+    /// Cut large responses in pieces; carried along for who writes them to the wire.
+    pub fragment: bool,
 }
 
 /// What a client hears. Revisions are those of the headers.
@@ -60,7 +64,7 @@ pub enum Response {
     /// It could not be made.
     Refused { revision: Revision, reason: &'static str },
     /// Whole commits, in order.
-    Events { watcher: i64, revision: Revision, events: Vec<Event> },
+    Events { watcher: i64, revision: Revision, events: Vec<Event>, fragment: bool },
     /// All up to this revision was sent, for one watcher, or for all where there is none.
     Progress { watcher: Option<i64>, revision: Revision },
     /// The client ended it.
@@ -89,13 +93,21 @@ pub struct Stream {
 #[derive(Debug)]
 struct Watcher {
     tag: Tag,
-    range: KeyRange,
-    filters: Filters,
+    wanted: Wanted,
     start: Revision,
     wants_progress: bool,
     /// Whether events or progress were sent since the last tick.
     was_told: bool,
     state: State,
+}
+
+/// Which events a watcher wants, and how.
+#[derive(Clone, Debug)]
+struct Wanted {
+    range: KeyRange,
+    filters: Filters,
+    prev_kv: bool,
+    fragment: bool,
 }
 
 #[derive(Debug)]
@@ -157,7 +169,7 @@ impl Stream {
         }
     }
 
-    async fn send(&self, response: Response) -> Result<(), Gone> {
+    async fn send(&mut self, response: Response) -> Result<(), Gone> {
         self.output.send(response).await.map_err(|_| Gone)
     }
 
@@ -180,11 +192,12 @@ impl Stream {
         let watcher = self.choose_id(create.watcher);
         self.send(Response::Created { watcher, revision }).await?;
         let start = if create.start == 0 { revision + 1 } else { create.start };
-        let Create { range, filters, wants_progress, .. } = create;
+        let Create { range, filters, wants_progress, prev_kv, fragment, .. } = create;
+        let wanted = Wanted { range, filters, prev_kv, fragment };
         let state = State::Ended;
         let tag = Tag { id: watcher, serial: self.next_serial };
         self.next_serial = self.next_serial.wrapping_add(1);
-        let made = Watcher { tag, range, filters, start, wants_progress, was_told: true, state };
+        let made = Watcher { tag, wanted, start, wants_progress, was_told: true, state };
         self.watchers.insert(watcher, made);
         self.catch_up(tag, start - 1);
         Ok(())
@@ -219,11 +232,11 @@ impl Stream {
         let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
             return;
         };
-        let feed = self.hub.feed(&watcher.range);
+        let feed = self.hub.feed(&watcher.wanted.range);
         let joining = Joining {
             inbox: self.inbox.clone(),
             watcher: tag,
-            range: watcher.range.clone(),
+            range: watcher.wanted.range.clone(),
             wants_progress: watcher.wants_progress,
         };
         if after + 1 >= feed.compacted()
@@ -232,8 +245,8 @@ impl Stream {
             watcher.state = State::Live(joined);
             return;
         }
-        let filters = watcher.filters;
-        let reading = Reading { feed, joining, filters, output: self.output.clone() };
+        let wanted = watcher.wanted.clone();
+        let reading = Reading { feed, joining, wanted, output: self.output.clone() };
         let (abort, registration) = AbortHandle::new_pair();
         let caught_up = Abortable::new(reading.run(after), registration);
         self.catching_up.push(Box::pin(async move { caught_up.await.map(|end| (tag.id, end)) }));
@@ -297,11 +310,12 @@ impl Stream {
         let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
             return Ok(());
         };
-        let events = select(&commits, &watcher.range, watcher.filters);
+        let events = watcher.wanted.select(&commits);
+        let fragment = watcher.wanted.fragment;
         let Some(last) = events.last() else { return Ok(()) };
         watcher.was_told = true;
         let revision = last.kv.mod_revision;
-        self.send(Response::Events { watcher: tag.id, revision, events }).await
+        self.send(Response::Events { watcher: tag.id, revision, events, fragment }).await
     }
 
     async fn progress(&mut self, tag: Tag, revision: Revision) -> Result<(), Gone> {
@@ -407,7 +421,7 @@ impl Pending {
 struct Reading {
     feed: Arc<Feed>,
     joining: Joining,
-    filters: Filters,
+    wanted: Wanted,
     output: mpsc::Sender<Response>,
 }
 
@@ -444,22 +458,31 @@ impl Reading {
             });
             let (now, later) = rest.split_at(fits.count());
             rest = later;
-            let events = select(now, &self.joining.range, self.filters);
+            let events = self.wanted.select(now);
             if !events.is_empty() {
-                let watcher = self.joining.watcher.id;
+                let (watcher, fragment) = (self.joining.watcher.id, self.wanted.fragment);
+                let events = Response::Events { watcher, revision, events, fragment };
                 // Where the client has gone, the stream itself finds out.
-                let _ = self.output.send(Response::Events { watcher, revision, events }).await;
+                let _ = self.output.send(events).await;
             }
         }
     }
 }
 
-/// The events that a watcher wants.
-fn select(commits: &[Arc<Commit>], range: &KeyRange, filters: Filters) -> Vec<Event> {
-    let events = commits.iter().flat_map(|commit| &commit.events);
-    let wanted = events.filter(|event| {
-        let is_filtered = if event.is_delete() { filters.no_delete } else { filters.no_put };
-        !is_filtered && range.contains(&event.kv.key)
-    });
-    wanted.cloned().collect()
+// === impl Wanted ===
+
+impl Wanted {
+    /// The events that are wanted of some commits.
+    fn select(&self, commits: &[Arc<Commit>]) -> Vec<Event> {
+        let mut events = Vec::new();
+        for event in commits.iter().flat_map(|commit| &commit.events) {
+            let is_delete = event.is_delete();
+            let is_filtered = if is_delete { self.filters.no_delete } else { self.filters.no_put };
+            if !is_filtered && self.range.contains(&event.kv.key) {
+                let prev = event.prev.as_ref().filter(|_| self.prev_kv).cloned();
+                events.push(Event { kv: event.kv.clone(), prev });
+            }
+        }
+        events
+    }
 }

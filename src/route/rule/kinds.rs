@@ -68,81 +68,31 @@ const BUILT_IN: &[(&str, Scope, &[&str])] = &[
             "validatingwebhookconfigurations",
         ],
     ),
-    (
-        "apiextensions.k8s.io",
-        Cluster,
-        &["customresourcedefinitions"],
-    ),
+    ("apiextensions.k8s.io", Cluster, &["customresourcedefinitions"]),
     ("apiregistration.k8s.io", Cluster, &["apiservices"]),
     (
         "apps",
         Namespaced,
-        &[
-            "controllerrevisions",
-            "daemonsets",
-            "deployments",
-            "replicasets",
-            "statefulsets",
-        ],
+        &["controllerrevisions", "daemonsets", "deployments", "replicasets", "statefulsets"],
     ),
     ("autoscaling", Namespaced, &["horizontalpodautoscalers"]),
     ("batch", Namespaced, &["cronjobs", "jobs"]),
-    (
-        "certificates.k8s.io",
-        Cluster,
-        &["certificatesigningrequests", "clustertrustbundles"],
-    ),
-    (
-        "certificates.k8s.io",
-        Namespaced,
-        &["podcertificaterequests"],
-    ),
-    (
-        "coordination.k8s.io",
-        Namespaced,
-        &["leasecandidates", "leases"],
-    ),
+    ("certificates.k8s.io", Cluster, &["certificatesigningrequests", "clustertrustbundles"]),
+    ("certificates.k8s.io", Namespaced, &["podcertificaterequests"]),
+    ("coordination.k8s.io", Namespaced, &["leasecandidates", "leases"]),
     ("discovery.k8s.io", Namespaced, &["endpointslices"]),
     ("events.k8s.io", Namespaced, &["events"]),
     ("extensions", Namespaced, &["ingresses"]),
-    (
-        "flowcontrol.apiserver.k8s.io",
-        Cluster,
-        &["flowschemas", "prioritylevelconfigurations"],
-    ),
+    ("flowcontrol.apiserver.k8s.io", Cluster, &["flowschemas", "prioritylevelconfigurations"]),
     ("internal.apiserver.k8s.io", Cluster, &["storageversions"]),
-    (
-        "networking.k8s.io",
-        Cluster,
-        &["ingressclasses", "ipaddresses", "servicecidrs"],
-    ),
-    (
-        "networking.k8s.io",
-        Namespaced,
-        &["ingresses", "networkpolicies"],
-    ),
+    ("networking.k8s.io", Cluster, &["ingressclasses", "ipaddresses", "servicecidrs"]),
+    ("networking.k8s.io", Namespaced, &["ingresses", "networkpolicies"]),
     ("node.k8s.io", Cluster, &["runtimeclasses"]),
     ("policy", Namespaced, &["poddisruptionbudgets"]),
-    (
-        "rbac.authorization.k8s.io",
-        Cluster,
-        &["clusterrolebindings", "clusterroles"],
-    ),
-    (
-        "rbac.authorization.k8s.io",
-        Namespaced,
-        &["rolebindings", "roles"],
-    ),
-    (
-        "resource.k8s.io",
-        Cluster,
-        &["deviceclasses", "devicetaintrules", "resourceslices"],
-    ),
-    (
-        "resource.k8s.io",
-        Namespaced,
-        &["resourceclaims", "resourceclaimtemplates"],
-    ),
+    ("rbac.authorization.k8s.io", Cluster, &["clusterrolebindings", "clusterroles"]),
+    ("rbac.authorization.k8s.io", Namespaced, &["rolebindings", "roles"]),
+    ("resource.k8s.io", Cluster, &["deviceclasses", "devicetaintrules", "resourceslices"]),
+    ("resource.k8s.io", Namespaced, &["resourceclaims", "resourceclaimtemplates"]),
     ("scheduling.k8s.io", Cluster, &["priorityclasses"]),
     ("scheduling.k8s.io", Namespaced, &["podgroups", "workloads"]),
     (
@@ -157,20 +107,13 @@ const BUILT_IN: &[(&str, Scope, &[&str])] = &[
         ],
     ),
     ("storage.k8s.io", Namespaced, &["csistoragecapacities"]),
-    (
-        "storagemigration.k8s.io",
-        Cluster,
-        &["storageversionmigrations"],
-    ),
+    ("storagemigration.k8s.io", Cluster, &["storageversionmigrations"]),
 ];
 
 /// The plurals that are not their own path.
 const IRREGULAR: &[(&str, &str)] = &[
     ("apiservices", "apiregistration.k8s.io/apiservices"),
-    (
-        "customresourcedefinitions",
-        "apiextensions.k8s.io/customresourcedefinitions",
-    ),
+    ("customresourcedefinitions", "apiextensions.k8s.io/customresourcedefinitions"),
     ("endpoints", "services/endpoints"),
     ("ingresses", "ingress"),
     ("nodes", "minions"),
@@ -197,12 +140,7 @@ impl Kind {
             (None, Some(group)) => (format!("{group}/{plural}"), Namespaced, Family::Custom),
             (None, None) => (plural.to_owned(), Namespaced, Family::Unknown),
         };
-        Self {
-            name: name.to_owned(),
-            path,
-            scope,
-            family,
-        }
+        Self { name: name.to_owned(), path, scope, family }
     }
 
     /// The name as it was given.
@@ -236,35 +174,22 @@ impl Kind {
             Some(plural) => format!("did you mean `{plural}`?"),
             None => "write a custom resource as `plural.group`".to_owned(),
         };
-        let reason = format!(
-            "Kubernetes has no built-in kind with the plural `{}`",
-            self.name
-        );
-        Some(Doubt {
-            part,
-            reason: format!("{reason}; {advice}"),
-        })
+        let reason = format!("Kubernetes has no built-in kind with the plural `{}`", self.name);
+        Some(Doubt { part, reason: format!("{reason}; {advice}") })
     }
 }
 
 /// Whether `group` is one of Kubernetes itself whose objects are not kept under its name.
 pub(super) fn is_builtin_group(group: &str) -> bool {
-    let kept_by_group = IRREGULAR
-        .iter()
-        .any(|(_, path)| path.starts_with(&format!("{group}/")));
-    !kept_by_group
-        && BUILT_IN
-            .iter()
-            .any(|(of, _, _)| !of.is_empty() && *of == group)
+    let kept_by_group = IRREGULAR.iter().any(|(_, path)| path.starts_with(&format!("{group}/")));
+    !kept_by_group && BUILT_IN.iter().any(|(of, _, _)| !of.is_empty() && *of == group)
 }
 
 /// Where the objects are that `path` seems to mean, where Kubernetes never keeps any at `path`.
 pub(super) fn misplaced(path: &str) -> Option<String> {
     let relative = path.strip_prefix(BASE)?;
     let plural = relative.split('/').next()?;
-    let (_, actual) = IRREGULAR
-        .iter()
-        .find(|(irregular, _)| *irregular == plural)?;
+    let (_, actual) = IRREGULAR.iter().find(|(irregular, _)| *irregular == plural)?;
     (!actual.starts_with(plural)).then(|| format!("{BASE}{actual}"))
 }
 
@@ -288,23 +213,14 @@ mod tests {
         assert_eq!(path("replicationcontrollers"), "controllers");
         assert_eq!(path("deployments.apps"), "deployments");
         assert_eq!(path("events.events.k8s.io"), "events");
-        assert_eq!(
-            path("shirts.stable.example.com"),
-            "stable.example.com/shirts"
-        );
-        assert_eq!(
-            path("services.serving.knative.dev"),
-            "serving.knative.dev/services"
-        );
+        assert_eq!(path("shirts.stable.example.com"), "stable.example.com/shirts");
+        assert_eq!(path("services.serving.knative.dev"), "serving.knative.dev/services");
         assert_eq!(Kind::parse("nodes").scope, Cluster);
     }
 
     #[test]
     fn paths_that_hold_nothing_are_known() {
-        assert_eq!(
-            misplaced("/registry/nodes").as_deref(),
-            Some("/registry/minions")
-        );
+        assert_eq!(misplaced("/registry/nodes").as_deref(), Some("/registry/minions"));
         assert_eq!(
             misplaced("/registry/endpoints").as_deref(),
             Some("/registry/services/endpoints")

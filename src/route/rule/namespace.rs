@@ -34,9 +34,7 @@ enum Place<'k> {
 
 impl WholeNamespace {
     pub(super) fn new(namespace: &str) -> Self {
-        Self {
-            segment: format!("{namespace}/").into_bytes(),
-        }
+        Self { segment: format!("{namespace}/").into_bytes() }
     }
 
     pub(super) fn matches(&self, key: &[u8]) -> bool {
@@ -58,11 +56,7 @@ impl WholeNamespace {
             Place::Services(begin) => self.heads_of_services(begin),
         };
         let is_possible = |head: Vec<u8>| KeyRange::prefix(Key::from(head)).overlaps(range);
-        if heads.into_iter().any(is_possible) {
-            Reach::Part
-        } else {
-            Reach::None
-        }
+        if heads.into_iter().any(is_possible) { Reach::Part } else { Reach::None }
     }
 
     fn head(&self, behind: &[u8]) -> Vec<u8> {
@@ -70,23 +64,15 @@ impl WholeNamespace {
     }
 
     fn heads_of_services(&self, begin: &[u8]) -> Vec<Vec<u8>> {
-        let places = SERVICES
-            .iter()
-            .filter(|place| place.as_bytes().starts_with(begin));
-        places
-            .map(|place| self.head(format!("{BASE}services/{place}/").as_bytes()))
-            .collect()
+        let places = SERVICES.iter().filter(|place| place.as_bytes().starts_with(begin));
+        places.map(|place| self.head(format!("{BASE}services/{place}/").as_bytes())).collect()
     }
 }
 
 /// Reads the first segments of a key, or of the beginning of one.
 fn place(key: &[u8]) -> Place<'_> {
     let Some(rest) = key.strip_prefix(BASE.as_bytes()) else {
-        return if BASE.as_bytes().starts_with(key) {
-            Place::Open
-        } else {
-            Place::Nowhere
-        };
+        return if BASE.as_bytes().starts_with(key) { Place::Open } else { Place::Nowhere };
     };
     let Some((first, rest)) = split(rest) else {
         return Place::Open;

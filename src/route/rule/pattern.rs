@@ -27,20 +27,12 @@ pub(super) struct Pattern {
 
 impl Pattern {
     pub(super) fn new(source: &str) -> Result<Self, Reason> {
-        let hir = parser()
-            .parse(source)
-            .map_err(|error| reason(source, &error))?;
+        let hir = parser().parse(source).map_err(|error| reason(source, &error))?;
         let regex = RegexBuilder::new(source).unicode(false).build();
         let regex = regex.map_err(|_| Reason::RegexSize)?;
         let looks = hir.properties().look_set();
-        let stays = looks
-            .iter()
-            .all(|look| matches!(look, Look::Start | Look::StartLF));
-        Ok(Self {
-            regex,
-            extent: extent(&hir),
-            stays,
-        })
+        let stays = looks.iter().all(|look| matches!(look, Look::Start | Look::StartLF));
+        Ok(Self { regex, extent: extent(&hir), stays })
     }
 
     pub(super) fn matches(&self, key: &[u8]) -> bool {
@@ -81,9 +73,7 @@ fn extent(hir: &Hir) -> Option<Vec<KeyRange>> {
     }
     let heads = Extractor::new().extract(hir);
     let range = |head: &[u8]| KeyRange::prefix(Key::copy_from_slice(head));
-    heads
-        .literals()
-        .map(|heads| heads.iter().map(|head| range(head.as_bytes())).collect())
+    heads.literals().map(|heads| heads.iter().map(|head| range(head.as_bytes())).collect())
 }
 
 fn reason(source: &str, error: &regex_syntax::Error) -> Reason {
@@ -93,8 +83,6 @@ fn reason(source: &str, error: &regex_syntax::Error) -> Reason {
         _ => ("not understood".to_owned(), None),
     };
     let bytes = span.map_or(0, |span| span.start.offset);
-    let offset = source
-        .get(..bytes)
-        .map_or(0, |before| before.chars().count());
+    let offset = source.get(..bytes).map_or(0, |before| before.chars().count());
     Reason::Regex { problem, offset }
 }

@@ -27,9 +27,12 @@ use self::{
     statements::Statements,
     writer::{Task, Writer},
 };
-use super::{Batch, Page, Read, Size, Store, Tail, Write, Written, journal::{Journal, Log}};
+use super::{
+    Batch, Page, Read, Size, Store, Tail, Write, Written,
+    journal::{Journal, Log},
+};
 use crate::{
-    clock::{SharedClock, Slot},
+    clock::SharedClock,
     model::{KeyRange, Revision, StoreError, error::Result},
 };
 
@@ -55,7 +58,6 @@ struct Inner<D> {
 struct Shared {
     name: Arc<str>,
     clock: SharedClock,
-    slot: Slot,
     journal: Arc<Journal>,
     compacted: AtomicI64,
     statements: Statements,
@@ -81,13 +83,12 @@ impl<D: Database> SqlStore<D> {
         let walked = reader::meta(&mut session, &statements, "walked").await?.unwrap_or(-1);
         // Compaction may have dropped the newest row, where that was a deletion below it.
         let newest = newest.max(compacted);
-        clock.observe(newest);
+        clock.observe(newest).map_err(|full| DbError::Failed(full.to_string()))?;
         let slot = clock.add_store();
         let shared = Arc::new(Shared {
             name: name.into(),
-            journal: Arc::new(Journal::new(clock.clone(), slot, newest)),
+            journal: Arc::new(Journal::new(name, clock.clone(), slot, newest)),
             clock,
-            slot,
             compacted: AtomicI64::new(compacted),
             statements,
         });
@@ -119,10 +120,7 @@ impl<D: Database> SqlStore<D> {
 }
 
 /// The greatest place in the log, and the greatest revision.
-async fn last(
-    session: &mut impl Session,
-    statements: &Statements,
-) -> DbResult<(i64, Revision)> {
+async fn last(session: &mut impl Session, statements: &Statements) -> DbResult<(i64, Revision)> {
     let both = |columns: &dyn Columns| (columns.int(0), columns.int(1));
     Ok(rows(session, &statements.last, &[], both).await?.pop().unwrap_or_default())
 }
@@ -136,7 +134,7 @@ impl<D: Database> Store for SqlStore<D> {
 
     async fn read(&self, read: &Read) -> Result<Page> {
         let shared = self.inner.shared.clone();
-        shared.journal.wait_closed(read.revision).await;
+        shared.journal.wait_closed(read.revision).await?;
         shared.check_readable(read.revision)?;
         let (statements, read, revision) = (shared.clone(), read.clone(), read.revision);
         let is_short = read.range.as_single().is_some();
@@ -154,7 +152,7 @@ impl<D: Database> Store for SqlStore<D> {
 
     async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
         let shared = self.inner.shared.clone();
-        shared.journal.wait_closed(revision).await;
+        shared.journal.wait_closed(revision).await?;
         shared.check_readable(revision)?;
         let (statements, range) = (shared.clone(), range.clone());
         let count = self.inner.database.read(
@@ -175,7 +173,7 @@ impl<D: Database> Store for SqlStore<D> {
     }
 
     async fn sync(&self, revision: Revision) -> Result<Revision> {
-        Ok(self.inner.shared.journal.sync(revision).await)
+        self.inner.shared.journal.sync(revision).await
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {

@@ -240,9 +240,7 @@ async fn newer_seqs(
     let (start, at) = (Arg::Bytes(&range.start), Arg::Int(revision));
     let seq = |columns: &dyn Columns| columns.int(0);
     match &range.end {
-        Some(end) => {
-            rows(session, &statements.newer, &[start, Arg::Bytes(end), at], seq).await
-        }
+        Some(end) => rows(session, &statements.newer, &[start, Arg::Bytes(end), at], seq).await,
         None => rows(session, &statements.newer_open, &[start, at], seq).await,
     }
 }

@@ -189,7 +189,8 @@ impl Opening<'_> {
             }
             Err(TryLockError::WouldBlock) => {
                 let mut owner = String::new();
-                let read = lock.seek(SeekFrom::Start(0)).and_then(|_| lock.read_to_string(&mut owner));
+                let read =
+                    lock.seek(SeekFrom::Start(0)).and_then(|_| lock.read_to_string(&mut owner));
                 if read.is_err() || owner.is_empty() {
                     owner = "another process".to_owned();
                 }
@@ -446,4 +447,3 @@ fn describe(error: &rusqlite::Error) -> String {
     };
     format!("{error}{remedy}")
 }
-

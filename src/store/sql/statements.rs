@@ -53,7 +53,8 @@ pub struct Statements {
 impl Statements {
     pub fn new(dialect: Dialect) -> Self {
         const KEY: &str = "k.key, k.seq, k.create_revision, k.mod_revision, k.version, k.lease";
-        const LOG: &str = "l.seq, l.revision, l.key, l.create_revision, l.version, l.lease, l.value";
+        const LOG: &str =
+            "l.seq, l.revision, l.key, l.create_revision, l.version, l.lease, l.value";
         let values = "FROM pleach_key k JOIN pleach_log l ON l.seq = k.seq WHERE";
         let keys = "FROM pleach_key k WHERE";
         let bounded = "k.key >= ? AND k.key < ?";
@@ -69,7 +70,9 @@ impl Statements {
             page_open: format!("SELECT {KEY}, l.value {values} {open} AND {seen}"),
             page_keys: format!("SELECT {KEY} {keys} {bounded} AND {seen}"),
             page_keys_open: format!("SELECT {KEY} {keys} {open} AND {seen}"),
-            leased: format!("SELECT {KEY}, l.value {values} k.lease = ? AND k.lease <> 0 ORDER BY k.key"),
+            leased: format!(
+                "SELECT {KEY}, l.value {values} k.lease = ? AND k.lease <> 0 ORDER BY k.key"
+            ),
             count: format!("SELECT {counts} {keys} {bounded}"),
             count_open: format!("SELECT {counts} {keys} {open}"),
             newer: format!("SELECT k.seq {keys} {bounded} AND k.mod_revision > ?"),
@@ -95,7 +98,8 @@ impl Statements {
                  VALUES (?, ?, ?, ?, ?, ?) {}",
                 dialect.on_key_conflict
             ),
-            last: "SELECT coalesce(max(seq), 0), coalesce(max(revision), 0) FROM pleach_log".to_owned(),
+            last: "SELECT coalesce(max(seq), 0), coalesce(max(revision), 0) FROM pleach_log"
+                .to_owned(),
             garbage: "SELECT seq, revision, key, prev_seq, version FROM pleach_log \
                  WHERE revision >= ? AND revision <= ? ORDER BY revision, seq LIMIT ?"
                 .to_owned(),
@@ -106,7 +110,8 @@ impl Statements {
                 "INSERT INTO pleach_meta (name, value) VALUES (?, ?) {}",
                 dialect.on_name_conflict
             ),
-            records: "SELECT name, value FROM pleach_record WHERE name >= ? ORDER BY name".to_owned(),
+            records: "SELECT name, value FROM pleach_record WHERE name >= ? ORDER BY name"
+                .to_owned(),
             put_record: format!(
                 "INSERT INTO pleach_record (name, value) VALUES (?, ?) {}",
                 dialect.on_name_conflict

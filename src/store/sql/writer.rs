@@ -275,12 +275,7 @@ impl<S: Session> Writer<S> {
 
     async fn execute_write(&mut self, write: Write, run: &mut Run) -> Result<Written> {
         let shared = self.shared.clone();
-        let mut allocate = || {
-            shared.clock.allocate(shared.slot).map_err(|full| StoreError::Unavailable {
-                store: shared.name.clone(),
-                reason: full.to_string().into(),
-            })
-        };
+        let mut allocate = || shared.journal.allocate();
         match write {
             Write::Txn { txn, dead_leases } => {
                 self.load_ranges(run, &txn).await.map_err(|error| shared.error(error))?;

@@ -1,0 +1,76 @@
+//! Names and values, as a cluster makes them: spread over namespaces, in no order.
+
+use bytes::{Bytes, BytesMut};
+
+/// Every written object has this size.
+pub(crate) const VALUE_BYTES: usize = 1024;
+
+/// Sets of keys that never meet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Set {
+    Created { clients: usize },
+    Updated,
+    Watched,
+    Listed,
+    Stored,
+}
+
+/// A key and the mark that its values carry, by which a read of it is checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    pub(crate) name: Bytes,
+    mark: u64,
+}
+
+// === impl Set ===
+
+impl Set {
+    /// All keys of a set begin with this.
+    pub(crate) fn prefix(self) -> String {
+        match self {
+            Set::Created { clients } => format!("/registry/pods-{clients}/"),
+            Set::Updated => "/registry/configmaps/".into(),
+            Set::Watched => "/registry/leases/".into(),
+            Set::Listed => "/registry/secrets/".into(),
+            Set::Stored => "/registry/events/".into(),
+        }
+    }
+
+    /// The key of a number. A bijection scatters names, so they are distinct and repeatable.
+    pub(crate) fn key(self, number: u64) -> Key {
+        let mark = scatter(number);
+        let name = format!("{}team-{:02}/object-{mark:016x}", self.prefix(), mark % 50);
+        Key { name: name.into(), mark }
+    }
+}
+
+// === impl Key ===
+
+impl Key {
+    pub(crate) fn value(&self) -> Bytes {
+        let mut value = BytesMut::zeroed(VALUE_BYTES);
+        value[..8].copy_from_slice(&self.mark.to_be_bytes());
+        value.freeze()
+    }
+
+    pub(crate) fn owns(&self, value: &[u8]) -> bool {
+        value.len() == VALUE_BYTES && value[..8] == self.mark.to_be_bytes()
+    }
+}
+
+/// The end of the range of all keys with a prefix. Prefixes here end in `/`, so no carry is needed.
+pub(crate) fn prefix_end(prefix: &str) -> Bytes {
+    let mut end = BytesMut::from(prefix.as_bytes());
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end.freeze()
+}
+
+/// The finisher of splitmix64: a bijection whose output looks random.
+pub(crate) fn scatter(number: u64) -> u64 {
+    let mut x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

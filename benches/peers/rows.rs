@@ -1,0 +1,87 @@
+//! The rows of the table: their names on the command line and their labels.
+
+use crate::options::Plan;
+
+/// One row. The number is of clients or of watchers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Row {
+    /// The disk's own speed: what no durable writer can beat.
+    Disk,
+    StartFresh,
+    Watchers,
+    Create(usize),
+    Update(usize),
+    Get(usize),
+    Watch(usize),
+    ListPage,
+    ListNext,
+    ListAll,
+    Count,
+    Keys,
+    StartLoaded,
+}
+
+/// How many keys a page holds: the API server's own default for clients such as kubectl.
+pub(crate) const PAGE: usize = 500;
+
+// === impl Row ===
+
+impl Row {
+    pub(crate) fn all() -> Vec<Row> {
+        use Row::*;
+        let clients = [1, 64, 256];
+        let mut rows = vec![Disk, StartFresh, Watchers];
+        rows.extend(clients.map(Create));
+        rows.extend(clients.map(Update));
+        rows.extend([Get(1), Get(64), Watch(1), Watch(1000)]);
+        rows.extend([ListPage, ListNext, ListAll, Count, Keys, StartLoaded]);
+        rows
+    }
+
+    pub(crate) fn id(&self) -> String {
+        match self {
+            Row::Disk => "disk".into(),
+            Row::StartFresh => "start-fresh".into(),
+            Row::Watchers => "watchers".into(),
+            Row::Create(clients) => format!("create-{clients}"),
+            Row::Update(clients) => format!("update-{clients}"),
+            Row::Get(clients) => format!("get-{clients}"),
+            Row::Watch(watchers) => format!("watch-{watchers}"),
+            Row::ListPage => "list-page".into(),
+            Row::ListNext => "list-next".into(),
+            Row::ListAll => "list-all".into(),
+            Row::Count => "count".into(),
+            Row::Keys => "keys".into(),
+            Row::StartLoaded => "start-loaded".into(),
+        }
+    }
+
+    /// `create` names every create row and `create-1` only the one with one client.
+    pub(crate) fn is_named(&self, name: &str) -> bool {
+        let id = self.id();
+        id == name || id.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
+    }
+
+    pub(crate) fn label(&self, plan: &Plan) -> String {
+        let listed = || format!("{} keys × {}", plan.listed_keys, plan.listed_revisions);
+        match self {
+            Row::Disk => "disk, 1 KiB".into(),
+            Row::StartFresh => "start, empty".into(),
+            Row::Watchers => format!("{} idle watchers", plan.idle_watchers),
+            Row::Create(clients) => format!("create, {}", counted(*clients, "client")),
+            Row::Update(clients) => format!("guarded update, {}", counted(*clients, "client")),
+            Row::Get(clients) => format!("get, {}", counted(*clients, "client")),
+            Row::Watch(watchers) => format!("write to {}", counted(*watchers, "watcher")),
+            Row::ListPage => format!("first page of {PAGE}, {}", listed()),
+            Row::ListNext => format!("later pages of {PAGE}, {}", listed()),
+            Row::ListAll => format!("list all, {}", listed()),
+            Row::Count => format!("count, {}", listed()),
+            Row::Keys => format!("{} keys", plan.stored_keys),
+            Row::StartLoaded => format!("start, {} keys", plan.stored_keys),
+        }
+    }
+}
+
+fn counted(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}

@@ -1,0 +1,33 @@
+//! `pleach check`: every mistake of a topology file at once.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::build::{DEFAULT_STORE, read_topology};
+
+/// Reads a topology file and reports every mistake in it.
+#[derive(Args, Debug)]
+pub struct Check {
+    /// The file.
+    file: PathBuf,
+}
+
+// === impl Check ===
+
+impl Check {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let topology = read_topology(&self.file)?;
+        if !topology.warnings.is_empty() {
+            eprintln!("{}", topology.warnings);
+        }
+        for backend in &topology.backends {
+            println!("{}: {} -> {}", backend.name, backend.rule, backend.endpoint);
+        }
+        match &topology.default {
+            Some(default) => println!("{DEFAULT_STORE}: the rest -> {default}"),
+            None => println!("{DEFAULT_STORE}: the rest -> --endpoint, or SQLite in --data-dir"),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,308 @@
+//! `pleach serve`: a node, from its flags to its end.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::{ArgAction, Args};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::build::{Built, build, read_topology};
+use crate::{
+    node::{Node, Options},
+    route::Router,
+    server::{Face, Limits, Tls},
+    topology::{Endpoint, Topology},
+};
+
+/// How long requests under way may take when the node is told to stop.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs a node. Flags that etcd has mean what they mean there.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// Where clients are served: http(s)://HOST:PORT, several with commas.
+    #[arg(
+        long,
+        env = "PLEACH_LISTEN_CLIENT_URLS",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:2379"
+    )]
+    listen_client_urls: Vec<Url>,
+    /// What clients are told to reach this node by; what they used, unless given.
+    #[arg(long, env = "PLEACH_ADVERTISE_CLIENT_URLS", value_delimiter = ',')]
+    advertise_client_urls: Vec<String>,
+    /// Where health, version and metrics are served besides.
+    #[arg(long, env = "PLEACH_LISTEN_METRICS_URLS")]
+    listen_metrics_urls: Option<Url>,
+    /// The node's name.
+    #[arg(long, env = "PLEACH_NAME", default_value = "default")]
+    name: String,
+    /// Where the embedded default store lives.
+    #[arg(long, env = "PLEACH_DATA_DIR", default_value = "pleach-data")]
+    data_dir: PathBuf,
+    /// The default store, with or without multi:// before it.
+    #[arg(long, env = "PLEACH_ENDPOINT")]
+    endpoint: Option<String>,
+    /// The topology file: the routes.
+    #[arg(long, env = "TOPOLOGY_CONFIG")]
+    topology: Option<PathBuf>,
+    /// The node's certificate (PEM), for https.
+    #[arg(long, env = "PLEACH_CERT_FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// The certificate's key (PEM).
+    #[arg(long, env = "PLEACH_KEY_FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
+    /// The authority that signs clients' certificates (PEM).
+    #[arg(long, env = "PLEACH_TRUSTED_CA_FILE")]
+    trusted_ca_file: Option<PathBuf>,
+    /// Admit only clients with a certificate of --trusted-ca-file.
+    #[arg(long, env = "PLEACH_CLIENT_CERT_AUTH", num_args = 0..=1, require_equals = true,
+          default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    client_cert_auth: bool,
+    /// The bytes of a write.
+    #[arg(long, env = "PLEACH_MAX_REQUEST_BYTES", default_value_t = 1_572_864)]
+    max_request_bytes: usize,
+    /// The operations of a branch of a transaction.
+    #[arg(long, env = "PLEACH_MAX_TXN_OPS", default_value_t = 128)]
+    max_txn_ops: usize,
+    /// How often watchers that asked for it are told how far they are (as 10m, 5s, 100ms).
+    #[arg(long, env = "PLEACH_WATCH_PROGRESS_NOTIFY_INTERVAL", default_value = "10m",
+          value_parser = duration)]
+    watch_progress_notify_interval: Duration,
+    /// The bytes on disk after which puts are refused; 0 for no bound.
+    #[arg(long, env = "PLEACH_QUOTA_BACKEND_BYTES", default_value_t = 0)]
+    quota_backend_bytes: u64,
+    /// What is logged: error, warn, info, debug or trace, or a filter of tracing's.
+    #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// How logs look: text or json.
+    #[arg(long, env = "PLEACH_LOG_FORMAT", default_value = "text",
+          value_parser = ["text", "json"])]
+    log_format: String,
+}
+
+/// Where something is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Url {
+    is_tls: bool,
+    host: String,
+}
+
+// === impl Url ===
+
+impl FromStr for Url {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (is_tls, host) = match text.split_once("://") {
+            Some(("http", host)) => (false, host),
+            Some(("https", host)) => (true, host),
+            _ => return Err("expected http://HOST:PORT or https://HOST:PORT".to_owned()),
+        };
+        let host = host.trim_end_matches('/');
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        if !has_port {
+            return Err("the port is missing: expected http://HOST:PORT".to_owned());
+        }
+        Ok(Self { is_tls, host: host.to_owned() })
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = crate::topology::parse_duration(text);
+    let duration = parsed.ok_or_else(|| "expected a duration such as 10m, 5s, 100ms".to_owned())?;
+    if duration < Duration::from_millis(100) {
+        return Err("expected at least 100ms".to_owned());
+    }
+    Ok(duration)
+}
+
+/// The file that HariKube's `file://` form names.
+pub(super) fn file_path(path: &Path) -> PathBuf {
+    let text = path.to_string_lossy();
+    text.strip_prefix("file://").map_or_else(|| path.to_owned(), PathBuf::from)
+}
+
+// === impl Serve ===
+
+impl Serve {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        self.start_log()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let served = runtime.block_on(self.serve());
+        // Stores are durable at every moment, so nothing that still runs is worth waiting for.
+        runtime.shutdown_background();
+        served
+    }
+
+    fn start_log(&self) -> anyhow::Result<()> {
+        let filter = tracing_subscriber::EnvFilter::try_new(&self.log_level)
+            .with_context(|| format!("--log-level {}", self.log_level))?;
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let started =
+            if self.log_format == "json" { log.json().try_init() } else { log.try_init() };
+        started.map_err(|error| anyhow::anyhow!("the log could not be started: {error}"))
+    }
+
+    async fn serve(self) -> anyhow::Result<()> {
+        // Asked for before anything is open, so that no signal is missed.
+        let mut signals = Signals::new()?;
+        let tls = self.tls()?;
+        let listeners = self.listen(tls.is_some()).await?;
+        let Built { root, router, clock } = self.build().await?;
+        let options = Options {
+            progress_every: self.watch_progress_notify_interval,
+            quota_bytes: self.quota_backend_bytes,
+        };
+        let node = Node::start(root, clock, options).await.context("the default store")?;
+        tokio::spawn(node.clone().expire_leases());
+        if let Some(router) = router {
+            tokio::spawn(survey(router, node.clone()));
+        }
+        let stopping = CancellationToken::new();
+        let limits =
+            Limits { request_bytes_max: self.max_request_bytes, txn_ops_max: self.max_txn_ops };
+        let (name, urls) = (self.name.clone(), self.advertise_client_urls.clone());
+        let face = Face::new(node.clone(), limits, name, urls, stopping.clone());
+        let mut servers = JoinSet::new();
+        for (url, listener) in listeners {
+            let address = listener.local_addr()?;
+            let tls = tls.clone().filter(|_| url.is_tls);
+            let stopped = stopping.clone().cancelled_owned();
+            let face = face.clone();
+            servers.spawn(async move { Ok(face.serve(listener, tls, stopped).await?) });
+            tracing::info!(%address, tls = url.is_tls, revision = node.revision(), "serving");
+        }
+        if let Some(url) = &self.listen_metrics_urls {
+            let listener = bind(url).await?;
+            let (face, stopped) = (face.clone(), stopping.clone().cancelled_owned());
+            servers.spawn(async move { Ok(face.serve_admin(listener, stopped).await?) });
+        }
+        tokio::select! {
+            name = signals.next() => tracing::info!(signal = name, "stopping"),
+            Some(ended) = servers.join_next() => return ended?,
+        }
+        stopping.cancel();
+        drain(servers, signals).await;
+        Ok(())
+    }
+
+    /// Listens before the stores are open: a connection that waits costs its client less than one
+    /// that is refused.
+    async fn listen(&self, has_tls: bool) -> anyhow::Result<Vec<(Url, TcpListener)>> {
+        let mut listeners = Vec::new();
+        for url in &self.listen_client_urls {
+            if url.is_tls && !has_tls {
+                bail!(
+                    "--listen-client-urls has https://{}, which needs --cert-file and --key-file",
+                    url.host
+                );
+            }
+            listeners.push((url.clone(), bind(url).await?));
+        }
+        Ok(listeners)
+    }
+
+    async fn build(&self) -> anyhow::Result<Built> {
+        let topology = match &self.topology {
+            Some(path) => read_topology(&file_path(path))?,
+            None => Topology::default(),
+        };
+        if !topology.warnings.is_empty() {
+            tracing::warn!("{}", topology.warnings);
+        }
+        let endpoint = self.endpoint.as_deref().map(Endpoint::parse).transpose();
+        let endpoint = endpoint.context("--endpoint")?;
+        let address = self.listen_client_urls.first().map_or("", |url| url.host.as_str());
+        let owner = format!("node `{}` (process {}, at {address})", self.name, std::process::id());
+        build(topology, endpoint, &self.data_dir, &owner).await
+    }
+
+    fn tls(&self) -> anyhow::Result<Option<Tls>> {
+        let read = |flag: &str, path: &Path| {
+            std::fs::read(path).with_context(|| format!("{flag} {}", path.display()))
+        };
+        let (Some(certificate), Some(key)) = (&self.cert_file, &self.key_file) else {
+            if self.client_cert_auth {
+                bail!("--client-cert-auth needs --cert-file and --key-file, and https:// URLs");
+            }
+            return Ok(None);
+        };
+        let authority = match (self.client_cert_auth, &self.trusted_ca_file) {
+            (true, Some(path)) => Some(read("--trusted-ca-file", path)?),
+            (true, None) => bail!("--client-cert-auth needs --trusted-ca-file"),
+            (false, _) => None,
+        };
+        Ok(Some(Tls {
+            certificate: read("--cert-file", certificate)?,
+            key: read("--key-file", key)?,
+            client_authority: authority,
+        }))
+    }
+}
+
+async fn bind(url: &Url) -> anyhow::Result<TcpListener> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(&url.host)
+        .await
+        .with_context(|| format!("can't find the address of {}", url.host))?
+        .collect();
+    let bound = TcpListener::bind(&addresses[..]).await;
+    bound.with_context(|| format!("can't listen on {}; is another server there?", url.host))
+}
+
+/// Waits for what is under way, but not for ever, and not past a second signal.
+async fn drain(mut servers: JoinSet<anyhow::Result<()>>, mut signals: Signals) {
+    let drained = async { while servers.join_next().await.is_some() {} };
+    tokio::select! {
+        () = drained => tracing::info!("stopped"),
+        () = tokio::time::sleep(DRAIN_WITHIN) => tracing::warn!("stopped with clients connected"),
+        name = signals.next() => tracing::warn!(signal = name, "stopped at once"),
+    }
+}
+
+/// Finds keys that lie in a store which their route does not name: they are hidden, and operators
+/// want to know.
+async fn survey(router: Arc<Router>, node: Arc<Node>) {
+    match router.survey(node.revision()).await {
+        Ok(found) => {
+            for (store, strays) in found.into_iter().filter(|(_, strays)| *strays > 0) {
+                tracing::warn!(%store, strays, "keys lie in a store that their route does not name");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the search for keys that route elsewhere failed"),
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+// === impl Signals ===
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

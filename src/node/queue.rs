@@ -1,0 +1,212 @@
+//! Waiting in line under a name, which locks and elections are made of.
+//!
+//! Who enters the line puts a key `name/<lease in hex>`; the line's order is that of create revisions.
+//! The first of the line holds the lock, or leads.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::StreamExt as _;
+
+use super::Node;
+use crate::{
+    model::{
+        Key, KeyRange, KeyValue, LeaseId, Revision, StoreError,
+        error::Result,
+        txn::{
+            Against, Bounds, Compare, Op, OpResult, Order, OrderBy, PutOp, RangeOp, Relation, Txn,
+        },
+    },
+    store::Written,
+};
+
+/// The seconds of the lease that someone gets who brings none.
+const LEASE_TTL: i64 = 60;
+
+/// A place in a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The key that stands in the line.
+    pub key: Key,
+    /// The revision that created it, which orders the line.
+    pub revision: Revision,
+    /// Its lease.
+    pub lease: LeaseId,
+}
+
+/// The keys of a line.
+fn line(name: &[u8]) -> KeyRange {
+    let mut prefix = BytesMut::from(name);
+    prefix.put_u8(b'/');
+    KeyRange::prefix(prefix.freeze())
+}
+
+fn created_at(key: &Key, revision: Revision) -> Compare {
+    let range = KeyRange::single(key.clone());
+    Compare { range, relation: Relation::Equal, against: Against::Create(revision) }
+}
+
+fn put(key: &Key, value: Bytes, lease: LeaseId) -> Op {
+    let (keep_value, keep_lease, prev_kv) = (false, false, false);
+    Op::Put(PutOp { key: key.clone(), value, lease, prev_kv, keep_value, keep_lease })
+}
+
+impl Node {
+    /// Enters the line `name` and waits for its head. Returns the place and the revision at which
+    /// it was the head.
+    ///
+    /// # Errors
+    /// Where the lease ends before, or is not known, and those of the stores.
+    pub async fn line_up(
+        &self,
+        name: &[u8],
+        lease: LeaseId,
+        value: Bytes,
+    ) -> Result<(Place, Revision)> {
+        let lease = match lease {
+            0 => self.lease_for_line().await?,
+            lease => lease,
+        };
+        let place = self.enter_line(name, lease, value).await?;
+        match self.wait_for_head(name, &place).await {
+            Ok(revision) => Ok((place, revision)),
+            Err(error) => {
+                // Nobody else would take the place out of the line before its lease ends.
+                self.leave_line(&place).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn lease_for_line(&self) -> Result<LeaseId> {
+        let granted = self.grant_lease(0, LEASE_TTL).await;
+        granted.map(|(id, _)| id).map_err(|error| match error {
+            super::GrantError::Store(error) => error,
+            other => {
+                StoreError::Unavailable { store: "leases".into(), reason: other.to_string().into() }
+            }
+        })
+    }
+
+    async fn enter_line(&self, name: &[u8], lease: LeaseId, value: Bytes) -> Result<Place> {
+        let mut key = BytesMut::from(name);
+        key.put_slice(format!("/{lease:x}").as_bytes());
+        let key = key.freeze();
+        let txn = Txn {
+            compares: vec![created_at(&key, 0)],
+            success: vec![put(&key, value.clone(), lease)],
+            failure: vec![Op::Range(RangeOp::all(KeyRange::single(key.clone())))],
+        };
+        let Written { revision, mut result } = self.txn(txn).await?;
+        let revision = match result.results.pop() {
+            Some(OpResult::Range { found, .. }) => {
+                found.kvs.first().map_or(revision, |kv| kv.create_revision)
+            }
+            _ => revision,
+        };
+        let place = Place { key, revision, lease };
+        if !result.succeeded {
+            // The same lease is in the line already: it keeps its place with the new value.
+            self.proclaim(&place, value).await?;
+        }
+        Ok(place)
+    }
+
+    /// Waits until all that stand before `place` are gone.
+    async fn wait_for_head(&self, name: &[u8], place: &Place) -> Result<Revision> {
+        loop {
+            let before = RangeOp {
+                limit: 1,
+                order: Order::Descend,
+                order_by: OrderBy::Create,
+                create_revisions: Bounds { min: 0, max: place.revision - 1 },
+                ..RangeOp::all(line(name))
+            };
+            let (revision, mut found) = self.range(&before).await?;
+            let Some(last) = found.kvs.pop() else {
+                return match self.get(place.key.clone()).await? {
+                    Some(kv) if kv.create_revision == place.revision => Ok(revision),
+                    _ => Err(StoreError::LeaseNotFound(place.lease)),
+                };
+            };
+            self.wait_deleted(last.key, revision).await?;
+        }
+    }
+
+    async fn wait_deleted(&self, key: Key, after: Revision) -> Result<()> {
+        let store = self.root().clone().narrow(&KeyRange::single(key.clone()));
+        let mut tail = store.tail(after);
+        while let Some(batch) = tail.next().await {
+            let batch = match batch {
+                // Compaction has passed: the caller looks at the line again.
+                Err(StoreError::Compacted { .. }) => return Ok(()),
+                batch => batch?,
+            };
+            let mut events = batch.commits.iter().flat_map(|commit| &commit.events);
+            if events.any(|event| event.is_delete() && event.kv.key == key) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves a line.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub async fn leave_line(&self, place: &Place) -> Result<Revision> {
+        let range = KeyRange::single(place.key.clone());
+        let delete = Op::Delete(crate::model::txn::DeleteOp { range, prev_kv: false });
+        let compares = vec![created_at(&place.key, place.revision)];
+        let txn = Txn { compares, success: vec![delete], failure: Vec::new() };
+        Ok(self.txn(txn).await?.revision)
+    }
+
+    /// Puts a new value at a place; `None` where the place is gone.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub async fn proclaim(&self, place: &Place, value: Bytes) -> Result<Option<Revision>> {
+        let txn = Txn {
+            compares: vec![created_at(&place.key, place.revision)],
+            success: vec![put(&place.key, value, place.lease)],
+            failure: Vec::new(),
+        };
+        let written = self.txn(txn).await?;
+        Ok(written.result.succeeded.then_some(written.revision))
+    }
+
+    /// The head of a line, with the revision at which it was looked at.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub async fn head_of_line(&self, name: &[u8]) -> Result<(Revision, Option<KeyValue>)> {
+        let first = RangeOp {
+            limit: 1,
+            order: Order::Ascend,
+            order_by: OrderBy::Create,
+            ..RangeOp::all(line(name))
+        };
+        let (revision, mut found) = self.range(&first).await?;
+        Ok((revision, found.kvs.pop()))
+    }
+
+    /// Waits for something to change in a line after a revision; returns when it did.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub async fn line_changed(&self, name: &[u8], after: Revision) -> Result<()> {
+        let range = line(name);
+        let store = self.root().clone().narrow(&range);
+        let mut tail = store.tail(after);
+        while let Some(batch) = tail.next().await {
+            let batch = match batch {
+                Err(StoreError::Compacted { .. }) => return Ok(()),
+                batch => batch?,
+            };
+            let mut events = batch.commits.iter().flat_map(|commit| &commit.events);
+            if events.any(|event| range.contains(&event.kv.key)) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}

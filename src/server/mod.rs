@@ -1,0 +1,198 @@
+//! The face of a node: etcd's services over gRPC, one file each, and what etcd serves over HTTP.
+//!
+//! It turns messages into the model's words and back, refuses what etcd refuses by looking at a
+//! request alone, and gives each error etcd's code and text. It decides nothing else.
+
+mod auth;
+mod check;
+mod cluster;
+mod convert;
+mod election;
+mod http;
+mod kv;
+mod lease;
+mod lock;
+mod maintenance;
+mod metrics;
+pub mod status;
+mod watch;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    service::Routes,
+    transport::{Certificate, Identity, Server, ServerTlsConfig, server::TcpIncoming},
+};
+use tower::util::MapRequestLayer;
+
+use crate::{
+    model::Revision,
+    node::Node,
+    proto::{self, etcdserverpb as pb, v3electionpb, v3lockpb},
+};
+
+/// The etcd that a node passes for. API servers ask for progress only where it is new enough.
+pub const ETCD_VERSION: &str = "3.7.3";
+
+/// The layout of etcd's storage that goes with it.
+pub const STORAGE_VERSION: &str = "3.7.0";
+
+/// There are no elections, so the first term lasts.
+const RAFT_TERM: u64 = 1;
+
+/// What etcd adds to the bound on requests where it bounds messages.
+const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
+
+/// Messages up to this size are read, so that what is too large is refused with etcd's text.
+const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// Connections are asked for a sign of life this often, and closed without one, as etcd does.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(2 * 60 * 60);
+const KEEPALIVE_WITHIN: Duration = Duration::from_secs(20);
+
+/// API servers give up many requests; HTTP/2 counts these against a flood of resets.
+const RESETS_PENDING_MAX: usize = 1_024;
+
+/// Bounds on requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The bytes of a write (`--max-request-bytes`).
+    pub request_bytes_max: usize,
+    /// The operations of a branch of a transaction (`--max-txn-ops`).
+    pub txn_ops_max: usize,
+}
+
+/// Certificates, as PEM.
+#[derive(Clone)]
+pub struct Tls {
+    /// The node's certificate chain.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
+    /// Clients must show a certificate of this authority.
+    pub client_authority: Option<Vec<u8>>,
+}
+
+/// All that the services share.
+#[derive(Clone, Debug)]
+pub struct Face {
+    node: Arc<Node>,
+    limits: Limits,
+    name: String,
+    advertised: Vec<String>,
+    scheme: &'static str,
+    stopping: CancellationToken,
+}
+
+// === impl Tls ===
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The key must not reach a log.
+        let is_mutual = self.client_authority.is_some();
+        f.debug_struct("Tls").field("is_mutual", &is_mutual).finish_non_exhaustive()
+    }
+}
+
+// === impl Face ===
+
+impl Face {
+    /// The face of `node`, named `name`, which clients are told to reach by `advertised`. When
+    /// `stopping` is cancelled, watches end so that their clients resume.
+    pub fn new(
+        node: Arc<Node>,
+        limits: Limits,
+        name: String,
+        advertised: Vec<String>,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self { node, limits, name, advertised, scheme: "http", stopping }
+    }
+
+    fn header(&self, revision: Revision) -> Option<pb::ResponseHeader> {
+        let identity = self.node.identity();
+        Some(pb::ResponseHeader {
+            cluster_id: identity.cluster,
+            member_id: identity.member,
+            revision,
+            raft_term: RAFT_TERM,
+        })
+    }
+
+    fn header_now(&self) -> Option<pb::ResponseHeader> {
+        self.header(self.node.revision())
+    }
+
+    /// Serves clients on `listener` until `stopped`, then lets what is under way end.
+    ///
+    /// # Errors
+    /// Where the certificates can't be used, or the listener fails.
+    pub async fn serve(
+        mut self,
+        listener: TcpListener,
+        tls: Option<Tls>,
+        stopped: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error> {
+        let mut server = Server::builder()
+            .accept_http1(true)
+            .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+            .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
+            .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
+            .initial_stream_window_size(2 << 20)
+            .initial_connection_window_size(8 << 20);
+        if let Some(tls) = tls {
+            self.scheme = "https";
+            let identity = Identity::from_pem(tls.certificate, tls.key);
+            let mut config = ServerTlsConfig::new().identity(identity);
+            if let Some(authority) = tls.client_authority {
+                config = config.client_ca_root(Certificate::from_pem(authority));
+            }
+            server = server.tls_config(config)?;
+        }
+        // Answers are small and waited for.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let routes = self.routes().await;
+        server.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
+    }
+
+    /// Serves health, version and metrics alone, on a port of their own.
+    ///
+    /// # Errors
+    /// Where the listener fails.
+    pub async fn serve_admin(
+        self,
+        listener: TcpListener,
+        stopped: impl Future<Output = ()> + Send + 'static,
+    ) -> std::io::Result<()> {
+        axum::serve(listener, http::routes(self)).with_graceful_shutdown(stopped).await
+    }
+
+    async fn routes(self) -> Routes {
+        let max = MESSAGE_BYTES_MAX.max(self.limits.request_bytes_max * 2);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .build_v1();
+        let mut routes = Routes::default();
+        if let Ok(reflection) = reflection {
+            routes = routes.add_service(reflection);
+        }
+        let face = || self.clone();
+        let kv = pb::kv_server::KvServer::new(face()).max_decoding_message_size(max);
+        let routes = routes
+            .add_service(health_service)
+            .add_service(kv)
+            .add_service(pb::watch_server::WatchServer::new(face()))
+            .add_service(pb::lease_server::LeaseServer::new(face()))
+            .add_service(pb::cluster_server::ClusterServer::new(face()))
+            .add_service(pb::maintenance_server::MaintenanceServer::new(face()))
+            .add_service(pb::auth_server::AuthServer::new(face()))
+            .add_service(v3lockpb::lock_server::LockServer::new(face()))
+            .add_service(v3electionpb::election_server::ElectionServer::new(face()));
+        let all = routes.into_axum_router().merge(http::routes(self));
+        Routes::from(all.layer(MapRequestLayer::new(cluster::note_authority)))
+    }
+}

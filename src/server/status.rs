@@ -1,0 +1,83 @@
+//! The one table from what went wrong to gRPC's codes and etcd's exact texts.
+//!
+//! Clients compare the texts, letter by letter; the codes decide what they retry. A write that may have
+//! happened is answered UNAVAILABLE, which no client retries for writes; CANCELLED and
+//! DEADLINE_EXCEEDED, which clients retry for everything, are never answered.
+
+use tonic::{Code, Status};
+
+use crate::{model::StoreError, node::GrantError};
+
+/// An error that etcd has: its code and its text.
+pub type Text = (Code, &'static str);
+
+macro_rules! texts {
+    ($($name:ident = $code:ident, $text:literal;)*) => {
+        $(#[doc = $text] pub const $name: Text = (Code::$code, $text);)*
+    };
+}
+
+texts! {
+    COMPACTED = OutOfRange, "etcdserver: mvcc: required revision has been compacted";
+    FUTURE_REVISION = OutOfRange, "etcdserver: mvcc: required revision is a future revision";
+    EMPTY_KEY = InvalidArgument, "etcdserver: key is not provided";
+    KEY_NOT_FOUND = InvalidArgument, "etcdserver: key not found";
+    VALUE_PROVIDED = InvalidArgument, "etcdserver: value is provided";
+    LEASE_PROVIDED = InvalidArgument, "etcdserver: lease is provided";
+    TOO_MANY_OPS = InvalidArgument, "etcdserver: too many operations in txn request";
+    DUPLICATE_KEY = InvalidArgument, "etcdserver: duplicate key given in txn request";
+    INVALID_SORT = InvalidArgument, "etcdserver: invalid sort option";
+    TOO_LARGE = InvalidArgument, "etcdserver: request is too large";
+    NO_SPACE = ResourceExhausted, "etcdserver: mvcc: database space exceeded";
+    LEASE_NOT_FOUND = NotFound, "etcdserver: requested lease not found";
+    MEMBER_NOT_FOUND = NotFound, "etcdserver: member not found";
+    LEASE_EXISTS = FailedPrecondition, "etcdserver: lease already exists";
+    LEASE_TTL_TOO_LARGE = OutOfRange, "etcdserver: too large lease TTL";
+    AUTH_NOT_ENABLED = FailedPrecondition, "etcdserver: authentication is not enabled";
+    ROOT_USER_MISSING = FailedPrecondition, "etcdserver: root user does not exist";
+    USER_NOT_FOUND = FailedPrecondition, "etcdserver: user name not found";
+    ROLE_NOT_FOUND = FailedPrecondition, "etcdserver: role name not found";
+    USER_EMPTY = InvalidArgument, "etcdserver: user name is empty";
+    ROLE_EMPTY = InvalidArgument, "etcdserver: role name is empty";
+    TIMED_OUT = Unavailable, "etcdserver: request timed out";
+    STOPPED = Unavailable, "etcdserver: server stopped";
+}
+
+/// An error of etcd's as an answer.
+pub fn status((code, text): Text) -> Status {
+    Status::new(code, text)
+}
+
+impl From<StoreError> for Status {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Compacted { .. } => status(COMPACTED),
+            StoreError::FutureRevision { .. } => status(FUTURE_REVISION),
+            StoreError::KeyNotFound => status(KEY_NOT_FOUND),
+            StoreError::LeaseNotFound(_) => status(LEASE_NOT_FOUND),
+            StoreError::NoSpace(reason) => {
+                tracing::warn!(%reason, "a write was refused");
+                status(NO_SPACE)
+            }
+            StoreError::UnknownOutcome { .. } => {
+                tracing::error!(%error, "a write was not answered");
+                status(TIMED_OUT)
+            }
+            StoreError::TwoStores { .. } => Status::invalid_argument(format!("pleach: {error}")),
+            StoreError::Unavailable { .. } | StoreError::Fenced { .. } => {
+                tracing::warn!(%error, "a request failed");
+                Status::unavailable(format!("pleach: {error}"))
+            }
+        }
+    }
+}
+
+impl From<GrantError> for Status {
+    fn from(error: GrantError) -> Self {
+        match error {
+            GrantError::TooLong => status(LEASE_TTL_TOO_LARGE),
+            GrantError::Exists => status(LEASE_EXISTS),
+            GrantError::Store(error) => error.into(),
+        }
+    }
+}

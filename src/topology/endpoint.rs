@@ -1,0 +1,252 @@
+//! Endpoints: where a store is, as kine, HariKube and Go's drivers write it.
+//!
+//! Whatever is wrong with an endpoint, neither its message nor any other form of it ever shows a
+//! password. A text that does not parse may have its password anywhere, so messages quote nothing of
+//! it but the scheme and the names of parameters.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use super::secret::Secret;
+
+mod parameters;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+/// Where a store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// An embedded SQLite file.
+    Sqlite {
+        /// The file; `None` for the default of whoever opens it.
+        path: Option<PathBuf>,
+        /// Parameters for Go's drivers. They are known and mean nothing here: the store decides
+        /// its journal, locks and caches itself.
+        ignored: Vec<String>,
+    },
+    /// PostgreSQL, or what speaks its protocol.
+    Postgres(Database),
+    /// MySQL or MariaDB, or what speaks their protocol.
+    Mysql(Database),
+    /// An etcd or a node; which of the two is found out when it is reached.
+    Etcd {
+        /// `http://host:port` each, all with the same scheme.
+        urls: Vec<String>,
+        /// Whether the scheme is https.
+        tls: bool,
+        /// Who asks, where the etcd wants to know.
+        login: Option<Login>,
+    },
+}
+
+/// A database behind a socket. Formatting it shows where it is and who asks, and no settings.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Database {
+    /// Who asks; `None` for the driver's default.
+    pub login: Option<Login>,
+    /// Where the servers are; at least one.
+    pub hosts: Vec<Host>,
+    /// The database's name; `kubernetes` where none is given.
+    pub database: String,
+    /// How the connection is protected.
+    pub tls: TlsMode,
+    /// The authority that signed the server's certificate.
+    pub ca_file: Option<PathBuf>,
+    /// The client's certificate.
+    pub cert_file: Option<PathBuf>,
+    /// The client certificate's key.
+    pub key_file: Option<PathBuf>,
+    /// Settings of the session, by name, for the server. Values are as secret as a password, since
+    /// nothing is known of them.
+    pub settings: BTreeMap<String, Secret>,
+}
+
+/// A user, and the password if there is one. Formatting it hides a user that is no plain name, since
+/// a slip in the colon makes the password a part of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The name.
+    pub user: String,
+    /// The password.
+    pub password: Option<Secret>,
+}
+
+/// A server's address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Host {
+    /// A name or address (IPv6 in brackets), and a port.
+    Tcp(String, u16),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+/// How a connection to a database is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Not at all.
+    Disable,
+    /// With TLS where the server has it.
+    Prefer,
+    /// With TLS, whoever the server is.
+    Require,
+    /// With TLS, and the server's certificate is signed as expected.
+    VerifyCa,
+    /// With TLS, and the certificate names the host as well.
+    VerifyFull,
+}
+
+/// Why a text is no endpoint. Shows nothing that could be a password.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointError {
+    /// The text does not say what is there.
+    #[error("no scheme; expected {}", parse::SCHEMES)]
+    NoScheme,
+    /// A scheme that nothing answers to.
+    #[error("unknown scheme{}; expected {}{}", quoted(.scheme), parse::SCHEMES, meant(.nearest))]
+    UnknownScheme {
+        /// The scheme, where it can be shown.
+        scheme: Option<String>,
+        /// The scheme that was most likely meant.
+        nearest: Option<&'static str>,
+    },
+    /// A part is missing or has the wrong form.
+    #[error("{problem}; expected {expected}")]
+    Malformed {
+        /// What is wrong.
+        problem: &'static str,
+        /// The form that was expected.
+        expected: &'static str,
+    },
+    /// A parameter that is not known.
+    #[error("unknown parameter{}{}", quoted(.name), meant(.nearest))]
+    UnknownParameter {
+        /// The name, where it can be shown.
+        name: Option<String>,
+        /// The parameter that was most likely meant.
+        nearest: Option<&'static str>,
+    },
+    /// A known parameter whose value has no meaning.
+    #[error("bad value of parameter `{name}`; expected {expected}")]
+    BadValue {
+        /// The parameter.
+        name: &'static str,
+        /// What it can be.
+        expected: &'static str,
+    },
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Reads an endpoint, with or without `multi://` in front of it.
+    pub fn parse(text: &str) -> Result<Self, EndpointError> {
+        parse::endpoint(text)
+    }
+
+    /// What two endpoints share that mean the same store, whatever they say of logins, protection
+    /// or settings. Holds no password, but is not meant to be read.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Sqlite { path: None, .. } => "sqlite".to_owned(),
+            Self::Sqlite { path: Some(path), .. } => {
+                // `components` drops inner `.` and double slashes; a leading `./` stays.
+                let clean: PathBuf = path.components().collect();
+                let clean = clean.strip_prefix(".").map(PathBuf::from).unwrap_or(clean);
+                format!("sqlite:{}", clean.display())
+            }
+            Self::Postgres(database) => format!("postgres:{}", database.identity()),
+            Self::Mysql(database) => format!("mysql:{}", database.identity()),
+            Self::Etcd { urls, .. } => {
+                let hosts = urls.iter().map(|url| url.split_once("://").map_or(&url[..], |u| u.1));
+                let mut hosts: Vec<String> = hosts.map(str::to_lowercase).collect();
+                hosts.sort();
+                hosts.dedup();
+                format!("etcd:{}", hosts.join(","))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite { path: None, .. } => f.write_str("sqlite"),
+            Self::Sqlite { path: Some(path), .. } => write!(f, "sqlite://{}", path.display()),
+            Self::Postgres(database) => write!(f, "postgres://{database}"),
+            Self::Mysql(database) => write!(f, "mysql://{database}"),
+            Self::Etcd { urls, login, .. } => {
+                let urls = urls.join(",");
+                match (login, urls.split_once("://")) {
+                    (Some(login), Some((scheme, hosts))) => {
+                        write!(f, "{scheme}://{login}@{hosts}")
+                    }
+                    _ => f.write_str(&urls),
+                }
+            }
+        }
+    }
+}
+
+// === impl Database ===
+
+impl Database {
+    fn identity(&self) -> String {
+        let mut hosts: Vec<String> =
+            self.hosts.iter().map(|host| host.to_string().to_lowercase()).collect();
+        hosts.sort();
+        // PostgreSQL keeps separate tables per schema, so two schemas are two stores.
+        let schema = self.settings.get("search_path").map_or("", Secret::expose);
+        format!("{}/{}/{schema}", hosts.join(","), self.database)
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(login) = &self.login {
+            write!(f, "{login}@")?;
+        }
+        let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
+        write!(f, "{}/{}", hosts.join(","), self.database)
+    }
+}
+
+// === impl Login ===
+
+impl fmt::Display for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        f.write_str(if self.user.chars().all(is_plain) { &self.user } else { "***" })?;
+        self.password.as_ref().map_or(Ok(()), |password| write!(f, ":{password}"))
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl Host ===
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix({})", path.display()),
+        }
+    }
+}
+
+fn quoted(name: &Option<String>) -> String {
+    name.as_ref().map_or_else(String::new, |name| format!(" `{name}`"))
+}
+
+fn meant(nearest: &Option<&'static str>) -> String {
+    nearest.map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
+}
