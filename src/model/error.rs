@@ -34,7 +34,7 @@ pub enum StoreError {
     /// A mutating transaction names keys of two stores. Final.
     #[error(
         "a transaction that changes keys must lie in one store, but this one names keys of \
-         {first} and {second}; split it, or route both to one store"
+         `{first}` and `{second}`; split it, or route both to one store"
     )]
     TwoStores {
         /// The route of the first key.
@@ -43,7 +43,7 @@ pub enum StoreError {
         second: Arc<str>,
     },
     /// The store can't be used now; nothing of the request was applied. May be tried again.
-    #[error("store {store} is unavailable: {reason}")]
+    #[error("store `{store}` is unavailable: {reason}")]
     Unavailable {
         /// The route's name.
         store: Arc<str>,
@@ -52,7 +52,7 @@ pub enum StoreError {
     },
     /// The connection broke or the disk failed while a write was being committed: it may or may
     /// not be applied. Never to be tried again by itself.
-    #[error("store {store} did not say whether it committed: {reason}")]
+    #[error("store `{store}` did not say whether it committed: {reason}")]
     UnknownOutcome {
         /// The route's name.
         store: Arc<str>,
@@ -60,7 +60,7 @@ pub enum StoreError {
         reason: Arc<str>,
     },
     /// Another node owns the store now; this one must not touch it. Final for this process.
-    #[error("store {store} is owned by {owner}")]
+    #[error("store `{store}` is owned by {owner}")]
     Fenced {
         /// The route's name.
         store: Arc<str>,

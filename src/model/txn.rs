@@ -577,8 +577,13 @@ impl Run<'_, '_> {
         Ok(revision)
     }
 
-    /// An event's `prev` is the key before the whole transaction, which may touch a key twice.
+    /// An event's `prev` is the key before the whole transaction, which may touch a key twice; a put
+    /// that creates the key has none.
     fn record(&mut self, kv: KeyValue, old: Option<KeyValue>) {
+        if kv.version == 1 {
+            self.events.push(Event { kv, prev: None });
+            return;
+        }
         let may_be_second = old.as_ref().is_none_or(|old| old.mod_revision == kv.mod_revision);
         let earlier = self.events.iter().find(|event| may_be_second && event.kv.key == kv.key);
         let prev = earlier.map_or(old, |event| event.prev.clone());

@@ -35,6 +35,9 @@ pub trait Log: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Compacted` where `after + 1` is compacted.
     async fn page(&self, after: Revision, through: Revision) -> Result<Batch>;
+
+    /// The oldest revision that can be read.
+    fn compacted(&self) -> Revision;
 }
 
 /// The newest commits of a store.
@@ -204,6 +207,10 @@ struct Cursor {
 impl Cursor {
     async fn next(&mut self) -> Result<Batch> {
         let journal = self.journal.clone();
+        let compacted = self.log.compacted();
+        if self.is_first && self.after + 1 < compacted {
+            return Err(StoreError::Compacted { compacted });
+        }
         loop {
             let changed = journal.changed.notified();
             tokio::pin!(changed);

@@ -211,4 +211,8 @@ impl Log for Kept {
         let inside = |commit: &&Arc<Commit>| commit.revision > after && commit.revision <= through;
         Ok(Batch { commits: state.log.iter().filter(inside).cloned().collect(), closed: through })
     }
+
+    fn compacted(&self) -> Revision {
+        self.compacted.load(Ordering::Acquire)
+    }
 }

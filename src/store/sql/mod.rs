@@ -260,6 +260,10 @@ impl<D: Database> Log for Inner<D> {
         shared.check_readable(after + 1)?;
         Ok(batch)
     }
+
+    fn compacted(&self) -> Revision {
+        self.shared.compacted.load(Ordering::Acquire)
+    }
 }
 
 // === impl Shared ===

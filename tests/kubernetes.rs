@@ -1,0 +1,135 @@
+//! Kubernetes lives on a node: a real API server, a real controller manager and kubectl work on the
+//! server under test as they do on etcd.
+//!
+//! The story is proven on the reference first: `PLEACH_TEST_SERVER=etcd cargo test --test kubernetes`
+//! tells it to real etcd. The programs it needs come from `tests/peers/build`.
+
+#[path = "kubernetes/bulk.rs"]
+mod bulk;
+#[path = "kubernetes/compaction.rs"]
+mod compaction;
+#[path = "kubernetes/objects.rs"]
+mod objects;
+#[path = "kubernetes/pages.rs"]
+mod pages;
+#[path = "kubernetes/resource.rs"]
+mod resource;
+#[path = "kubernetes/restart.rs"]
+mod restart;
+mod support;
+#[path = "kubernetes/witness.rs"]
+mod witness;
+#[path = "kubernetes/workloads.rs"]
+mod workloads;
+
+use std::{future::Future, time::Instant};
+
+use anyhow::{Context as _, Result};
+use support::{controlplane::ControlPlane, process::Signal, server::Flavour};
+use tokio::sync::Mutex;
+
+/// One control plane keeps a small machine busy, so the tests of this file take turns.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubernetes_lives_on_a_lone_node_as_it_does_on_etcd() {
+    let flavour = match Flavour::etcd_is_asked_for() {
+        true => Flavour::Etcd,
+        false => Flavour::LoneNode,
+    };
+    tell_the_story_to(flavour).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubernetes_lives_on_a_node_with_four_stores() {
+    if Flavour::etcd_is_asked_for() {
+        eprintln!("etcd has one store only: the other test tells it the story");
+        return;
+    }
+    tell_the_story_to(Flavour::FourStores).await;
+}
+
+async fn tell_the_story_to(flavour: Flavour) {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let begin = Instant::now();
+    let mut plane = ControlPlane::new(flavour).expect("a control plane needs its programs");
+    // A failure unwinds from here, past the processes, and so each prints the end of its log.
+    Box::pin(story(&mut plane))
+        .await
+        .expect("the story goes on to its end");
+    eprintln!(
+        "the whole story on {flavour:?}: {:.1} s",
+        begin.elapsed().as_secs_f64()
+    );
+}
+
+async fn story(plane: &mut ControlPlane) -> Result<()> {
+    phase("the server starts with no data", plane.server.start()).await?;
+    phase(
+        "the API server becomes ready on it",
+        plane.start_apiserver(),
+    )
+    .await?;
+    plane.start_controllers()?;
+    phase("namespaces are made", workloads::make_namespaces(plane)).await?;
+    let old_page = compaction::remember_a_page(plane).await?;
+    phase(
+        "a deployment makes a replica set and pods",
+        workloads::deploy(plane),
+    )
+    .await?;
+    phase(
+        "the deployment is scaled, then rolled out",
+        workloads::change(plane),
+    )
+    .await?;
+    phase(
+        "the controller manager renews its lease",
+        workloads::lease_is_renewed(plane),
+    )
+    .await?;
+    phase(
+        "custom resources are listed, watched and changed",
+        objects::widgets(plane),
+    )
+    .await?;
+    phase(
+        "server-side apply finds a conflict",
+        objects::server_side_apply(plane),
+    )
+    .await?;
+    for signal in [Signal::Terminate, Signal::Kill] {
+        let purpose = format!("watches survive a restart of the server by {signal:?}");
+        phase(&purpose, restart::watches_survive(plane, signal)).await?;
+    }
+    phase(
+        "the lease is renewed after that, too",
+        workloads::lease_is_renewed(plane),
+    )
+    .await?;
+    phase(
+        "the API server compacts",
+        compaction::advances(plane, &old_page),
+    )
+    .await?;
+    phase(
+        "10,000 objects are made and listed",
+        bulk::ten_thousand_objects(plane),
+    )
+    .await?;
+    phase(
+        "a namespace ends with all it holds",
+        workloads::namespace_ends(plane),
+    )
+    .await?;
+    plane.ensure_running()
+}
+
+/// Says what is going to be shown, and afterwards how long it took.
+async fn phase<T>(purpose: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    eprintln!("-- {purpose}");
+    let begin = Instant::now();
+    let outcome = work.await.with_context(|| format!("phase: {purpose}"))?;
+    eprintln!("   {:.1} s", begin.elapsed().as_secs_f64());
+    Ok(outcome)
+}

@@ -1,0 +1,168 @@
+//! Server processes of the test's own: a real etcd, or the node under test.
+
+use std::{
+    env,
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use pleach::proto::etcdserverpb as pb;
+use tempfile::TempDir;
+
+use crate::request::{Answer, Client, Request};
+
+/// A single etcd elects itself after a second; the rest is for a busy machine.
+const START_WAIT_MAX: Duration = Duration::from_secs(60);
+const START_POLL_PAUSE: Duration = Duration::from_millis(20);
+
+/// Which program answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Etcd,
+    /// Differs from other etcds in one known way, to prove what the oracle does with a difference.
+    EtcdWithSmallTxns,
+    Node,
+    /// A node whose routes send four of the five prefixes to stores of their own.
+    NodeOfFiveStores,
+}
+
+/// A running process with fresh data. It is killed, by its process id, when this value goes.
+#[derive(Debug)]
+pub struct Server {
+    process: Child,
+    log: PathBuf,
+    pub url: String,
+    _data: TempDir,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    /// `kind`, unless the environment asks to prove the oracle itself with etcd on both sides.
+    pub fn or_as_asked(self) -> Self {
+        match env::var("PLEACH_TEST_SERVER").as_deref() {
+            Ok("etcd") => Self::Etcd,
+            _ => self,
+        }
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Starts a server and waits until it answers.
+    pub async fn start(kind: Kind) -> Result<(Self, Client)> {
+        let data = TempDir::new()?;
+        let log = data.path().join("log");
+        let url = format!("http://127.0.0.1:{}", free_port()?);
+        let mut command = match kind {
+            Kind::Etcd => etcd(data.path(), &url)?,
+            Kind::EtcdWithSmallTxns => {
+                let mut command = etcd(data.path(), &url)?;
+                command.args(["--max-txn-ops", "3"]);
+                command
+            }
+            Kind::Node => node(data.path(), &url),
+            Kind::NodeOfFiveStores => {
+                let topology = write_topology(data.path())?;
+                let mut command = node(data.path(), &url);
+                command.arg("--topology").arg(topology);
+                command
+            }
+        };
+        let output = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let process = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let mut server = Self { process, log, url, _data: data };
+        let client = server.ready().await?;
+        Ok((server, client))
+    }
+
+    async fn ready(&mut self) -> Result<Client> {
+        let deadline = Instant::now() + START_WAIT_MAX;
+        let probe = Request::Range(pb::RangeRequest { key: "ready".into(), ..Default::default() });
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                bail!("the server ended with {status} at its start:\n{}", self.last_words());
+            }
+            if let Ok(mut client) = Client::connect(&self.url).await
+                && matches!(client.ask(&probe).await, Answer::Range(_))
+            {
+                return Ok(client);
+            }
+            if Instant::now() > deadline {
+                bail!("no answer from the server at {}:\n{}", self.url, self.last_words());
+            }
+            tokio::time::sleep(START_POLL_PAUSE).await;
+        }
+    }
+
+    /// The end of what the process wrote, for the report of a failure.
+    pub fn last_words(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let tail = &log[log.len().saturating_sub(3000)..];
+        String::from_utf8_lossy(tail).into_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only when the process has ended already, which is what is wanted.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn etcd(data: &Path, url: &str) -> Result<Command> {
+    let peers = env::var_os("PLEACH_PEERS_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers"), PathBuf::from);
+    let program = peers.join("etcd");
+    if !program.is_file() {
+        bail!(
+            "the oracle needs a real etcd at {}: run `tests/peers/build etcd`, or set \
+             PLEACH_PEERS_DIR to where one is",
+            program.display()
+        );
+    }
+    let peer_url = format!("http://127.0.0.1:{}", free_port()?);
+    let mut command = Command::new(program);
+    command.args(["--name", "oracle", "--log-level", "error", "--unsafe-no-fsync"]);
+    command.arg("--data-dir").arg(data.join("etcd"));
+    command.args(["--listen-client-urls", url, "--advertise-client-urls", url]);
+    command.args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url]);
+    command.args(["--initial-cluster", &format!("oracle={peer_url}")]);
+    Ok(command)
+}
+
+fn node(data: &Path, url: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
+    command.args(["serve", "--listen-client-urls", url, "--advertise-client-urls", url]);
+    command.arg("--data-dir").arg(data.join("node"));
+    command
+}
+
+/// The prefixes that `Kind::NodeOfFiveStores` routes, each also the name of its route but for the
+/// slash. All else goes to the default store.
+pub const ROUTED_PREFIXES: [&str; 4] = ["/a", "/b", "/c", "/d"];
+
+fn write_topology(data: &Path) -> Result<PathBuf> {
+    let mut text = String::from("backends:\n");
+    for prefix in ROUTED_PREFIXES {
+        let name = &prefix[1..];
+        let endpoint = format!("sqlite://{}", data.join(name).with_extension("db").display());
+        text +=
+            &format!("- name: {name}\n  endpoint: {endpoint}\n  prefix:\n    prefix: {prefix}\n");
+    }
+    let path = data.join("topology.yaml");
+    fs::write(&path, text)?;
+    Ok(path)
+}
+
+/// A port that was free a moment ago. Nobody can promise more; a clash fails the start loudly.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}

@@ -1,0 +1,157 @@
+//! The etcd server under test: real etcd, which is the reference, or a Pleach node.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    peers::{free_port, peer},
+    process::{Process, Signal, eventually},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flavour {
+    Etcd,
+    /// A node with one embedded store.
+    LoneNode,
+    /// A node whose routes send pods of a namespace, leases and widgets to stores of their own.
+    FourStores,
+}
+
+/// A server that can be stopped, and started again on the same port and data.
+pub(crate) struct Server {
+    flavour: Flavour,
+    folder: PathBuf,
+    client_url: String,
+    peer_url: String,
+    process: Option<Process>,
+}
+
+// === impl Flavour ===
+
+impl Flavour {
+    /// `PLEACH_TEST_SERVER=etcd` tells the story to real etcd, which proves the story itself.
+    pub(crate) fn etcd_is_asked_for() -> bool {
+        env::var("PLEACH_TEST_SERVER").is_ok_and(|server| server == "etcd")
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Chooses ports and writes what the server needs into the folder. Nothing runs yet.
+    pub(crate) fn new(flavour: Flavour, folder: &Path) -> Result<Self> {
+        if flavour == Flavour::FourStores {
+            fs::write(folder.join("topology.yaml"), topology(folder))?;
+        }
+        Ok(Self {
+            flavour,
+            folder: folder.to_owned(),
+            client_url: format!("http://127.0.0.1:{}", free_port()?),
+            peer_url: format!("http://127.0.0.1:{}", free_port()?),
+            process: None,
+        })
+    }
+
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.client_url
+    }
+
+    /// Starts the process and waits until it answers a read.
+    pub(crate) async fn start(&mut self) -> Result<()> {
+        ensure!(self.process.is_none(), "the server runs already");
+        let process = match self.flavour {
+            Flavour::Etcd => self.start_etcd()?,
+            Flavour::LoneNode | Flavour::FourStores => self.start_pleach()?,
+        };
+        let process = self.process.insert(process);
+        let endpoint = &self.client_url;
+        eventually("the server answers", Duration::from_secs(30), async || {
+            process.ensure_running()?;
+            etcd_client::Client::connect([endpoint], None)
+                .await?
+                .get("health", None)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn stop(&mut self, signal: Signal) -> Result<()> {
+        let process = self.process.take().context("the server does not run")?;
+        process.stop(signal).await?;
+        Ok(())
+    }
+
+    pub(crate) fn ensure_running(&mut self) -> Result<()> {
+        self.process
+            .as_mut()
+            .context("the server does not run")?
+            .ensure_running()
+    }
+
+    fn start_etcd(&self) -> Result<Process> {
+        let Self {
+            client_url,
+            peer_url,
+            folder,
+            ..
+        } = self;
+        let arguments = [
+            format!("--data-dir={}", folder.join("data").display()),
+            format!("--listen-client-urls={client_url}"),
+            format!("--advertise-client-urls={client_url}"),
+            format!("--listen-peer-urls={peer_url}"),
+            format!("--initial-advertise-peer-urls={peer_url}"),
+            format!("--initial-cluster=default={peer_url}"),
+        ];
+        Process::start("etcd", &peer("etcd")?, folder, &arguments)
+    }
+
+    fn start_pleach(&self) -> Result<Process> {
+        let Self {
+            client_url, folder, ..
+        } = self;
+        let mut arguments = vec![
+            "serve".to_owned(),
+            format!("--listen-client-urls={client_url}"),
+            format!("--advertise-client-urls={client_url}"),
+            format!("--data-dir={}", folder.join("data").display()),
+        ];
+        if self.flavour == Flavour::FourStores {
+            arguments.push(format!(
+                "--topology={}",
+                folder.join("topology.yaml").display()
+            ));
+        }
+        Process::start(
+            "pleach",
+            Path::new(env!("CARGO_BIN_EXE_pleach")),
+            folder,
+            &arguments,
+        )
+    }
+}
+
+/// Three routes in HariKube's form; the default store takes the rest.
+fn topology(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "\
+backends:
+  - name: team-a-pods
+    endpoint: sqlite://{folder}/pods.db
+    namespace: {{ namespace: team-a, kinds: [pods] }}
+  - name: leases
+    endpoint: sqlite://{folder}/leases.db
+    prefix: {{ prefix: leases }}
+  - name: widgets
+    endpoint: sqlite://{folder}/widgets.db
+    customresource: {{ group: pleach.example.com, kind: widgets }}
+"
+    )
+}
