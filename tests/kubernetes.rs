@@ -54,74 +54,29 @@ async fn tell_the_story_to(flavour: Flavour) {
     let begin = Instant::now();
     let mut plane = ControlPlane::new(flavour).expect("a control plane needs its programs");
     // A failure unwinds from here, past the processes, and so each prints the end of its log.
-    Box::pin(story(&mut plane))
-        .await
-        .expect("the story goes on to its end");
-    eprintln!(
-        "the whole story on {flavour:?}: {:.1} s",
-        begin.elapsed().as_secs_f64()
-    );
+    Box::pin(story(&mut plane)).await.expect("the story goes on to its end");
+    eprintln!("the whole story on {flavour:?}: {:.1} s", begin.elapsed().as_secs_f64());
 }
 
 async fn story(plane: &mut ControlPlane) -> Result<()> {
     phase("the server starts with no data", plane.server.start()).await?;
-    phase(
-        "the API server becomes ready on it",
-        plane.start_apiserver(),
-    )
-    .await?;
+    phase("the API server becomes ready on it", plane.start_apiserver()).await?;
     plane.start_controllers()?;
     phase("namespaces are made", workloads::make_namespaces(plane)).await?;
     let old_page = compaction::remember_a_page(plane).await?;
-    phase(
-        "a deployment makes a replica set and pods",
-        workloads::deploy(plane),
-    )
-    .await?;
-    phase(
-        "the deployment is scaled, then rolled out",
-        workloads::change(plane),
-    )
-    .await?;
-    phase(
-        "the controller manager renews its lease",
-        workloads::lease_is_renewed(plane),
-    )
-    .await?;
-    phase(
-        "custom resources are listed, watched and changed",
-        objects::widgets(plane),
-    )
-    .await?;
-    phase(
-        "server-side apply finds a conflict",
-        objects::server_side_apply(plane),
-    )
-    .await?;
+    phase("a deployment makes a replica set and pods", workloads::deploy(plane)).await?;
+    phase("the deployment is scaled, then rolled out", workloads::change(plane)).await?;
+    phase("the controller manager renews its lease", workloads::lease_is_renewed(plane)).await?;
+    phase("custom resources are listed, watched and changed", objects::widgets(plane)).await?;
+    phase("server-side apply finds a conflict", objects::server_side_apply(plane)).await?;
     for signal in [Signal::Terminate, Signal::Kill] {
         let purpose = format!("watches survive a restart of the server by {signal:?}");
         phase(&purpose, restart::watches_survive(plane, signal)).await?;
     }
-    phase(
-        "the lease is renewed after that, too",
-        workloads::lease_is_renewed(plane),
-    )
-    .await?;
-    phase(
-        "the API server compacts",
-        compaction::advances(plane, &old_page),
-    )
-    .await?;
-    phase(
-        "10,000 objects are made and listed",
-        bulk::ten_thousand_objects(plane),
-    )
-    .await?;
-    phase(
-        "a namespace ends with all it holds",
-        workloads::namespace_ends(plane),
-    )
-    .await?;
+    phase("the lease is renewed after that, too", workloads::lease_is_renewed(plane)).await?;
+    phase("the API server compacts", compaction::advances(plane, &old_page)).await?;
+    phase("10,000 objects are made and listed", bulk::ten_thousand_objects(plane)).await?;
+    phase("a namespace ends with all it holds", workloads::namespace_ends(plane)).await?;
     plane.ensure_running()
 }
 

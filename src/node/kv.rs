@@ -131,6 +131,8 @@ impl Node {
             if chunks.op.keys_only {
                 kvs.iter_mut().for_each(|kv| kv.lease = 0);
             }
+            // Only what may be asked of a stream is left to sort by, and, as in etcd, piece by piece.
+            chunks.op.sort(&mut kvs);
             let Some(next) = page.next else {
                 let count = chunks.sent;
                 return Ok(Some(chunks.last(kvs, false, count)));

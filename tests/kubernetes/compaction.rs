@@ -24,15 +24,10 @@ pub(crate) struct Bookmark {
 /// Reads the first page of a list, and keeps the way to the second.
 pub(crate) async fn remember_a_page(plane: &ControlPlane) -> Result<Bookmark> {
     let page = plane.api.get("/api/v1/namespaces?limit=1").await?;
-    let token = page["metadata"]["continue"]
-        .as_str()
-        .context("there is a second page")?;
+    let token = page["metadata"]["continue"].as_str().context("there is a second page")?;
     let path = format!("/api/v1/namespaces?limit=1&continue={token}");
     plane.api.get(&path).await?;
-    Ok(Bookmark {
-        path,
-        revision: revision(&page)?,
-    })
+    Ok(Bookmark { path, revision: revision(&page)? })
 }
 
 /// Waits until the API server has compacted twice since it started, and past an old page. The store
@@ -41,51 +36,32 @@ pub(crate) async fn advances(plane: &ControlPlane, old_page: &Bookmark) -> Resul
     let mut client = Box::pin(Client::connect([plane.server.endpoint()], None)).await?;
     let compacted = eventually("two compactions", COMPACTION_DEADLINE, async || {
         let answer = client.get(COMPACTION_KEY, None).await?;
-        let record = answer
-            .kvs()
-            .first()
-            .context("the API server has not compacted yet")?;
+        let record = answer.kvs().first().context("the API server has not compacted yet")?;
         let compacted: i64 = record.value_str()?.parse()?;
         // The first round only writes a zero; each one after that compacts.
         let rounds = record.version() - 1;
         ensure!(rounds >= 2, "{rounds} rounds");
-        ensure!(
-            compacted > i64::try_from(old_page.revision)?,
-            "compacted up to {compacted}"
-        );
+        ensure!(compacted > i64::try_from(old_page.revision)?, "compacted up to {compacted}");
         Ok(compacted)
     })
     .await?;
 
-    let below = eventually(
-        "the old revision is gone",
-        COMPACTION_DEADLINE,
-        async || {
-            let read = GetOptions::new().with_revision(compacted - 1);
-            match client.get(COMPACTION_KEY, Some(read)).await {
-                Ok(_) => bail!("revision {} can still be read", compacted - 1),
-                Err(error) => Ok(error.to_string()),
-            }
-        },
-    )
+    let below = eventually("the old revision is gone", COMPACTION_DEADLINE, async || {
+        let read = GetOptions::new().with_revision(compacted - 1);
+        match client.get(COMPACTION_KEY, Some(read)).await {
+            Ok(_) => bail!("revision {} can still be read", compacted - 1),
+            Err(error) => Ok(error.to_string()),
+        }
+    })
     .await?;
     let wanted = "etcdserver: mvcc: required revision has been compacted";
     ensure!(below.contains(wanted), "the reason is {below:?}");
 
-    eventually(
-        "the old page has expired",
-        COMPACTION_DEADLINE,
-        async || {
-            let answer = plane.api.send(Method::GET, &old_page.path, None).await?;
-            ensure!(
-                answer.status == StatusCode::GONE,
-                "{}: {}",
-                answer.status,
-                answer.body
-            );
-            ensure!(answer.body["reason"] == "Expired", "{}", answer.body);
-            Ok(())
-        },
-    )
+    eventually("the old page has expired", COMPACTION_DEADLINE, async || {
+        let answer = plane.api.send(Method::GET, &old_page.path, None).await?;
+        ensure!(answer.status == StatusCode::GONE, "{}: {}", answer.status, answer.body);
+        ensure!(answer.body["reason"] == "Expired", "{}", answer.body);
+        Ok(())
+    })
     .await
 }

@@ -26,34 +26,17 @@ pub(crate) async fn widgets(plane: &ControlPlane) -> Result<()> {
 
     for_each_widget(api, Method::POST, WIDGET_COUNT).await?;
     let pages = list_in_pages(api, &collection, 50).await?;
-    ensure!(
-        pages.count == WIDGET_COUNT,
-        "the pages hold {} widgets",
-        pages.count
-    );
-    let arguments = [
-        "get",
-        "widgets",
-        "-n",
-        TEAM_A,
-        "--chunk-size=50",
-        "-o",
-        "name",
-    ];
+    ensure!(pages.count == WIDGET_COUNT, "the pages hold {} widgets", pages.count);
+    let arguments = ["get", "widgets", "-n", TEAM_A, "--chunk-size=50", "-o", "name"];
     let printed = plane.kubectl(&arguments).await?.lines().count();
     ensure!(printed == WIDGET_COUNT, "kubectl prints {printed} widgets");
 
     for_each_widget(api, Method::PATCH, PATCH_COUNT).await?;
     let list = api.get(&collection).await?;
-    let grown = items(&list)?
-        .iter()
-        .filter(|widget| widget["spec"]["size"] == 2)
-        .count();
+    let grown = items(&list)?.iter().filter(|widget| widget["spec"]["size"] == 2).count();
     ensure!(grown == PATCH_COUNT, "{grown} widgets were patched");
 
-    api.send(Method::DELETE, &collection, None)
-        .await?
-        .success(&collection)?;
+    api.send(Method::DELETE, &collection, None).await?.success(&collection)?;
     let history = witness.agrees_with_a_list().await?;
     for (change, wanted) in [
         (Change::Added, WIDGET_COUNT),
@@ -73,59 +56,24 @@ pub(crate) async fn server_side_apply(plane: &ControlPlane) -> Result<()> {
         object["data"] = json!({ "colour": colour });
         let file = plane.manifest(&format!("shared-{manager}.json"), &object)?;
         let manager = format!("--field-manager={manager}");
-        let arguments = [
-            "apply",
-            "--server-side",
-            &manager,
-            "-n",
-            TEAM_B,
-            "-f",
-            &file,
-        ];
+        let arguments = ["apply", "--server-side", &manager, "-n", TEAM_B, "-f", &file];
         plane.try_kubectl(&[&arguments, more].concat()).await
     };
     let first = apply("painter", "red", &[]).await?;
-    ensure!(
-        first.status.success(),
-        "{}",
-        String::from_utf8_lossy(&first.stderr)
-    );
+    ensure!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
 
     let refused = apply("decorator", "blue", &[]).await?;
     let reason = String::from_utf8_lossy(&refused.stderr).into_owned();
-    ensure!(
-        !refused.status.success(),
-        "the second manager took the field without force"
-    );
-    ensure!(
-        reason.contains("conflict with \"painter\""),
-        "the refusal is no conflict: {reason}"
-    );
+    ensure!(!refused.status.success(), "the second manager took the field without force");
+    ensure!(reason.contains("conflict with \"painter\""), "the refusal is no conflict: {reason}");
 
     let forced = apply("decorator", "blue", &["--force-conflicts"]).await?;
-    ensure!(
-        forced.status.success(),
-        "{}",
-        String::from_utf8_lossy(&forced.stderr)
-    );
-    let object = plane
-        .api
-        .get(&format!("{}/shared", CONFIGMAPS.within(TEAM_B)))
-        .await?;
-    ensure!(
-        object["data"]["colour"] == "blue",
-        "the field is {}",
-        object["data"]["colour"]
-    );
-    let entries = object["metadata"]["managedFields"]
-        .as_array()
-        .context("fields are managed")?;
+    ensure!(forced.status.success(), "{}", String::from_utf8_lossy(&forced.stderr));
+    let object = plane.api.get(&format!("{}/shared", CONFIGMAPS.within(TEAM_B))).await?;
+    ensure!(object["data"]["colour"] == "blue", "the field is {}", object["data"]["colour"]);
+    let entries = object["metadata"]["managedFields"].as_array().context("fields are managed")?;
     let owns = |entry: &&Value| !entry["fieldsV1"]["f:data"]["f:colour"].is_null();
-    let owners: Vec<_> = entries
-        .iter()
-        .filter(owns)
-        .map(|entry| &entry["manager"])
-        .collect();
+    let owners: Vec<_> = entries.iter().filter(owns).map(|entry| &entry["manager"]).collect();
     ensure!(owners == ["decorator"], "the field belongs to {owners:?}");
     Ok(())
 }
@@ -150,9 +98,7 @@ async fn define_widgets(plane: &ControlPlane) -> Result<()> {
     let file = plane.manifest("widgets.json", &definition)?;
     plane.kubectl(&["apply", "-f", &file]).await?;
     let name = "crd/widgets.pleach.example.com";
-    plane
-        .kubectl(&["wait", "--for=condition=Established", name, "--timeout=30s"])
-        .await?;
+    plane.kubectl(&["wait", "--for=condition=Established", name, "--timeout=30s"]).await?;
     eventually("widgets are served", Duration::from_secs(30), async || {
         plane.api.get(&WIDGETS.everywhere()).await
     })
@@ -167,15 +113,10 @@ async fn for_each_widget(api: Api, method: Method, count: usize) -> Result<()> {
         .try_for_each_concurrent(WRITERS, async |number| {
             let name = format!("widget-{number:03}");
             let (path, body) = match method {
-                Method::PATCH => (
-                    format!("{collection}/{name}"),
-                    json!({ "spec": { "size": 2 } }),
-                ),
+                Method::PATCH => (format!("{collection}/{name}"), json!({ "spec": { "size": 2 } })),
                 _ => (collection.clone(), WIDGETS.object(&name)),
             };
-            api.send(method.clone(), &path, Some(&body))
-                .await?
-                .success(&path)?;
+            api.send(method.clone(), &path, Some(&body)).await?.success(&path)?;
             Ok(())
         })
         .await

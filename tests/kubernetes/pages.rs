@@ -33,28 +33,16 @@ pub(crate) async fn list_in_pages(api: Api, path: &str, limit: usize) -> Result<
             ensure!(names.insert(name.clone()), "{path} lists {name} twice");
         }
         revisions.insert(revision(&page)?);
-        token = page["metadata"]["continue"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
+        token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
         if token.is_empty() {
             break;
         }
-        ensure!(
-            items(&page)?.len() == limit,
-            "a page in the middle of {path} is not full"
-        );
+        ensure!(items(&page)?.len() == limit, "a page in the middle of {path} is not full");
         let remaining = page["metadata"]["remainingItemCount"].as_u64();
-        remaining_after.push((
-            names.len(),
-            remaining.context("a page says how many remain")?,
-        ));
+        remaining_after.push((names.len(), remaining.context("a page says how many remain")?));
     }
     let revision = revisions.pop_first().context("a list has a revision")?;
-    ensure!(
-        revisions.is_empty(),
-        "pages of {path} are of {revision} and of {revisions:?}"
-    );
+    ensure!(revisions.is_empty(), "pages of {path} are of {revision} and of {revisions:?}");
     let count = names.len();
     for (seen, remaining) in remaining_after {
         ensure!(
@@ -62,20 +50,13 @@ pub(crate) async fn list_in_pages(api: Api, path: &str, limit: usize) -> Result<
             "{path}: {remaining} of {count} remain after {seen}"
         );
     }
-    Ok(Pages {
-        names,
-        count,
-        revision,
-    })
+    Ok(Pages { names, count, revision })
 }
 
 /// Lists `path` at once. The query goes behind the path as it is.
 pub(crate) async fn list_at_once(api: Api, path: &str, query: &str) -> Result<BTreeSet<String>> {
     let list = api.get(&format!("{path}{query}")).await?;
     let names: BTreeSet<_> = items(&list)?.iter().map(full_name).collect::<Result<_>>()?;
-    ensure!(
-        names.len() == items(&list)?.len(),
-        "{path}{query} lists an object twice"
-    );
+    ensure!(names.len() == items(&list)?.len(), "{path}{query} lists an object twice");
     Ok(names)
 }

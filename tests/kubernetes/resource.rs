@@ -15,18 +15,10 @@ pub(crate) struct Resource {
     pub(crate) plural: &'static str,
 }
 
-pub(crate) const CONFIGMAPS: Resource = Resource {
-    group_path: "/api/v1",
-    api_version: "v1",
-    kind: "ConfigMap",
-    plural: "configmaps",
-};
-pub(crate) const PODS: Resource = Resource {
-    group_path: "/api/v1",
-    api_version: "v1",
-    kind: "Pod",
-    plural: "pods",
-};
+pub(crate) const CONFIGMAPS: Resource =
+    Resource { group_path: "/api/v1", api_version: "v1", kind: "ConfigMap", plural: "configmaps" };
+pub(crate) const PODS: Resource =
+    Resource { group_path: "/api/v1", api_version: "v1", kind: "Pod", plural: "pods" };
 pub(crate) const LEASES: Resource = Resource {
     group_path: "/apis/coordination.k8s.io/v1",
     api_version: "coordination.k8s.io/v1",
@@ -85,9 +77,7 @@ impl Resource {
 
 /// `namespace/name`, which names an object among all of its kind.
 pub(crate) fn full_name(object: &Value) -> Result<String> {
-    let name = object["metadata"]["name"]
-        .as_str()
-        .context("an object has a name")?;
+    let name = object["metadata"]["name"].as_str().context("an object has a name")?;
     Ok(match object["metadata"]["namespace"].as_str() {
         Some(namespace) => format!("{namespace}/{name}"),
         None => name.to_owned(),
@@ -96,11 +86,8 @@ pub(crate) fn full_name(object: &Value) -> Result<String> {
 
 /// The revision of an object, or the one as of which a list was read.
 pub(crate) fn revision(of: &Value) -> Result<u64> {
-    let text = of["metadata"]["resourceVersion"]
-        .as_str()
-        .context("there is a resourceVersion")?;
-    text.parse()
-        .with_context(|| format!("resourceVersion {text:?} is a number"))
+    let text = of["metadata"]["resourceVersion"].as_str().context("there is a resourceVersion")?;
+    text.parse().with_context(|| format!("resourceVersion {text:?} is a number"))
 }
 
 pub(crate) fn items(list: &Value) -> Result<&Vec<Value>> {

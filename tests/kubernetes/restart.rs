@@ -85,20 +85,14 @@ pub(crate) async fn watches_survive(plane: &mut ControlPlane, signal: Signal) ->
         let resource = writer.resource;
         let refused = writer.progress.refused.load(Ordering::Relaxed);
         let (ledger, history) = writer.finish().await?;
-        ledger
-            .agrees_with(&history)
-            .with_context(|| format!("{resource:?}"))?;
+        ledger.agrees_with(&history).with_context(|| format!("{resource:?}"))?;
         eprintln!(
             "   {}: {} writes acknowledged, {refused} turns refused, {} events",
             resource.plural,
             ledger.written.len() + ledger.deleted.len(),
             history.events.len(),
         );
-        ensure!(
-            history.resumed == 0,
-            "the restart ended the watch of {}",
-            resource.plural
-        );
+        ensure!(history.resumed == 0, "the restart ended the watch of {}", resource.plural);
         if resource.plural == PODS.plural {
             kubectl_has_printed(&printer, &ledger).await?;
         }
@@ -118,12 +112,7 @@ impl Writer {
             let outcome = write(resource, api, round, shared).await;
             outcome.inspect_err(|error| eprintln!("   the writer of {resource:?}: {error:#}"))
         });
-        Ok(Self {
-            resource,
-            witness,
-            progress,
-            task,
-        })
+        Ok(Self { resource, witness, progress, task })
     }
 
     /// Stops the writer, then lets the witness see the end of what was written.
@@ -168,24 +157,18 @@ async fn write_one(
     collection: &str,
     name: &str,
 ) -> Result<bool> {
-    let made = connection
-        .send(Method::POST, collection, Some(&resource.object(name)))
-        .await?;
+    let made = connection.send(Method::POST, collection, Some(&resource.object(name))).await?;
     if !made.status.is_success() {
         return Ok(false);
     }
     let full_name = full_name(&made.body)?;
-    ledger
-        .written
-        .push((full_name.clone(), revision(&made.body)?));
+    ledger.written.push((full_name.clone(), revision(&made.body)?));
 
     let path = format!("{collection}/{name}");
     let patch = json!({ "metadata": { "annotations": { "turn": name } } });
     let patched = connection.send(Method::PATCH, &path, Some(&patch)).await?;
     if patched.status.is_success() {
-        ledger
-            .written
-            .push((full_name.clone(), revision(&patched.body)?));
+        ledger.written.push((full_name.clone(), revision(&patched.body)?));
     }
     let stays = ledger.written.len() % 4 < 2;
     if stays {
@@ -207,11 +190,7 @@ async fn writes_go_on(writers: &[Writer]) -> Result<()> {
         let what = format!("the writer of {} goes on", writer.resource.plural);
         eventually(&what, DEADLINE, async || {
             ensure!(!writer.task.is_finished(), "it has ended");
-            ensure!(
-                acknowledged() >= goal,
-                "it is at {} of {goal}",
-                acknowledged()
-            );
+            ensure!(acknowledged() >= goal, "it is at {} of {goal}", acknowledged());
             Ok(())
         })
         .await?;
@@ -224,25 +203,12 @@ async fn writes_go_on(writers: &[Writer]) -> Result<()> {
 async fn api_server_misses_its_store(plane: &ControlPlane, writers: &[Writer]) -> Result<()> {
     eventually("the API server misses its store", DEADLINE, async || {
         let health = plane.api.send(Method::GET, "/readyz/etcd", None).await?;
-        ensure!(
-            !health.status.is_success(),
-            "it takes its store for healthy"
-        );
-        for Writer {
-            resource, progress, ..
-        } in writers
-        {
+        ensure!(!health.status.is_success(), "it takes its store for healthy");
+        for Writer { resource, progress, .. } in writers {
             let begun = progress.begun.load(Ordering::Relaxed);
             let ended = [&progress.acknowledged, &progress.refused];
-            let ended: usize = ended
-                .iter()
-                .map(|counter| counter.load(Ordering::Relaxed))
-                .sum();
-            ensure!(
-                begun > ended,
-                "no write of {} is in flight",
-                resource.plural
-            );
+            let ended: usize = ended.iter().map(|counter| counter.load(Ordering::Relaxed)).sum();
+            ensure!(begun > ended, "no write of {} is in flight", resource.plural);
         }
         Ok(())
     })
@@ -254,11 +220,8 @@ async fn api_server_misses_its_store(plane: &ControlPlane, writers: &[Writer]) -
 impl Ledger {
     /// Every acknowledged write is an event of its own, and its object is there, or gone, at the end.
     fn agrees_with(&self, history: &History) -> Result<()> {
-        let shown: BTreeSet<_> = history
-            .events
-            .iter()
-            .map(|seen| (seen.name.as_str(), seen.revision))
-            .collect();
+        let shown: BTreeSet<_> =
+            history.events.iter().map(|seen| (seen.name.as_str(), seen.revision)).collect();
         for (name, revision) in &self.written {
             let is_shown = shown.contains(&(name.as_str(), *revision));
             ensure!(is_shown, "no event shows {name} at revision {revision}");
@@ -273,10 +236,7 @@ impl Ledger {
             .map(|seen| &seen.name)
             .collect();
         let unseen = self.deleted.iter().find(|name| !deletions.contains(name));
-        ensure!(
-            unseen.is_none(),
-            "no event shows that {unseen:?} was deleted"
-        );
+        ensure!(unseen.is_none(), "no event shows that {unseen:?} was deleted");
         let risen = self.deleted.iter().find(|name| present.contains_key(*name));
         ensure!(risen.is_none(), "{risen:?} was deleted and is there again");
         Ok(())
@@ -289,31 +249,19 @@ fn start_kubectl_watch(plane: &ControlPlane, signal: Signal) -> Result<Process> 
     let line =
         "{.object.metadata.namespace}/{.object.metadata.name} {.object.metadata.resourceVersion}";
     let format = format!("jsonpath={line}{{\"\\n\"}}");
-    let arguments = [
-        "get",
-        "pods",
-        "-A",
-        "--watch",
-        "--output-watch-events",
-        "-o",
-        &format,
-    ];
+    let arguments = ["get", "pods", "-A", "--watch", "--output-watch-events", "-o", &format];
     plane.start_kubectl(&format!("kubectl-watch-{signal:?}"), &arguments)
 }
 
 async fn kubectl_has_printed(printer: &Process, ledger: &Ledger) -> Result<()> {
-    eventually(
-        "kubectl has printed each pod that was written",
-        DEADLINE,
-        async || {
-            let output = printer.output()?;
-            let lines: BTreeSet<_> = output.lines().collect();
-            for (name, revision) in &ledger.written {
-                let line = format!("{name} {revision}");
-                ensure!(lines.contains(line.as_str()), "it has not printed {line}");
-            }
-            Ok(())
-        },
-    )
+    eventually("kubectl has printed each pod that was written", DEADLINE, async || {
+        let output = printer.output()?;
+        let lines: BTreeSet<_> = output.lines().collect();
+        for (name, revision) in &ledger.written {
+            let line = format!("{name} {revision}");
+            ensure!(lines.contains(line.as_str()), "it has not printed {line}");
+        }
+        Ok(())
+    })
     .await
 }

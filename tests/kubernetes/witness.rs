@@ -54,18 +54,10 @@ impl Witness {
         let path = resource.everywhere();
         let list = api.get(&path).await?;
         let from = revision(&list)?;
-        let history = History {
-            base: objects_by_name(&list)?,
-            ..History::default()
-        };
+        let history = History { base: objects_by_name(&list)?, ..History::default() };
         let history = Arc::new(Mutex::new(history));
         let task = tokio::spawn(follow(api, path.clone(), from, Arc::clone(&history)));
-        Ok(Self {
-            api,
-            path,
-            history,
-            task,
-        })
+        Ok(Self { api, path, history, task })
     }
 
     /// Waits until the witness has been shown all that a list shows now, and checks that replaying
@@ -80,10 +72,7 @@ impl Witness {
             let replayed = history.replay_until(at)?;
             for (name, revision) in &listed {
                 let shown = replayed.get(name);
-                ensure!(
-                    shown == Some(revision),
-                    "{name} of revision {revision}: {shown:?}"
-                );
+                ensure!(shown == Some(revision), "{name} of revision {revision}: {shown:?}");
             }
             let gone = replayed.keys().find(|name| !listed.contains_key(*name));
             ensure!(gone.is_none(), "{gone:?} is gone, but no event said so");
@@ -93,10 +82,7 @@ impl Witness {
     }
 
     fn history(&self) -> History {
-        self.history
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -110,10 +96,7 @@ impl Drop for Witness {
 
 impl History {
     pub(crate) fn count(&self, change: Change) -> usize {
-        self.events
-            .iter()
-            .filter(|seen| seen.change == change)
-            .count()
+        self.events.iter().filter(|seen| seen.change == change).count()
     }
 
     /// What the events so far have left.
@@ -148,24 +131,14 @@ impl History {
             Some("DELETED") => Change::Deleted,
             Some("BOOKMARK") => {
                 let bookmark = revision(object)?;
-                ensure!(
-                    bookmark >= *position,
-                    "bookmark {bookmark} comes after {position}"
-                );
+                ensure!(bookmark >= *position, "bookmark {bookmark} comes after {position}");
                 *position = bookmark;
                 return Ok(());
             }
             _ => bail!("{line}"),
         };
-        let seen = Seen {
-            change,
-            name: full_name(object)?,
-            revision: revision(object)?,
-        };
-        ensure!(
-            seen.revision > *position,
-            "{seen:?} comes after revision {position}"
-        );
+        let seen = Seen { change, name: full_name(object)?, revision: revision(object)? };
+        ensure!(seen.revision > *position, "{seen:?} comes after revision {position}");
         *position = seen.revision;
         self.events.push(seen);
         Ok(())
@@ -193,8 +166,5 @@ async fn follow(api: Api, path: String, mut position: u64, history: Arc<Mutex<Hi
 }
 
 fn objects_by_name(list: &Value) -> Result<BTreeMap<String, u64>> {
-    items(list)?
-        .iter()
-        .map(|item| Ok((full_name(item)?, revision(item)?)))
-        .collect()
+    items(list)?.iter().map(|item| Ok((full_name(item)?, revision(item)?))).collect()
 }

@@ -68,12 +68,6 @@ const MEANT: &[Meant] = &[
         settle: unsorted_streams,
     },
     Meant {
-        what: "the refusal of a request over 2 MiB",
-        why: "etcd's gRPC library refuses it in words of its own before etcd sees it; a node says \
-              what etcd says from 1.5 MiB on, which clients know",
-        settle: far_too_large,
-    },
-    Meant {
         what: "cluster ID, member ID and Raft term in headers",
         why: "they name the server; that they are there is compared",
         settle: |_, left, right| each(left, right, hide_identity),
@@ -93,6 +87,10 @@ const MEANT_ELSEWHERE: &[(&str, &str)] = &[
     (
         "progress messages that were not asked for",
         "a node pushes them when a get shows that a client waits; their promise is checked",
+    ),
+    (
+        "previous values, and the first of several changes of a key, at the compacted revision",
+        "etcd has dropped them; a node gives them while it still has them",
     ),
     (
         "events that were on their way when a watcher was cancelled",
@@ -219,19 +217,6 @@ fn shape_of_members(answer: &mut Answer) {
             member.client_ur_ls = vec!["a URL".into()];
         }
         member.peer_ur_ls.clear();
-    }
-}
-
-fn far_too_large(_: &Request, left: &mut Answer, right: &mut Answer) {
-    let too_large = Answer::Refused {
-        code: Code::InvalidArgument,
-        message: "etcdserver: request is too large".into(),
-    };
-    if let Answer::Refused { code: Code::ResourceExhausted, message } = left
-        && message.starts_with("grpc: received message larger than max")
-        && *right == too_large
-    {
-        *left = too_large;
     }
 }
 

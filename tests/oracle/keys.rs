@@ -133,7 +133,9 @@ impl Keys {
             'a' if !is_bound => (Bytes::from_static(b"\0"), Bytes::from_static(b"\0")),
             'e' => {
                 let key = rng.pick(&chosen.keys);
-                (key.clone(), key)
+                // A zero byte as the end would mean all keys.
+                let end = if key == "\0" { Bytes::new() } else { key.clone() };
+                (key, end)
             }
             _ => (rng.pick(&chosen.keys), Bytes::new()),
         }

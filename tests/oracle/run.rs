@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use pleach::proto::etcdserverpb as pb;
+use pleach::proto::{etcdserverpb as pb, mvccpb};
 use tonic::Code;
 
 use crate::{
@@ -379,8 +379,9 @@ impl Watcher {
 
     /// Equal event for event; after a cancel one may have got further than the other.
     fn compare(&mut self, histories: &[&crate::watch::History; 2]) -> Result<()> {
-        let [left, right] = [0, 1].map(|side| &histories[side].events[self.compared[side]..]);
-        for (left, right) in left.iter().zip(right) {
+        let fresh = |side: usize| &histories[side].events[self.compared[side]..];
+        let [left, right] = [0, 1].map(|side| kept_at(self.compacted, fresh(side)));
+        for (left, right) in left.iter().zip(&right) {
             same("the events", left, right)?;
         }
         self.compared = histories.map(|history| history.events.len());
@@ -389,6 +390,24 @@ impl Watcher {
         }
         Ok(())
     }
+}
+
+/// The events as far as etcd keeps them: of those at the compacted revision no previous values, and
+/// only the last of each key.
+fn kept_at(compacted: i64, events: &[mvccpb::Event]) -> Vec<mvccpb::Event> {
+    let key = |event: &mvccpb::Event| event.kv.as_ref().map(|kv| kv.key.clone());
+    let is_there =
+        |event: &mvccpb::Event| event.kv.as_ref().is_some_and(|kv| kv.mod_revision == compacted);
+    let mut kept: Vec<mvccpb::Event> = Vec::new();
+    for event in events {
+        let mut event = event.clone();
+        if is_there(&event) {
+            event.prev_kv = None;
+            kept.retain(|other| !is_there(other) || key(other) != key(&event));
+        }
+        kept.push(event);
+    }
+    kept
 }
 
 /// The name of the call and, where it was refused, the words.

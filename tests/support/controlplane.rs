@@ -48,14 +48,8 @@ impl ControlPlane {
         let key = rcgen::KeyPair::generate()?;
         fs::write(folder.path().join("sa.key"), key.serialize_pem())?;
         fs::write(folder.path().join("sa.pub"), key.public_key_pem())?;
-        fs::write(
-            folder.path().join("tokens.csv"),
-            format!("{TOKEN},admin,admin,system:masters"),
-        )?;
-        fs::write(
-            folder.path().join("kubeconfig"),
-            kubeconfig(secure_port).to_string(),
-        )?;
+        fs::write(folder.path().join("tokens.csv"), format!("{TOKEN},admin,admin,system:masters"))?;
+        fs::write(folder.path().join("kubeconfig"), kubeconfig(secure_port).to_string())?;
         Ok(Self {
             proxy: None,
             controllers: None,
@@ -78,27 +72,15 @@ impl ControlPlane {
         let arguments = [
             "proxy".to_owned(),
             format!("--port={}", self.proxy_port),
-            format!(
-                "--kubeconfig={}",
-                self.folder.path().join("kubeconfig").display()
-            ),
+            format!("--kubeconfig={}", self.folder.path().join("kubeconfig").display()),
         ];
         let folder = self.folder.path();
-        self.proxy = Some(Process::start(
-            "kubectl-proxy",
-            &self.kubectl,
-            folder,
-            &arguments,
-        )?);
+        self.proxy = Some(Process::start("kubectl-proxy", &self.kubectl, folder, &arguments)?);
         let api = self.api;
-        eventually(
-            "the API server is ready",
-            Duration::from_secs(60),
-            async || {
-                apiserver.ensure_running()?;
-                api.get("/readyz").await
-            },
-        )
+        eventually("the API server is ready", Duration::from_secs(60), async || {
+            apiserver.ensure_running()?;
+            api.get("/readyz").await
+        })
         .await?;
         Ok(())
     }
@@ -121,10 +103,7 @@ impl ControlPlane {
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
         self.server.ensure_running()?;
         let processes = [&mut self.apiserver, &mut self.controllers, &mut self.proxy];
-        processes
-            .into_iter()
-            .flatten()
-            .try_for_each(Process::ensure_running)
+        processes.into_iter().flatten().try_for_each(Process::ensure_running)
     }
 
     /// Runs kubectl to its end, which must be a success, and returns what it printed.

@@ -58,16 +58,11 @@ struct Wire(TcpStream);
 
 impl Api {
     pub(crate) fn at_port(port: u16) -> Self {
-        Self {
-            address: (Ipv4Addr::LOCALHOST, port).into(),
-        }
+        Self { address: (Ipv4Addr::LOCALHOST, port).into() }
     }
 
     pub(crate) async fn connect(&self) -> Result<Connection> {
-        Ok(Connection {
-            api: *self,
-            sender: self.open().await?,
-        })
+        Ok(Connection { api: *self, sender: self.open().await? })
     }
 
     /// One request on a connection of its own, whatever the answer's status.
@@ -92,11 +87,7 @@ impl Api {
         let status = response.status();
         ensure!(status.is_success(), "GET {path}: {status}");
         let chunks = Body::new(response.into_body()).into_data_stream();
-        Ok(Lines {
-            chunks,
-            partial: Vec::new(),
-            whole: VecDeque::new(),
-        })
+        Ok(Lines { chunks, partial: Vec::new(), whole: VecDeque::new() })
     }
 
     async fn open(&self) -> Result<http1::SendRequest<Body>> {
@@ -128,9 +119,7 @@ impl Connection {
                 .unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into());
             anyhow::Ok(Answer { status, body })
         };
-        timeout(REQUEST_TIMEOUT, exchange)
-            .await
-            .with_context(|| format!("no answer: {path}"))?
+        timeout(REQUEST_TIMEOUT, exchange).await.with_context(|| format!("no answer: {path}"))?
     }
 
     async fn start(
@@ -160,12 +149,7 @@ impl Connection {
 
 impl Answer {
     pub(crate) fn success(self, what: &str) -> Result<Value> {
-        ensure!(
-            self.status.is_success(),
-            "{what}: {} {}",
-            self.status,
-            self.body
-        );
+        ensure!(self.status.is_success(), "{what}: {} {}", self.status, self.body);
         Ok(self.body)
     }
 }

@@ -12,16 +12,10 @@ use anyhow::{Context as _, Result, ensure};
 
 /// The program of that name. A missing one fails the test: a skipped test would look like a proof.
 pub(crate) fn peer(name: &str) -> Result<PathBuf> {
-    let folder = env::var_os("PLEACH_PEERS_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers"),
-        PathBuf::from,
-    );
+    let folder = env::var_os("PLEACH_PEERS_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers"), PathBuf::from);
     let program = folder.join(name);
-    ensure!(
-        program.exists(),
-        "{} is missing: run tests/peers/build {name}",
-        program.display()
-    );
+    ensure!(program.exists(), "{} is missing: run tests/peers/build {name}", program.display());
     Ok(program)
 }
 

@@ -49,11 +49,7 @@ impl Process {
             .stderr(output)
             .spawn()
             .with_context(|| format!("{} does not start", program.display()))?;
-        Ok(Self {
-            name: name.to_owned(),
-            child,
-            log,
-        })
+        Ok(Self { name: name.to_owned(), child, log })
     }
 
     /// Everything it has printed until now.
@@ -76,24 +72,17 @@ impl Process {
             Signal::Kill => self.child.kill()?,
         }
         let name = self.name.clone();
-        eventually(
-            &format!("{name} ends"),
-            Duration::from_secs(20),
-            async || self.child.try_wait()?.context("it still runs"),
-        )
+        eventually(&format!("{name} ends"), Duration::from_secs(20), async || {
+            self.child.try_wait()?.context("it still runs")
+        })
         .await
     }
 
     /// The standard library only knows SIGKILL; the shell's own `kill` needs no unsafe code.
     fn terminate(&self) -> Result<()> {
-        let status = Command::new("sh")
-            .args(["-c", &format!("kill -TERM {}", self.child.id())])
-            .status()?;
-        ensure!(
-            status.success(),
-            "SIGTERM did not reach {}: {status}",
-            self.name
-        );
+        let status =
+            Command::new("sh").args(["-c", &format!("kill -TERM {}", self.child.id())]).status()?;
+        ensure!(status.success(), "SIGTERM did not reach {}: {status}", self.name);
         Ok(())
     }
 

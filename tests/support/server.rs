@@ -72,10 +72,7 @@ impl Server {
         let endpoint = &self.client_url;
         eventually("the server answers", Duration::from_secs(30), async || {
             process.ensure_running()?;
-            etcd_client::Client::connect([endpoint], None)
-                .await?
-                .get("health", None)
-                .await?;
+            etcd_client::Client::connect([endpoint], None).await?.get("health", None).await?;
             Ok(())
         })
         .await
@@ -88,19 +85,11 @@ impl Server {
     }
 
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
-        self.process
-            .as_mut()
-            .context("the server does not run")?
-            .ensure_running()
+        self.process.as_mut().context("the server does not run")?.ensure_running()
     }
 
     fn start_etcd(&self) -> Result<Process> {
-        let Self {
-            client_url,
-            peer_url,
-            folder,
-            ..
-        } = self;
+        let Self { client_url, peer_url, folder, .. } = self;
         let arguments = [
             format!("--data-dir={}", folder.join("data").display()),
             format!("--listen-client-urls={client_url}"),
@@ -113,9 +102,7 @@ impl Server {
     }
 
     fn start_pleach(&self) -> Result<Process> {
-        let Self {
-            client_url, folder, ..
-        } = self;
+        let Self { client_url, folder, .. } = self;
         let mut arguments = vec![
             "serve".to_owned(),
             format!("--listen-client-urls={client_url}"),
@@ -123,17 +110,9 @@ impl Server {
             format!("--data-dir={}", folder.join("data").display()),
         ];
         if self.flavour == Flavour::FourStores {
-            arguments.push(format!(
-                "--topology={}",
-                folder.join("topology.yaml").display()
-            ));
+            arguments.push(format!("--topology={}", folder.join("topology.yaml").display()));
         }
-        Process::start(
-            "pleach",
-            Path::new(env!("CARGO_BIN_EXE_pleach")),
-            folder,
-            &arguments,
-        )
+        Process::start("pleach", Path::new(env!("CARGO_BIN_EXE_pleach")), folder, &arguments)
     }
 }
 
