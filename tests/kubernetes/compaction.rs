@@ -30,8 +30,8 @@ pub(crate) async fn remember_a_page(plane: &ControlPlane) -> Result<Bookmark> {
     Ok(Bookmark { path, revision: revision(&page)? })
 }
 
-/// Waits until the API server has compacted twice since it started, and past an old page. The store
-/// then reads at the compacted revision but not below, and the page has expired for Kubernetes.
+/// Waits until the API server has compacted twice, and past an old page. The store then reads at
+/// the compacted revision but not below, and the page has expired for Kubernetes.
 pub(crate) async fn advances(plane: &ControlPlane, old_page: &Bookmark) -> Result<()> {
     let mut client = Box::pin(Client::connect([plane.server.endpoint()], None)).await?;
     let compacted = eventually("two compactions", COMPACTION_DEADLINE, async || {

@@ -11,6 +11,7 @@ use crate::{
     pages::list_in_pages,
     resource::{CONFIGMAPS, TEAM_A, TEAM_B, WIDGETS, items},
     support::{controlplane::ControlPlane, http::Api, process::eventually},
+    timed,
     witness::{Change, Witness},
 };
 
@@ -20,30 +21,31 @@ const WRITERS: usize = 8;
 
 pub(crate) async fn widgets(plane: &ControlPlane) -> Result<()> {
     let api = plane.api;
-    define_widgets(plane).await?;
+    timed("defined", define_widgets(plane)).await?;
     let witness = Witness::of(WIDGETS, api).await?;
     let collection = WIDGETS.within(TEAM_A);
 
-    for_each_widget(api, Method::POST, WIDGET_COUNT).await?;
-    let pages = list_in_pages(api, &collection, 50).await?;
-    ensure!(pages.count == WIDGET_COUNT, "the pages hold {} widgets", pages.count);
+    timed("made", for_each_widget(api, Method::POST, WIDGET_COUNT)).await?;
+    let pages = timed("listed in pages of 50", list_in_pages(api, &collection, 50)).await?;
+    ensure!(pages.names.len() == WIDGET_COUNT, "the pages hold {} widgets", pages.names.len());
     let arguments = ["get", "widgets", "-n", TEAM_A, "--chunk-size=50", "-o", "name"];
-    let printed = plane.kubectl(&arguments).await?.lines().count();
+    let printed = timed("printed by kubectl", plane.kubectl(&arguments)).await?.lines().count();
     ensure!(printed == WIDGET_COUNT, "kubectl prints {printed} widgets");
 
-    for_each_widget(api, Method::PATCH, PATCH_COUNT).await?;
+    timed("patched", for_each_widget(api, Method::PATCH, PATCH_COUNT)).await?;
     let list = api.get(&collection).await?;
     let grown = items(&list)?.iter().filter(|widget| widget["spec"]["size"] == 2).count();
     ensure!(grown == PATCH_COUNT, "{grown} widgets were patched");
 
-    api.send(Method::DELETE, &collection, None).await?.success(&collection)?;
-    let history = witness.agrees_with_a_list().await?;
+    let deleted = timed("deleted", api.send(Method::DELETE, &collection, None)).await?;
+    deleted.success(&collection)?;
+    let history = timed("witnessed", witness.agrees_with_a_list()).await?;
     for (change, wanted) in [
         (Change::Added, WIDGET_COUNT),
         (Change::Modified, PATCH_COUNT),
         (Change::Deleted, WIDGET_COUNT),
     ] {
-        let seen = history.count(change);
+        let seen = history.count(change, TEAM_A);
         ensure!(seen == wanted, "{seen} events of {wanted} say {change:?}");
     }
     Ok(())

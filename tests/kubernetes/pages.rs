@@ -12,7 +12,6 @@ use crate::{
 /// What a list showed, page by page.
 pub(crate) struct Pages {
     pub(crate) names: BTreeSet<String>,
-    pub(crate) count: usize,
     pub(crate) revision: u64,
 }
 
@@ -50,7 +49,7 @@ pub(crate) async fn list_in_pages(api: Api, path: &str, limit: usize) -> Result<
             "{path}: {remaining} of {count} remain after {seen}"
         );
     }
-    Ok(Pages { names, count, revision })
+    Ok(Pages { names, revision })
 }
 
 /// Lists `path` at once. The query goes behind the path as it is.

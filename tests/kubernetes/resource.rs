@@ -1,5 +1,7 @@
 //! The kinds of objects the story writes itself, small ones of each.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
@@ -13,35 +15,58 @@ pub(crate) struct Resource {
     api_version: &'static str,
     kind: &'static str,
     pub(crate) plural: &'static str,
+    /// What the keys of these objects begin with in the store.
+    pub(crate) key_prefix: &'static str,
 }
 
-pub(crate) const CONFIGMAPS: Resource =
-    Resource { group_path: "/api/v1", api_version: "v1", kind: "ConfigMap", plural: "configmaps" };
-pub(crate) const PODS: Resource =
-    Resource { group_path: "/api/v1", api_version: "v1", kind: "Pod", plural: "pods" };
+pub(crate) const CONFIGMAPS: Resource = Resource {
+    group_path: "/api/v1",
+    api_version: "v1",
+    kind: "ConfigMap",
+    plural: "configmaps",
+    key_prefix: "/registry/configmaps/",
+};
+pub(crate) const PODS: Resource = Resource {
+    group_path: "/api/v1",
+    api_version: "v1",
+    kind: "Pod",
+    plural: "pods",
+    key_prefix: "/registry/pods/",
+};
+pub(crate) const EVENTS: Resource = Resource {
+    group_path: "/api/v1",
+    api_version: "v1",
+    kind: "Event",
+    plural: "events",
+    key_prefix: "/registry/events/",
+};
 pub(crate) const LEASES: Resource = Resource {
     group_path: "/apis/coordination.k8s.io/v1",
     api_version: "coordination.k8s.io/v1",
     kind: "Lease",
     plural: "leases",
+    key_prefix: "/registry/leases/",
 };
 pub(crate) const DEPLOYMENTS: Resource = Resource {
     group_path: "/apis/apps/v1",
     api_version: "apps/v1",
     kind: "Deployment",
     plural: "deployments",
+    key_prefix: "/registry/deployments/",
 };
 pub(crate) const REPLICASETS: Resource = Resource {
     group_path: "/apis/apps/v1",
     api_version: "apps/v1",
     kind: "ReplicaSet",
     plural: "replicasets",
+    key_prefix: "/registry/replicasets/",
 };
 pub(crate) const WIDGETS: Resource = Resource {
     group_path: "/apis/pleach.example.com/v1",
     api_version: "pleach.example.com/v1",
     kind: "Widget",
     plural: "widgets",
+    key_prefix: "/registry/pleach.example.com/widgets/",
 };
 
 // === impl Resource ===
@@ -69,7 +94,8 @@ impl Resource {
             }
             "Lease" => object["spec"] = json!({ "holderIdentity": name }),
             "Widget" => object["spec"] = json!({ "size": 1 }),
-            _ => object["data"] = json!({ "key": "value" }),
+            "ConfigMap" => object["data"] = json!({ "key": "value" }),
+            _ => {}
         }
         object
     }
@@ -88,6 +114,11 @@ pub(crate) fn full_name(object: &Value) -> Result<String> {
 pub(crate) fn revision(of: &Value) -> Result<u64> {
     let text = of["metadata"]["resourceVersion"].as_str().context("there is a resourceVersion")?;
     text.parse().with_context(|| format!("resourceVersion {text:?} is a number"))
+}
+
+/// The objects of a list with the revision of each.
+pub(crate) fn revisions_by_name(list: &Value) -> Result<BTreeMap<String, u64>> {
+    items(list)?.iter().map(|item| Ok((full_name(item)?, revision(item)?))).collect()
 }
 
 pub(crate) fn items(list: &Value) -> Result<&Vec<Value>> {

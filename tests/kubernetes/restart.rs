@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     resource::{CONFIGMAPS, LEASES, PODS, Resource, TEAM_A, TEAM_B, WIDGETS, full_name, revision},
+    stores,
     support::{
         controlplane::ControlPlane,
         http::{Api, Connection},
@@ -92,6 +93,7 @@ pub(crate) async fn watches_survive(plane: &mut ControlPlane, signal: Signal) ->
             ledger.written.len() + ledger.deleted.len(),
             history.events.len(),
         );
+        stores::server_holds_what_is_listed(plane, resource).await?;
         ensure!(history.resumed == 0, "the restart ended the watch of {}", resource.plural);
         if resource.plural == PODS.plural {
             kubectl_has_printed(&printer, &ledger).await?;
@@ -198,8 +200,9 @@ async fn writes_go_on(writers: &[Writer]) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the API server says that its store is gone, with a write of each writer in flight: it
-/// keeps a write waiting for its store until the client's time is up, and so does a client of etcd.
+/// Waits until the API server says that its store is gone, with a write of each writer in flight:
+/// it keeps a write waiting for its store until the client's time is up, and so does a client of
+/// etcd.
 async fn api_server_misses_its_store(plane: &ControlPlane, writers: &[Writer]) -> Result<()> {
     eventually("the API server misses its store", DEADLINE, async || {
         let health = plane.api.send(Method::GET, "/readyz/etcd", None).await?;
@@ -218,7 +221,8 @@ async fn api_server_misses_its_store(plane: &ControlPlane, writers: &[Writer]) -
 // === impl Ledger ===
 
 impl Ledger {
-    /// Every acknowledged write is an event of its own, and its object is there, or gone, at the end.
+    /// Every acknowledged write is an event of its own, and its object is there, or gone, at the
+    /// end.
     fn agrees_with(&self, history: &History) -> Result<()> {
         let shown: BTreeSet<_> =
             history.events.iter().map(|seen| (seen.name.as_str(), seen.revision)).collect();
@@ -243,8 +247,8 @@ impl Ledger {
     }
 }
 
-/// kubectl does not take up a watch that ends. So what it prints to the end also proves that the API
-/// server's own watch went on through the restart.
+/// kubectl does not take up a watch that ends. So what it prints to the end also proves that the
+/// API server's own watch went on through the restart.
 fn start_kubectl_watch(plane: &ControlPlane, signal: Signal) -> Result<Process> {
     let line =
         "{.object.metadata.namespace}/{.object.metadata.name} {.object.metadata.resourceVersion}";

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::{
-    resource::{Resource, full_name, items, revision},
+    resource::{Resource, full_name, revision, revisions_by_name},
     support::{http::Api, process::eventually},
 };
 
@@ -54,7 +54,7 @@ impl Witness {
         let path = resource.everywhere();
         let list = api.get(&path).await?;
         let from = revision(&list)?;
-        let history = History { base: objects_by_name(&list)?, ..History::default() };
+        let history = History { base: revisions_by_name(&list)?, ..History::default() };
         let history = Arc::new(Mutex::new(history));
         let task = tokio::spawn(follow(api, path.clone(), from, Arc::clone(&history)));
         Ok(Self { api, path, history, task })
@@ -64,7 +64,7 @@ impl Witness {
     /// its events gives exactly that list.
     pub(crate) async fn agrees_with_a_list(&self) -> Result<History> {
         let list = self.api.get(&self.path).await?;
-        let listed = objects_by_name(&list)?;
+        let listed = revisions_by_name(&list)?;
         let at = revision(&list)?;
         let what = format!("the watch of {} shows what the list shows", self.path);
         eventually(&what, Duration::from_secs(30), async || {
@@ -95,8 +95,10 @@ impl Drop for Witness {
 // === impl History ===
 
 impl History {
-    pub(crate) fn count(&self, change: Change) -> usize {
-        self.events.iter().filter(|seen| seen.change == change).count()
+    /// How many events of a kind there were in a namespace.
+    pub(crate) fn count(&self, change: Change, namespace: &str) -> usize {
+        let within = |seen: &Seen| seen.name.split_once('/').is_some_and(|(of, _)| of == namespace);
+        self.events.iter().filter(|seen| seen.change == change && within(seen)).count()
     }
 
     /// What the events so far have left.
@@ -163,8 +165,4 @@ async fn follow(api: Api, path: String, mut position: u64, history: Arc<Mutex<Hi
         // The API server may be without its store: asking it without a pause would only load it.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-}
-
-fn objects_by_name(list: &Value) -> Result<BTreeMap<String, u64>> {
-    items(list)?.iter().map(|item| Ok((full_name(item)?, revision(item)?))).collect()
 }

@@ -37,8 +37,8 @@ pub(crate) async fn deploy(plane: &ControlPlane) -> Result<()> {
     .await
 }
 
-/// Scales the deployment up, then changes its image. No kubelet makes the pods ready, so the rollout
-/// goes as far as a deployment goes without: to a second replica set with pods of its own.
+/// Scales the deployment up, then changes its image. No kubelet makes the pods ready, so the
+/// rollout goes as far as a deployment goes without: to a second replica set with pods of its own.
 pub(crate) async fn change(plane: &ControlPlane) -> Result<()> {
     plane.kubectl(&["scale", "deployment", "web", "--replicas=5", "-n", TEAM_A]).await?;
     eventually("five pods", CONTROLLER_DEADLINE, async || count_is(plane.api, PODS, 5).await)

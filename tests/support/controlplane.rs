@@ -17,7 +17,7 @@ use tokio::process::Command;
 use super::{
     http::Api,
     peers::{free_port, peer},
-    process::{Process, eventually},
+    process::{Process, Signal, eventually},
     server::{Flavour, Server},
 };
 
@@ -68,21 +68,24 @@ impl ControlPlane {
         let arguments = self.apiserver_arguments();
         let program = peer("kube-apiserver")?;
         let apiserver = Process::start("kube-apiserver", &program, self.path(), &arguments)?;
-        let apiserver = self.apiserver.insert(apiserver);
-        let arguments = [
-            "proxy".to_owned(),
-            format!("--port={}", self.proxy_port),
-            format!("--kubeconfig={}", self.folder.path().join("kubeconfig").display()),
-        ];
-        let folder = self.folder.path();
-        self.proxy = Some(Process::start("kubectl-proxy", &self.kubectl, folder, &arguments)?);
-        let api = self.api;
+        self.apiserver = Some(apiserver);
+        if self.proxy.is_none() {
+            let port = format!("--port={}", self.proxy_port);
+            self.proxy = Some(self.start_kubectl("kubectl-proxy", &["proxy", &port])?);
+        }
         eventually("the API server is ready", Duration::from_secs(60), async || {
-            apiserver.ensure_running()?;
-            api.get("/readyz").await
+            self.ensure_running()?;
+            self.api.get("/readyz").await
         })
         .await?;
         Ok(())
+    }
+
+    /// Replaces the API server by a new one. The old one is killed, since it would wait a minute
+    /// for its watchers to leave.
+    pub(crate) async fn restart_apiserver(&mut self) -> Result<()> {
+        self.apiserver.take().context("no API server runs")?.stop(Signal::Kill).await?;
+        self.start_apiserver().await
     }
 
     pub(crate) fn start_controllers(&mut self) -> Result<()> {
@@ -143,7 +146,8 @@ impl ControlPlane {
         Ok(self.file(name))
     }
 
-    fn path(&self) -> &Path {
+    /// Where everything of this control plane is kept.
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 

@@ -32,8 +32,8 @@ pub(crate) struct Api {
     address: SocketAddr,
 }
 
-/// One connection, for one request after the other. One that the other side closed after an answer is
-/// opened anew.
+/// One connection, for one request after the other. One that the other side closed after an answer
+/// is opened anew.
 pub(crate) struct Connection {
     api: Api,
     sender: http1::SendRequest<Body>,

@@ -1,4 +1,5 @@
-//! Child processes that write to a log file and never outlive the test, and waiting for a condition.
+//! Child processes that write to a log file and never outlive the test, and waiting for a
+//! condition.
 
 use std::{
     fs::{self, File},
@@ -108,7 +109,8 @@ impl Drop for Process {
     }
 }
 
-/// Repeats `probe` until it succeeds. After the deadline its last error says what was still missing.
+/// Repeats `probe` until it succeeds. After the deadline its last error says what was still
+/// missing.
 pub(crate) async fn eventually<T>(
     what: &str,
     deadline: Duration,

@@ -57,6 +57,10 @@ impl Server {
         })
     }
 
+    pub(crate) fn flavour(&self) -> Flavour {
+        self.flavour
+    }
+
     pub(crate) fn endpoint(&self) -> &str {
         &self.client_url
     }
