@@ -585,9 +585,13 @@ impl Run<'_, '_> {
             self.events.push(Event { kv, prev: None });
             return;
         }
-        let may_be_second = old.as_ref().is_none_or(|old| old.mod_revision == kv.mod_revision);
-        let earlier = self.events.iter().find(|event| may_be_second && event.kv.key == kv.key);
-        let prev = earlier.map_or(old, |event| event.prev.clone());
+        let prev = match &old {
+            Some(again) if again.mod_revision == kv.mod_revision => {
+                let earlier = self.events.iter().find(|event| event.kv.key == kv.key);
+                earlier.and_then(|event| event.prev.clone())
+            }
+            _ => old,
+        };
         self.events.push(Event { kv, prev });
     }
 

@@ -248,7 +248,17 @@ impl Node {
     ///
     /// # Errors
     /// `LeaseNotFound`, and those of the stores; then the lease will be ended again.
-    pub async fn revoke_lease(&self, id: LeaseId) -> Result<Revision> {
+    pub async fn revoke_lease(self: &Arc<Self>, id: LeaseId) -> Result<Revision> {
+        // In a task of its own, which goes on where whoever asked has gone: a lease is ended whole.
+        let node = self.clone();
+        let ended = tokio::spawn(async move { node.revoke(id).await }).await;
+        ended.unwrap_or_else(|error| {
+            let reason = error.to_string().into();
+            Err(StoreError::Unavailable { store: "leases".into(), reason })
+        })
+    }
+
+    async fn revoke(&self, id: LeaseId) -> Result<Revision> {
         self.lessor.end(id).await?;
         let ended = self.end_lease(id).await;
         let mut table = lock(&self.lessor.table);

@@ -198,6 +198,10 @@ impl Store for Router {
         }
     }
 
+    fn closed(&self) -> Revision {
+        self.stores().map(|store| store.closed()).min().unwrap_or(0)
+    }
+
     async fn sync(&self, revision: Revision) -> Result<Revision> {
         let closed = try_join_all(self.stores().map(|store| store.sync(revision))).await?;
         Ok(closed.into_iter().min().unwrap_or(revision))

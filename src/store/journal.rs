@@ -100,6 +100,11 @@ impl Journal {
         self.changed.notify_waiters();
     }
 
+    /// What the store has closed.
+    pub fn closed(&self) -> Revision {
+        self.clock.closed(self.slot)
+    }
+
     /// Closes at least `revision` and makes the tails say so.
     ///
     /// # Errors

@@ -146,6 +146,10 @@ impl Store for Memory {
         self.journal.clone().tail(after, self.kept.clone())
     }
 
+    fn closed(&self) -> Revision {
+        self.journal.closed()
+    }
+
     async fn sync(&self, revision: Revision) -> Result<Revision> {
         self.journal.sync(revision).await
     }

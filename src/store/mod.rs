@@ -75,6 +75,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// where `after + 1` is compacted already.
     fn tail(&self, after: Revision) -> Tail;
 
+    /// What is closed now: every commit at or below is in the log, and none is still to come.
+    fn closed(&self) -> Revision;
+
     /// Closes at least `revision`, and makes every tail say so. Returns what is closed.
     ///
     /// # Errors

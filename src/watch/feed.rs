@@ -71,12 +71,10 @@ pub(super) struct Joined {
 // === impl Feed ===
 
 impl Feed {
-    /// A feed of what `store` commits after `position`, until `stopped`.
-    pub(super) fn start(
-        store: Arc<dyn Store>,
-        position: Revision,
-        stopped: CancellationToken,
-    ) -> Arc<Self> {
+    /// A feed of what `store` commits from now on, until `stopped`.
+    pub(super) fn start(store: Arc<dyn Store>, stopped: CancellationToken) -> Arc<Self> {
+        // Not what was shown: a commit below that may be in flight in this store.
+        let position = store.closed();
         let state =
             State { position, index: Index::default(), watchers: HashMap::new(), next_id: 0 };
         let feed = Arc::new(Self { store, state: Mutex::new(state), moved: Notify::new() });
@@ -106,7 +104,23 @@ impl Feed {
     /// Joins where all up to `after` was delivered and the feed has not handed on more: from then
     /// on every commit above `after` comes. `None` where the feed is further.
     pub(super) fn join(self: &Arc<Self>, joining: &Joining, after: Revision) -> Option<Joined> {
+        self.join_locked(&mut self.lock(), joining, after)
+    }
+
+    /// The same for who catches up: the stream is told in its inbox, before any commit.
+    pub(super) fn join_caught_up(self: &Arc<Self>, joining: &Joining, after: Revision) -> bool {
         let mut state = self.lock();
+        let Some(joined) = self.join_locked(&mut state, joining, after) else { return false };
+        joining.inbox.push(Item::CaughtUp { watcher: joining.watcher, joined });
+        true
+    }
+
+    fn join_locked(
+        self: &Arc<Self>,
+        state: &mut State,
+        joining: &Joining,
+        after: Revision,
+    ) -> Option<Joined> {
         if state.position > after {
             return None;
         }

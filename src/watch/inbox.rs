@@ -7,7 +7,8 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::model::{Commit, Revision};
+use super::feed::Joined;
+use crate::model::{Commit, Revision, StoreError};
 
 /// The bytes of events that wait for one stream. Who is further behind reads the log by himself.
 const INBOX_BYTES_MAX: usize = 4 << 20;
@@ -31,8 +32,12 @@ pub(super) enum Item {
     Commit { watcher: Tag, commit: Arc<Commit> },
     /// All up to this revision that the watcher wants is before this in the queue.
     Progress { watcher: Tag, revision: Revision },
-    /// The same for all watchers of the stream.
-    ProgressAll { revision: Revision },
+    /// The same for all watchers that were live in the stream's `epoch`.
+    ProgressAll { revision: Revision, epoch: u64 },
+    /// The watcher has read the log up to its feed, and is one of its watchers from here on.
+    CaughtUp { watcher: Tag, joined: Joined },
+    /// The watcher could not read the log.
+    Failed { watcher: Tag, error: StoreError },
     /// The watcher left its feed: what is above `after` it must read from the log.
     Behind { watcher: Tag, after: Revision },
 }
@@ -73,9 +78,17 @@ impl Inbox {
         true
     }
 
-    /// Puts in what is no commit; there is at most a handful of these for each watcher.
+    /// Puts in what is no commit. Progress that the client would not read is left out, as etcd
+    /// does; how a watcher changes is said once for each change.
     pub(super) fn push(&self, item: Item) {
-        self.lock().items.push_back(item);
+        {
+            let mut waiting = self.lock();
+            let is_progress = matches!(item, Item::Progress { .. } | Item::ProgressAll { .. });
+            if is_progress && waiting.items.len() > INBOX_ITEMS_MAX {
+                return;
+            }
+            waiting.items.push_back(item);
+        }
         self.filled.notify_one();
     }
 

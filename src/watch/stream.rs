@@ -6,12 +6,11 @@ use std::{
     time::Duration,
 };
 
-use futures::{
-    StreamExt as _,
-    future::{AbortHandle, Abortable, Aborted, BoxFuture},
-    stream::FuturesUnordered,
+use futures::StreamExt as _;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinHandle,
 };
-use tokio::sync::mpsc;
 
 use super::{
     Filters, Hub,
@@ -25,6 +24,9 @@ const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
 /// The commits in one response.
 const RESPONSE_COMMITS_MAX: usize = 1_000;
+
+/// The watchers of a stream that read the log at once, each with a page of it in memory.
+const READING_MAX: usize = 4;
 
 /// What a client asks.
 #[derive(Debug)]
@@ -84,7 +86,10 @@ pub struct Stream {
     watchers: HashMap<i64, Watcher>,
     next_id: i64,
     next_serial: u32,
-    catching_up: FuturesUnordered<BoxFuture<'static, CaughtUp>>,
+    /// Lets so many watchers read the log at once.
+    reading: Arc<Semaphore>,
+    /// Counts the watchers that became live: what was asked before covers only those before.
+    epoch: u64,
     /// Asked for progress while some watcher was behind.
     owes_progress: bool,
     progress_every: Duration,
@@ -98,6 +103,8 @@ struct Watcher {
     wants_progress: bool,
     /// Whether events or progress were sent since the last tick.
     was_told: bool,
+    /// The revision of the last event that was sent from its feed.
+    sent: Revision,
     state: State,
 }
 
@@ -115,13 +122,32 @@ enum State {
     /// Its feed puts into the inbox.
     Live(Joined),
     /// It reads the log.
-    Behind(AbortHandle),
+    Behind(Reader),
     /// It was ended as compacted; its id stays taken until the client cancels it, as in etcd.
     Ended,
 }
 
-/// How catching up ended.
-type CaughtUp = Result<(i64, Result<Joined, StoreError>), Aborted>;
+/// The task in which a watcher reads the log: of its own, since the stream waits for its client, and
+/// must not hold up who reads, nor wait behind him.
+#[derive(Debug)]
+struct Reader(JoinHandle<()>);
+
+// === impl Reader ===
+
+impl Reader {
+    /// Ends the task; when this returns it sends nothing more.
+    async fn end(&mut self) {
+        self.0.abort();
+        // Either it was aborted or it had ended.
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 /// The stream's client has gone.
 #[derive(Debug)]
@@ -139,7 +165,8 @@ impl Stream {
             watchers: HashMap::new(),
             next_id: 0,
             next_serial: 0,
-            catching_up: FuturesUnordered::new(),
+            reading: Arc::new(Semaphore::new(READING_MAX)),
+            epoch: 0,
             owes_progress: false,
             progress_every,
         }
@@ -160,7 +187,6 @@ impl Stream {
                     None => Err(Gone),
                 },
                 items = inbox.take() => self.pass_on(items).await,
-                Some(caught_up) = self.catching_up.next() => self.caught_up(caught_up).await,
                 _ = tick.tick() => { self.tell_progress(); Ok(()) }
             };
             if let Err(Gone) = step {
@@ -197,7 +223,7 @@ impl Stream {
         let state = State::Ended;
         let tag = Tag { id: watcher, serial: self.next_serial };
         self.next_serial = self.next_serial.wrapping_add(1);
-        let made = Watcher { tag, wanted, start, wants_progress, was_told: true, state };
+        let made = Watcher { tag, wanted, start, wants_progress, was_told: true, sent: 0, state };
         self.watchers.insert(watcher, made);
         self.catch_up(tag, start - 1);
         Ok(())
@@ -243,30 +269,36 @@ impl Stream {
             && let Some(joined) = feed.join(&joining, after)
         {
             watcher.state = State::Live(joined);
+            self.epoch += 1;
             return;
         }
         let wanted = watcher.wanted.clone();
-        let reading = Reading { feed, joining, wanted, output: self.output.clone() };
-        let (abort, registration) = AbortHandle::new_pair();
-        let caught_up = Abortable::new(reading.run(after), registration);
-        self.catching_up.push(Box::pin(async move { caught_up.await.map(|end| (tag.id, end)) }));
-        watcher.state = State::Behind(abort);
+        let (output, turn) = (self.output.clone(), self.reading.clone());
+        let reading = Reading { feed, joining, wanted, output, turn };
+        watcher.state = State::Behind(Reader(tokio::spawn(reading.run(after))));
     }
 
-    async fn caught_up(&mut self, caught_up: CaughtUp) -> Result<(), Gone> {
-        let Ok((id, end)) = caught_up else { return Ok(()) };
-        let Some(watcher) = self.watchers.get_mut(&id) else { return Ok(()) };
-        match end {
-            Ok(joined) => watcher.state = State::Live(joined),
-            Err(StoreError::Compacted { compacted }) => {
-                watcher.state = State::Ended;
-                self.send(Response::Compacted { watcher: id, compacted }).await?;
-            }
-            Err(error) => {
-                self.send(Response::Failed(error)).await?;
-                return Err(Gone);
-            }
+    fn caught_up(&mut self, tag: Tag, joined: Joined) {
+        let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
+            return;
+        };
+        watcher.state = State::Live(joined);
+        self.epoch += 1;
+        if self.owes_progress {
+            self.ask_progress();
         }
+    }
+
+    async fn failed(&mut self, tag: Tag, error: StoreError) -> Result<(), Gone> {
+        let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
+            return Ok(());
+        };
+        let StoreError::Compacted { compacted } = error else {
+            self.send(Response::Failed(error)).await?;
+            return Err(Gone);
+        };
+        watcher.state = State::Ended;
+        self.send(Response::Compacted { watcher: tag.id, compacted }).await?;
         if self.owes_progress {
             self.ask_progress();
         }
@@ -274,9 +306,9 @@ impl Stream {
     }
 
     async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
-        let Some(watcher) = self.watchers.remove(&id) else { return Ok(()) };
-        if let State::Behind(abort) = &watcher.state {
-            abort.abort();
+        let Some(mut watcher) = self.watchers.remove(&id) else { return Ok(()) };
+        if let State::Behind(reader) = &mut watcher.state {
+            reader.end().await;
         }
         drop(watcher);
         let revision = self.hub.current();
@@ -297,7 +329,11 @@ impl Stream {
             self.send_pending(pending.take()).await?;
             match item {
                 Item::Progress { watcher, revision } => self.progress(watcher, revision).await?,
-                Item::ProgressAll { revision } => self.progress_all(revision).await?,
+                Item::ProgressAll { revision, epoch } => {
+                    self.progress_all(revision, epoch).await?;
+                }
+                Item::CaughtUp { watcher, joined } => self.caught_up(watcher, joined),
+                Item::Failed { watcher, error } => self.failed(watcher, error).await?,
                 Item::Behind { watcher, after } => self.catch_up(watcher, after),
                 Item::Commit { .. } => {}
             }
@@ -315,6 +351,7 @@ impl Stream {
         let Some(last) = events.last() else { return Ok(()) };
         watcher.was_told = true;
         let revision = last.kv.mod_revision;
+        watcher.sent = revision;
         self.send(Response::Events { watcher: tag.id, revision, events, fragment }).await
     }
 
@@ -326,14 +363,21 @@ impl Stream {
             return Ok(());
         }
         watcher.was_told = true;
+        // What it was sent since is as certain, and progress must never go back behind it.
+        let revision = revision.max(watcher.sent);
         self.send(Response::Progress { watcher: Some(tag.id), revision }).await
     }
 
     /// Answers only where every watcher has got all up to `revision`; else once that is so.
-    async fn progress_all(&mut self, revision: Revision) -> Result<(), Gone> {
+    async fn progress_all(&mut self, revision: Revision, epoch: u64) -> Result<(), Gone> {
         let is_behind = |watcher: &Watcher| matches!(watcher.state, State::Behind(_));
         if self.watchers.values().any(is_behind) {
             self.owes_progress = true;
+            return Ok(());
+        }
+        if epoch != self.epoch {
+            // A watcher became live after the question, whose feed was not asked.
+            self.ask_progress();
             return Ok(());
         }
         let is_asleep = |watcher: &Watcher| {
@@ -342,14 +386,23 @@ impl Stream {
         if self.watchers.is_empty() || self.watchers.values().any(is_asleep) {
             return Ok(());
         }
-        self.send(Response::Progress { watcher: None, revision }).await
+        if self.watchers.values().all(|watcher| watcher.sent <= revision) {
+            return self.send(Response::Progress { watcher: None, revision }).await;
+        }
+        // Some have got events beyond it, behind which no progress may go back: to each its own.
+        let tags: Vec<Tag> = self.watchers.values().map(|watcher| watcher.tag).collect();
+        for tag in tags {
+            self.progress(tag, revision).await?;
+        }
+        Ok(())
     }
 
     /// Has every feed of the stream put all up to now into the inbox, and the answer behind it.
     fn ask_progress(&mut self) {
         self.owes_progress = false;
         let revision = self.hub.current();
-        self.when_reached(revision, self.feeds(), Item::ProgressAll { revision });
+        let item = Item::ProgressAll { revision, epoch: self.epoch };
+        self.when_reached(revision, self.feeds(), item);
     }
 
     /// The same for each watcher that wants to be told from time to time, and was not of late.
@@ -423,28 +476,43 @@ struct Reading {
     joining: Joining,
     wanted: Wanted,
     output: mpsc::Sender<Response>,
+    turn: Arc<Semaphore>,
 }
 
 // === impl Reading ===
 
 impl Reading {
-    /// Sends what is behind `after` until the feed is reached.
-    async fn run(self, mut after: Revision) -> Result<Joined, StoreError> {
-        let mut tail = self.feed.tail(after);
+    /// Sends what is behind `after` until the feed is reached; the stream hears how it ended.
+    async fn run(self, mut after: Revision) {
         loop {
-            let batch = match tail.next().await {
-                Some(batch) => batch?,
-                None => {
-                    let (store, reason) = ("watch".into(), "its log ended".into());
-                    return Err(StoreError::Unavailable { store, reason });
+            match self.page(after).await {
+                Ok(closed) => after = after.max(closed),
+                Err(error) => {
+                    let watcher = self.joining.watcher;
+                    self.joining.inbox.push(Item::Failed { watcher, error });
+                    return;
                 }
-            };
-            self.send(&batch.commits, batch.closed).await;
-            after = batch.closed.max(after);
-            if let Some(joined) = self.feed.join(&self.joining, after) {
-                return Ok(joined);
+            }
+            if self.feed.join_caught_up(&self.joining, after) {
+                return;
             }
         }
+    }
+
+    /// Sends the first of what is behind `after`; returns up to where that is complete.
+    async fn page(&self, after: Revision) -> Result<Revision, StoreError> {
+        let Ok(_turn) = self.turn.acquire().await else { return Ok(after) };
+        // A tail of its own for each page: the first batch of a tail comes at once, and nothing is
+        // kept while the client does not read.
+        let batch = match self.feed.tail(after).next().await {
+            Some(batch) => batch?,
+            None => {
+                let (store, reason) = ("watch".into(), "its log ended".into());
+                return Err(StoreError::Unavailable { store, reason });
+            }
+        };
+        self.send(&batch.commits, batch.closed).await;
+        Ok(batch.closed)
     }
 
     async fn send(&self, commits: &[Arc<Commit>], revision: Revision) {

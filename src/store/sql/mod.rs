@@ -172,6 +172,10 @@ impl<D: Database> Store for SqlStore<D> {
         self.inner.shared.journal.clone().tail(after, self.inner.clone())
     }
 
+    fn closed(&self) -> Revision {
+        self.inner.shared.journal.closed()
+    }
+
     async fn sync(&self, revision: Revision) -> Result<Revision> {
         self.inner.shared.journal.sync(revision).await
     }

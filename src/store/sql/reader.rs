@@ -308,9 +308,10 @@ fn group(events: Vec<Event>) -> Vec<Commit> {
         match commits.last_mut() {
             Some(commit) if commit.revision == revision => {
                 // What was before the transaction counts, where it touched a key twice.
-                let earlier = commit.events.iter().find(|other| other.kv.key == event.kv.key);
-                if let Some(earlier) = earlier.filter(|_| event.prev_revision() == revision) {
-                    event.prev = earlier.prev.clone();
+                if event.prev_revision() == revision {
+                    let mut others = commit.events.iter();
+                    let earlier = others.find(|other| other.kv.key == event.kv.key);
+                    event.prev = earlier.and_then(|earlier| earlier.prev.clone());
                 }
                 commit.events.push(event);
             }

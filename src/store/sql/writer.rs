@@ -370,6 +370,13 @@ impl<S: Session> Writer<S> {
     }
 }
 
+impl<S> Drop for Writer<S> {
+    /// Whatever ends the writer, nothing it had in flight will come, and no read may wait for it.
+    fn drop(&mut self) {
+        self.shared.journal.abort();
+    }
+}
+
 /// What a batch does beside changing keys.
 struct Work {
     records: Vec<(String, Option<Bytes>)>,
