@@ -111,7 +111,7 @@ impl Feed {
     pub(super) fn join_caught_up(self: &Arc<Self>, joining: &Joining, after: Revision) -> bool {
         let mut state = self.lock();
         let Some(joined) = self.join_locked(&mut state, joining, after) else { return false };
-        joining.inbox.push(Item::CaughtUp { watcher: joining.watcher, joined });
+        joining.inbox.push(Item::CaughtUp { watcher: joining.watcher, joined, after });
         true
     }
 

@@ -34,8 +34,8 @@ pub(super) enum Item {
     Progress { watcher: Tag, revision: Revision },
     /// The same for all watchers that were live in the stream's `epoch`.
     ProgressAll { revision: Revision, epoch: u64 },
-    /// The watcher has read the log up to its feed, and is one of its watchers from here on.
-    CaughtUp { watcher: Tag, joined: Joined },
+    /// The watcher has sent all of the log up to `after`, and its feed goes on from there.
+    CaughtUp { watcher: Tag, joined: Joined, after: Revision },
     /// The watcher could not read the log.
     Failed { watcher: Tag, error: StoreError },
     /// The watcher left its feed: what is above `after` it must read from the log.

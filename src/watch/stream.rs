@@ -103,8 +103,8 @@ struct Watcher {
     wants_progress: bool,
     /// Whether events or progress were sent since the last tick.
     was_told: bool,
-    /// The revision of the last event that was sent from its feed.
-    sent: Revision,
+    /// It was sent all up to here, and maybe told so: no progress may go back behind it.
+    told: Revision,
     state: State,
 }
 
@@ -223,7 +223,7 @@ impl Stream {
         let state = State::Ended;
         let tag = Tag { id: watcher, serial: self.next_serial };
         self.next_serial = self.next_serial.wrapping_add(1);
-        let made = Watcher { tag, wanted, start, wants_progress, was_told: true, sent: 0, state };
+        let made = Watcher { tag, wanted, start, wants_progress, was_told: true, told: 0, state };
         self.watchers.insert(watcher, made);
         self.catch_up(tag, start - 1);
         Ok(())
@@ -278,11 +278,12 @@ impl Stream {
         watcher.state = State::Behind(Reader(tokio::spawn(reading.run(after))));
     }
 
-    fn caught_up(&mut self, tag: Tag, joined: Joined) {
+    fn caught_up(&mut self, tag: Tag, joined: Joined, after: Revision) {
         let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
             return;
         };
         watcher.state = State::Live(joined);
+        watcher.told = watcher.told.max(after);
         self.epoch += 1;
         if self.owes_progress {
             self.ask_progress();
@@ -332,7 +333,9 @@ impl Stream {
                 Item::ProgressAll { revision, epoch } => {
                     self.progress_all(revision, epoch).await?;
                 }
-                Item::CaughtUp { watcher, joined } => self.caught_up(watcher, joined),
+                Item::CaughtUp { watcher, joined, after } => {
+                    self.caught_up(watcher, joined, after);
+                }
                 Item::Failed { watcher, error } => self.failed(watcher, error).await?,
                 Item::Behind { watcher, after } => self.catch_up(watcher, after),
                 Item::Commit { .. } => {}
@@ -351,7 +354,7 @@ impl Stream {
         let Some(last) = events.last() else { return Ok(()) };
         watcher.was_told = true;
         let revision = last.kv.mod_revision;
-        watcher.sent = revision;
+        watcher.told = revision;
         self.send(Response::Events { watcher: tag.id, revision, events, fragment }).await
     }
 
@@ -363,8 +366,9 @@ impl Stream {
             return Ok(());
         }
         watcher.was_told = true;
-        // What it was sent since is as certain, and progress must never go back behind it.
-        let revision = revision.max(watcher.sent);
+        // What it was sent since is as certain.
+        let revision = revision.max(watcher.told);
+        watcher.told = revision;
         self.send(Response::Progress { watcher: Some(tag.id), revision }).await
     }
 
@@ -386,7 +390,8 @@ impl Stream {
         if self.watchers.is_empty() || self.watchers.values().any(is_asleep) {
             return Ok(());
         }
-        if self.watchers.values().all(|watcher| watcher.sent <= revision) {
+        if self.watchers.values().all(|watcher| watcher.told <= revision) {
+            self.watchers.values_mut().for_each(|watcher| watcher.told = revision);
             return self.send(Response::Progress { watcher: None, revision }).await;
         }
         // Some have got events beyond it, behind which no progress may go back: to each its own.

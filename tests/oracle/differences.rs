@@ -13,8 +13,6 @@ use pleach::proto::{
     mvccpb,
 };
 
-use tonic::Code;
-
 use crate::request::{Answer, Request};
 
 struct Meant {

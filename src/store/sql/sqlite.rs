@@ -385,10 +385,10 @@ impl Session for SqliteSession {
     }
 
     async fn rollback(&mut self) {
-        if !self.connection.is_autocommit() {
-            if let Err(error) = self.batch("ROLLBACK") {
-                tracing::warn!(%error, "a transaction could not be rolled back");
-            }
+        if !self.connection.is_autocommit()
+            && let Err(error) = self.batch("ROLLBACK")
+        {
+            tracing::warn!(%error, "a transaction could not be rolled back");
         }
     }
 
