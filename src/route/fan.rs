@@ -12,7 +12,7 @@ use crate::{
 pub(super) async fn read(table: &Table, stores: &[usize], read: &Read) -> Result<Page> {
     let pages = stores.iter().map(|at| async move {
         let mut page = table.stores[*at].read(read).await?;
-        if !table.is_clean(*at) {
+        if !table.is_clean(*at, read.revision) {
             page.kvs.retain(|kv| table.owner(&kv.key) == *at);
         }
         Ok(page)
@@ -28,7 +28,7 @@ pub(super) async fn count(
     revision: Revision,
 ) -> Result<u64> {
     let counts = stores.iter().map(|at| async move {
-        if table.is_clean(*at) {
+        if table.is_clean(*at, revision) {
             table.stores[*at].count(range, revision).await
         } else {
             count_owned(table, *at, range, revision).await

@@ -59,8 +59,8 @@ struct Table {
     rules: Vec<Rule>,
     /// One for each rule, then the default.
     stores: Vec<Arc<dyn Store>>,
-    /// For each store the keys in it that route elsewhere; -1 while that is not known.
-    strays: Vec<AtomicI64>,
+    /// For each store the revision since which it is known to hold no key that routes elsewhere.
+    clean_since: Vec<AtomicI64>,
 }
 
 /// Where a key goes, and why.
@@ -80,9 +80,9 @@ impl Router {
         let (rules, mut stores): (Vec<_>, Vec<_>) =
             routes.into_iter().map(|route| (route.rule, route.store)).unzip();
         stores.push(default);
-        let strays = stores.iter().map(|_| AtomicI64::new(-1)).collect();
+        let clean_since = stores.iter().map(|_| AtomicI64::new(Revision::MAX)).collect();
         let members = (0..stores.len()).collect();
-        Arc::new(Self::view(Arc::new(Table { rules, stores, strays }), members))
+        Arc::new(Self::view(Arc::new(Table { rules, stores, clean_since }), members))
     }
 
     fn view(table: Arc<Table>, members: Vec<usize>) -> Self {
@@ -120,7 +120,9 @@ impl Router {
                 let Some(next) = page.next else { break };
                 read.range.start = next;
             }
-            self.table.strays[*at].store(i64::try_from(strays).unwrap_or(-1), Ordering::Relaxed);
+            if strays == 0 {
+                self.table.clean_since[*at].fetch_min(revision, Ordering::Relaxed);
+            }
             found.push((store.name().clone(), strays as u64));
         }
         Ok(found)
@@ -177,7 +179,8 @@ impl Store for Router {
 
     async fn read(&self, read: &Read) -> Result<Page> {
         match self.touched(&read.range)[..] {
-            [] => Ok(Page::default()),
+            // No key lies there, but whether the revision can be read must be said all the same.
+            [] => self.default_store().read(read).await,
             [only] => self.table.stores[only].read(read).await,
             ref several => fan::read(&self.table, several, read).await,
         }
@@ -185,7 +188,7 @@ impl Store for Router {
 
     async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
         match self.touched(range)[..] {
-            [] => Ok(0),
+            [] => self.default_store().count(range, revision).await,
             [only] => self.table.stores[only].count(range, revision).await,
             ref several => fan::count(&self.table, several, range, revision).await,
         }
@@ -276,8 +279,9 @@ impl Table {
         touched
     }
 
-    /// Whether a store is known to hold no key that routes elsewhere.
-    fn is_clean(&self, at: usize) -> bool {
-        self.strays[at].load(Ordering::Relaxed) == 0
+    /// Whether a store is known to have held no key that routes elsewhere, as of a revision. There
+    /// may have been some before: what nothing routes to a store can go from it, and never come.
+    fn is_clean(&self, at: usize, revision: Revision) -> bool {
+        self.clean_since[at].load(Ordering::Relaxed) <= revision
     }
 }

@@ -3,11 +3,12 @@
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use serde_json::json;
+use tonic::Status;
 
 use super::{ETCD_VERSION, Face, STORAGE_VERSION, metrics};
 
@@ -20,6 +21,15 @@ pub(super) fn routes(face: Face) -> Router {
         .route("/version", get(version))
         .route("/metrics", get(scrape))
         .with_state(face)
+}
+
+/// What is nowhere: 404 to who speaks HTTP, UNIMPLEMENTED to who speaks gRPC.
+pub(super) async fn missing(headers: HeaderMap) -> Response {
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    match kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        true => Status::unimplemented("").into_http(),
+        false => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 /// As etcd answers: healthy where a read works and no alarm is raised.

@@ -192,7 +192,7 @@ impl Face {
             .add_service(pb::auth_server::AuthServer::new(face()))
             .add_service(v3lockpb::lock_server::LockServer::new(face()))
             .add_service(v3electionpb::election_server::ElectionServer::new(face()));
-        let all = routes.into_axum_router().merge(http::routes(self));
+        let all = routes.into_axum_router().merge(http::routes(self)).fallback(http::missing);
         Routes::from(all.layer(MapRequestLayer::new(cluster::note_authority)))
     }
 }

@@ -4,6 +4,7 @@ use futures::{Stream, StreamExt as _, stream};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Face, GRPC_OVERHEAD_BYTES, convert, status};
@@ -30,7 +31,7 @@ impl pb::watch_server::Watch for Face {
         let every = self.node.options().progress_every;
         let served = watch::Stream::new(self.node.hub().clone(), answers, every).run(asked);
         tokio::spawn(served);
-        tokio::spawn(read(request.into_inner(), requests));
+        tokio::spawn(read(request.into_inner(), requests, self.stopping.clone()));
         let face = self.clone();
         let responses = ReceiverStream::new(responses)
             .flat_map(move |response| stream::iter(face.responses(response)));
@@ -48,10 +49,21 @@ impl pb::watch_server::Watch for Face {
     }
 }
 
-/// Hands on what the client asks until it has gone.
-async fn read(mut stream: Streaming<pb::WatchRequest>, requests: mpsc::Sender<watch::Request>) {
+/// Hands on what the client asks until it has gone, or the node stops: a request stream that is
+/// still held keeps its connection open, and the node waits for that.
+async fn read(
+    mut stream: Streaming<pb::WatchRequest>,
+    requests: mpsc::Sender<watch::Request>,
+    stopping: CancellationToken,
+) {
     use pb::watch_request::RequestUnion;
-    while let Some(Ok(request)) = stream.next().await {
+    loop {
+        let next = tokio::select! {
+            next = stream.next() => next,
+            () = requests.closed() => return,
+            () = stopping.cancelled() => return,
+        };
+        let Some(Ok(request)) = next else { return };
         let request = match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => watch::Request::Create(wanted(&create)),
             Some(RequestUnion::CancelRequest(cancel)) => watch::Request::Cancel(cancel.watch_id),

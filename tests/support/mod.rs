@@ -4,6 +4,7 @@
 
 pub(crate) mod controlplane;
 pub(crate) mod http;
+pub(crate) mod node;
 pub(crate) mod peers;
 pub(crate) mod process;
 pub(crate) mod server;

@@ -1,8 +1,9 @@
 //! Compaction: walking the log once, in small steps, and dropping what only older reads could need.
 //!
 //! A row at or below the compacted revision supersedes the row that its `prev_seq` names, which nobody
-//! can read any more. A deletion below it needs no row at all; one exactly at it stays, since a watch
-//! may begin there, and is looked at again by the next compaction.
+//! can read any more. A deletion below it needs no row at all. What is exactly at it stays, deletions
+//! and what the same transaction superseded too, since a watch may begin there; the next compaction
+//! looks at it again.
 
 use std::ops::ControlFlow;
 
@@ -44,9 +45,13 @@ impl Compaction {
         Self { walked, target, waiting: Vec::new(), is_paused: false }
     }
 
-    pub(super) fn aim(&mut self, revision: Revision, done: oneshot::Sender<()>) {
+    pub(super) fn aim(&mut self, revision: Revision) {
         self.target = self.target.max(revision);
         self.is_paused = false;
+    }
+
+    /// Tells when all that is due is done; at once, where nothing is.
+    pub(super) fn tell(&mut self, done: oneshot::Sender<()>) {
         if self.is_due() {
             self.waiting.push(done);
         }
@@ -70,12 +75,13 @@ impl Compaction {
         let (rows, is_cut) = self.next_rows(session, statements).await?;
         let mut log = Vec::new();
         let mut keys = Vec::new();
+        let target = Arg::Int(self.target);
         for row in &rows {
             if row.prev_seq != 0 {
-                log.push(vec![Arg::Int(row.prev_seq)]);
+                log.push(vec![Arg::Int(row.prev_seq), target]);
             }
             if row.is_tombstone && row.revision < self.target {
-                log.push(vec![Arg::Int(row.seq)]);
+                log.push(vec![Arg::Int(row.seq), target]);
                 keys.push(vec![Arg::Bytes(&row.key), Arg::Int(row.seq)]);
             }
         }
@@ -123,8 +129,11 @@ impl Compaction {
             let args = [Arg::Int(self.walked), Arg::Int(self.target), Arg::Int(limit)];
             session.fetch(&statements.garbage, &args, &mut each).await?;
             let is_cut = rows.len() as i64 == limit;
-            let is_stuck =
-                is_cut && rows.last().is_some_and(|row: &Row| row.revision <= self.walked);
+            // A revision is never cut in two: what is left of it would be taken for done.
+            let is_stuck = is_cut
+                && rows.last().is_some_and(|row: &Row| {
+                    row.revision <= self.walked || row.revision == self.target
+                });
             if !is_stuck {
                 return Ok((rows, is_cut));
             }

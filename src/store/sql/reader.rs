@@ -224,24 +224,32 @@ pub(super) async fn count(
     };
     let (mut count, newer) = counted.first().copied().unwrap_or_default();
     if newer > 0 {
-        for seq in newer_seqs(session, statements, range, revision).await? {
-            count += i64::from(back(session, statements, seq, revision).await?.is_some());
+        // A key that was settled a moment ago may be among the newer ones by now, so both must come
+        // from one statement.
+        count = 0;
+        for (seq, settled) in settled_and_newer(session, statements, range, revision).await? {
+            let was_there = seq != 0 && back(session, statements, seq, revision).await?.is_some();
+            count += settled + i64::from(was_there);
         }
     }
     Ok(u64::try_from(count).unwrap_or(0))
 }
 
-async fn newer_seqs(
+/// One row with how many keys have not changed since, and one for each that has, as of one moment.
+async fn settled_and_newer(
     session: &mut impl Session,
     statements: &Statements,
     range: &KeyRange,
     revision: Revision,
-) -> DbResult<Vec<i64>> {
+) -> DbResult<Vec<(i64, i64)>> {
     let (start, at) = (Arg::Bytes(&range.start), Arg::Int(revision));
-    let seq = |columns: &dyn Columns| columns.int(0);
+    let both = |columns: &dyn Columns| (columns.int(0), columns.int(1));
     match &range.end {
-        Some(end) => rows(session, &statements.newer, &[start, Arg::Bytes(end), at], seq).await,
-        None => rows(session, &statements.newer_open, &[start, at], seq).await,
+        Some(end) => {
+            let end = Arg::Bytes(end);
+            rows(session, &statements.newer, &[at, start, end, start, end, at], both).await
+        }
+        None => rows(session, &statements.newer_open, &[at, start, start, at], both).await,
     }
 }
 

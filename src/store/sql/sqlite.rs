@@ -1,7 +1,8 @@
 //! SQLite: an embedded store in one file.
 //!
 //! WAL with `synchronous=FULL`: a commit is one fsync of the log, and readers never block the writer.
-//! The writer runs on a thread of its own, reads run on connections that only read. Ownership is a
+//! The writer runs on a thread of its own, checkpoints on another, and reads on connections that only
+//! read. Ownership is a
 //! lock on a file beside the database, which the kernel lets go when its holder dies, and an epoch in
 //! the database that each commit checks.
 
@@ -21,6 +22,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     SqlStore,
+    checkpoint::{Checkpoints, checkpoint},
     session::{Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, WriterTask},
 };
 use crate::clock::SharedClock;
@@ -30,9 +32,6 @@ const SCHEMA_VERSION: i64 = 1;
 
 /// Connections that read. More than the cores that wait on disks help nobody.
 const READERS_MAX: usize = 4;
-
-/// Pages of the write-ahead log after which the writer folds it into the database.
-const CHECKPOINT_PAGES: i64 = 4_096;
 
 /// Compiled statements that a connection keeps.
 const STATEMENTS_MAX: usize = 64;
@@ -131,6 +130,7 @@ pub struct SqliteSession {
 #[derive(Debug)]
 struct Ownership {
     epoch: i64,
+    checkpoints: Checkpoints,
     /// Locked for as long as it is open.
     _lock: File,
 }
@@ -146,7 +146,7 @@ pub async fn open(
     owner: &str,
     clock: SharedClock,
 ) -> Result<Arc<SqlStore<Sqlite>>, OpenError> {
-    let opening = Opening { path, shown: path.display().to_string() };
+    let opening = Opening { name, path, shown: path.display().to_string() };
     let lock = opening.lock(owner)?;
     let writer = opening.open(lock)?;
     let readers = Readers {
@@ -160,6 +160,7 @@ pub async fn open(
 }
 
 struct Opening<'a> {
+    name: &'a str,
     path: &'a Path,
     shown: String,
 }
@@ -204,7 +205,9 @@ impl Opening<'_> {
         let connection = Connection::open(self.path).map_err(|error| self.failed(error))?;
         self.check(&connection)?;
         let epoch = self.prepare(&connection).map_err(|error| self.failed(describe(&error)))?;
-        let ownership = Some(Ownership { epoch, _lock: lock });
+        let checkpoints = Checkpoints::start(self.name, self.path)
+            .map_err(|error| self.failed(describe(&error)))?;
+        let ownership = Some(Ownership { epoch, checkpoints, _lock: lock });
         Ok(SqliteSession { connection, ownership })
     }
 
@@ -246,10 +249,10 @@ impl Opening<'_> {
     /// Makes the tables where there are none, and begins the next epoch.
     fn prepare(&self, connection: &Connection) -> rusqlite::Result<i64> {
         connection.busy_timeout(Duration::from_secs(10))?;
-        // A value of 1 KiB and its row fit four times into a page.
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        // See `checkpoint`.
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         connection.pragma_update(None, "cache_size", -16_384)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         connection.execute_batch("BEGIN IMMEDIATE")?;
@@ -333,6 +336,9 @@ impl Readers {
 
 impl SqliteSession {
     fn begin_now(&mut self) -> DbResult<()> {
+        if self.ownership.as_ref().is_some_and(|ownership| ownership.checkpoints.take_rest()) {
+            checkpoint(&self.connection).map_err(|error| failure(&error))?;
+        }
         self.batch("BEGIN IMMEDIATE")?;
         let Some(ownership) = &self.ownership else { return Ok(()) };
         let sql = "SELECT value FROM pleach_meta WHERE name = 'epoch'";
@@ -371,7 +377,11 @@ impl SqliteSession {
             }
             Ok(())
         };
-        execute().map_err(|error| failure(&error))
+        execute().map_err(|error| failure(&error))?;
+        if let Some(ownership) = &mut self.ownership {
+            ownership.checkpoints.wrote(rows.len());
+        }
+        Ok(())
     }
 }
 

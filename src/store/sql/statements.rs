@@ -61,8 +61,10 @@ impl Statements {
         let open = "k.key >= ?";
         // What was deleted after the revision asked for may have existed at it.
         let seen = "(k.version > 0 OR k.mod_revision > ?) ORDER BY k.key LIMIT ?";
-        let counts = "coalesce(sum(CASE WHEN k.version > 0 AND k.mod_revision <= ? THEN 1 ELSE 0 END), 0), \
-                      coalesce(sum(CASE WHEN k.mod_revision > ? THEN 1 ELSE 0 END), 0)";
+        let settled =
+            "coalesce(sum(CASE WHEN k.version > 0 AND k.mod_revision <= ? THEN 1 ELSE 0 END), 0)";
+        let counts =
+            format!("{settled}, coalesce(sum(CASE WHEN k.mod_revision > ? THEN 1 ELSE 0 END), 0)");
         Self {
             key: format!("SELECT {KEY}, l.value {values} k.key = ?"),
             key_only: format!("SELECT {KEY} {keys} k.key = ?"),
@@ -75,8 +77,14 @@ impl Statements {
             ),
             count: format!("SELECT {counts} {keys} {bounded}"),
             count_open: format!("SELECT {counts} {keys} {open}"),
-            newer: format!("SELECT k.seq {keys} {bounded} AND k.mod_revision > ?"),
-            newer_open: format!("SELECT k.seq {keys} {open} AND k.mod_revision > ?"),
+            newer: format!(
+                "SELECT 0, {settled} {keys} {bounded} \
+                 UNION ALL SELECT k.seq, 0 {keys} {bounded} AND k.mod_revision > ?"
+            ),
+            newer_open: format!(
+                "SELECT 0, {settled} {keys} {open} \
+                 UNION ALL SELECT k.seq, 0 {keys} {open} AND k.mod_revision > ?"
+            ),
             back: format!(
                 "WITH RECURSIVE back(seq, revision, prev_seq) AS (\
                  SELECT seq, revision, prev_seq FROM pleach_log WHERE seq = ? \
@@ -103,7 +111,7 @@ impl Statements {
             garbage: "SELECT seq, revision, key, prev_seq, version FROM pleach_log \
                  WHERE revision >= ? AND revision <= ? ORDER BY revision, seq LIMIT ?"
                 .to_owned(),
-            drop_log: "DELETE FROM pleach_log WHERE seq = ?".to_owned(),
+            drop_log: "DELETE FROM pleach_log WHERE seq = ? AND revision < ?".to_owned(),
             drop_key: "DELETE FROM pleach_key WHERE key = ? AND seq = ?".to_owned(),
             meta: "SELECT value FROM pleach_meta WHERE name = ?".to_owned(),
             put_meta: format!(

@@ -169,7 +169,7 @@ impl<S: Session> Writer<S> {
         answers: &mut Vec<Answer>,
     ) -> Result<Vec<Arc<Commit>>, (DbError, Vec<Arc<Commit>>)> {
         let mut run = Run::new(self.shared.clock.shown());
-        let mut work = Work { records: Vec::new(), compact: None };
+        let mut work = Work { records: Vec::new(), compact: None, compacted: Vec::new() };
         let prepared = self.prepare(&batch, &mut run).await;
         for task in batch {
             self.execute(task, &mut run, &mut work, prepared.is_ok(), answers).await;
@@ -180,10 +180,11 @@ impl<S: Session> Writer<S> {
         };
         match written {
             Ok(()) => {
-                if let Some((revision, done)) = work.compact {
+                if let Some(revision) = work.compact {
                     self.shared.compacted.fetch_max(revision, Ordering::AcqRel);
-                    self.compaction.aim(revision, done);
+                    self.compaction.aim(revision);
                 }
+                work.compacted.into_iter().for_each(|done| self.compaction.tell(done));
                 Ok(run.commits)
             }
             Err(error) => Err((error, run.commits)),
@@ -266,8 +267,11 @@ impl<S: Session> Writer<S> {
                 answers.push(Answer::Done(answer));
             }
             Task::Compact(revision, answer, done) => {
-                let revision = work.compact.as_ref().map_or(revision, |(r, _)| revision.max(*r));
-                work.compact = Some((revision, done));
+                // The line never goes back: what is below is gone.
+                if revision > self.shared.compacted.load(Ordering::Acquire) {
+                    work.compact = work.compact.max(Some(revision));
+                }
+                work.compacted.push(done);
                 answers.push(Answer::Done(answer));
             }
         }
@@ -352,8 +356,8 @@ impl<S: Session> Writer<S> {
                 None => self.session.execute_many(&statements.drop_record, &[vec![name]]).await?,
             }
         }
-        if let Some((revision, _)) = &work.compact {
-            let row = [vec![Arg::Text("compacted"), Arg::Int(*revision)]];
+        if let Some(revision) = work.compact {
+            let row = [vec![Arg::Text("compacted"), Arg::Int(revision)]];
             self.session.execute_many(&statements.put_meta, &row).await?;
         }
         Ok(())
@@ -380,7 +384,8 @@ impl<S> Drop for Writer<S> {
 /// What a batch does beside changing keys.
 struct Work {
     records: Vec<(String, Option<Bytes>)>,
-    compact: Option<(Revision, oneshot::Sender<()>)>,
+    compact: Option<Revision>,
+    compacted: Vec<oneshot::Sender<()>>,
 }
 
 // === impl Work ===

@@ -1,0 +1,95 @@
+//! Connections that are not what they seem: silent, half-open, garbage. The others don't notice.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use pleach::proto::etcdserverpb::{
+    self as pb, watch_client::WatchClient, watch_request::RequestUnion,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::{call::put, support::node::Node};
+
+/// The opening words of HTTP/2.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SILENT: usize = 200;
+/// What an answer may take beside all that.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn silent_and_half_open_connections_hold_up_nobody() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut node = Node::new(folder.path(), &[])?;
+    let channel = node.start().await?;
+    let mut held = Vec::new();
+    for index in 0..SILENT {
+        let mut stream = TcpStream::connect(("127.0.0.1", node.port())).await?;
+        match index % 4 {
+            0 => {}
+            1 => stream.write_all(&PREFACE[..10]).await?,
+            2 => stream.write_all(PREFACE).await?,
+            // It will never write again, but could still read.
+            _ => stream.shutdown().await?,
+        }
+        held.push(stream);
+    }
+    let begin = Instant::now();
+    put(&channel, "answered", "yes").await?;
+    ensure!(begin.elapsed() < ANSWERED_WITHIN, "it took {:?}", begin.elapsed());
+    let fresh = node.channel()?;
+    put(&fresh, "answered", "yes").await?;
+    drop(held);
+    node.ensure_running()
+}
+
+#[tokio::test]
+async fn garbage_closes_its_connection_and_no_other() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut node = Node::new(folder.path(), &[])?;
+    let channel = node.start().await?;
+    let huge_frame = [PREFACE, &[0xff; 64]].concat();
+    let garbage: [&[u8]; 5] = [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+        &[0; 4_096],
+        b"GET\r\n\r\n",
+        &huge_frame,
+        b"quit\r\n\r\n",
+    ];
+    for bytes in garbage {
+        let mut stream = TcpStream::connect(("127.0.0.1", node.port())).await?;
+        stream.write_all(bytes).await?;
+        stream.shutdown().await?;
+        let mut said = Vec::new();
+        let closed = stream.read_to_end(&mut said);
+        // A reset is as good an answer as an end.
+        let closed = tokio::time::timeout(Duration::from_secs(10), closed).await;
+        let _ = closed.with_context(|| format!("{bytes:?} is left open"))?;
+        put(&channel, "alive", "yes").await?;
+    }
+    ensure!(!node.log().contains("panicked"), "{}", node.log_tail());
+    node.ensure_running()
+}
+
+#[tokio::test]
+async fn a_stream_that_is_dropped_in_the_middle_takes_nothing_with_it() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut node = Node::new(folder.path(), &[])?;
+    let channel = node.start().await?;
+    for _ in 0..100 {
+        let create = pb::WatchCreateRequest { key: "a".into(), ..Default::default() };
+        let request_union = Some(RequestUnion::CreateRequest(create));
+        let sent = tokio_stream::StreamExt::chain(
+            tokio_stream::iter([pb::WatchRequest { request_union }]),
+            tokio_stream::pending(),
+        );
+        let own = node.channel()?;
+        let mut watch = WatchClient::new(own).watch(sent).await?.into_inner();
+        watch.message().await?.context("the stream ended")?;
+    }
+    put(&channel, "a", "1").await?;
+    node.ensure_running()
+}

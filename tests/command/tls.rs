@@ -1,0 +1,169 @@
+//! TLS and mutual TLS, with certificates that are made here.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use http::{Request, StatusCode};
+use pleach::proto::etcdserverpb::{self as pb, kv_client::KvClient};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tempfile::TempDir;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tower::{Service as _, ServiceExt as _};
+
+use crate::{
+    call::{put, run},
+    support::{
+        peers::{free_port, peer},
+        process::{Process, eventually},
+    },
+};
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+fn authority() -> Result<Authority> {
+    let mut parameters = CertificateParams::new(Vec::new())?;
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    Ok(CertifiedIssuer::self_signed(parameters, KeyPair::generate()?)?)
+}
+
+/// A certificate for `name` and its key, as PEM.
+fn certificate(authority: &Authority, name: &str) -> Result<(String, String)> {
+    let key = KeyPair::generate()?;
+    let names = vec![name.to_owned(), "127.0.0.1".to_owned()];
+    let certificate = CertificateParams::new(names)?.signed_by(&key, authority)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
+fn write_certificates(folder: &Path, authority: &Authority) -> Result<()> {
+    fs::write(folder.join("ca.pem"), authority.pem())?;
+    for name in ["localhost", "client"] {
+        let (certificate, key) = certificate(authority, name)?;
+        fs::write(folder.join(format!("{name}.pem")), certificate)?;
+        fs::write(folder.join(format!("{name}.key")), key)?;
+    }
+    Ok(())
+}
+
+fn start(folder: &Path, port: u16, more: &[&str]) -> Result<Process> {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let mut arguments = vec![
+        "serve".to_owned(),
+        format!("--listen-client-urls=https://127.0.0.1:{port}"),
+        format!("--data-dir={}", file("data")),
+        format!("--cert-file={}", file("localhost.pem")),
+        format!("--key-file={}", file("localhost.key")),
+        format!("--trusted-ca-file={}", file("ca.pem")),
+    ];
+    arguments.extend(more.iter().map(|&flag| flag.to_owned()));
+    Process::start("pleach", Path::new(env!("CARGO_BIN_EXE_pleach")), folder, &arguments)
+}
+
+/// A connection that trusts the authority, with a certificate of its own or without.
+async fn connect(folder: &Path, port: u16, identity: Option<Identity>) -> Result<Channel> {
+    let authority = Certificate::from_pem(fs::read(folder.join("ca.pem"))?);
+    let mut tls = ClientTlsConfig::new().ca_certificate(authority);
+    if let Some(identity) = identity {
+        tls = tls.identity(identity);
+    }
+    let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{port}"))?.tls_config(tls)?;
+    let channel = endpoint.connect().await?;
+    // Under TLS 1.3 a client learns that it is refused from its first answer.
+    KvClient::new(channel.clone())
+        .range(pb::RangeRequest { key: "k".into(), ..Default::default() })
+        .await?;
+    Ok(channel)
+}
+
+fn identity(folder: &Path, name: &str) -> Result<Identity> {
+    let read = |ending| fs::read(folder.join(format!("{name}.{ending}")));
+    Ok(Identity::from_pem(read("pem")?, read("key")?))
+}
+
+async fn ready(folder: &Path, port: u16, identity: Option<&Identity>) -> Result<Channel> {
+    eventually("the node answers over TLS", Duration::from_secs(10), async || {
+        connect(folder, port, identity.cloned()).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn clients_that_trust_the_authority_are_served_over_tls_and_plain_ones_are_not() -> Result<()>
+{
+    let folder = TempDir::new()?;
+    let port = free_port()?;
+    write_certificates(folder.path(), &authority()?)?;
+    let _node = start(folder.path(), port, &[])?;
+    let mut channel = ready(folder.path(), port, None).await?;
+    put(&channel, "key", "value").await?;
+
+    let health = Request::get("/health").body(tonic::body::Body::empty())?;
+    let answer = channel.ready().await?.call(health).await?;
+    ensure!(answer.status() == StatusCode::OK, "https health: {}", answer.status());
+
+    let plain = Endpoint::from_shared(format!("http://127.0.0.1:{port}"))?.connect_lazy();
+    ensure!(put(&plain, "key", "plain").await.is_err(), "a plain client was served");
+    let strange = authority()?;
+    fs::write(folder.path().join("ca.pem"), strange.pem())?;
+    let trusted = connect(folder.path(), port, None).await;
+    ensure!(trusted.is_err(), "a client that trusts another authority was served");
+    Ok(())
+}
+
+#[tokio::test]
+async fn with_client_cert_auth_only_certificates_of_the_authority_are_admitted() -> Result<()> {
+    let folder = TempDir::new()?;
+    let port = free_port()?;
+    write_certificates(folder.path(), &authority()?)?;
+    let mut node = start(folder.path(), port, &["--client-cert-auth"])?;
+    let own = identity(folder.path(), "client")?;
+    let channel = ready(folder.path(), port, Some(&own)).await?;
+    put(&channel, "key", "value").await?;
+
+    let without = connect(folder.path(), port, None).await;
+    ensure!(without.is_err(), "a client without a certificate was admitted");
+    let (certificate, key) = certificate(&authority()?, "client")?;
+    let stranger = connect(folder.path(), port, Some(Identity::from_pem(certificate, key))).await;
+    ensure!(stranger.is_err(), "a client of another authority was admitted");
+    put(&channel, "key", "still").await?;
+    node.ensure_running()
+}
+
+#[tokio::test]
+async fn etcdctl_talks_mutual_tls() -> Result<()> {
+    let folder = TempDir::new()?;
+    let port = free_port()?;
+    write_certificates(folder.path(), &authority()?)?;
+    let _node = start(folder.path(), port, &["--client-cert-auth=true"])?;
+    let own = identity(folder.path(), "client")?;
+    ready(folder.path(), port, Some(&own)).await?;
+    let endpoint = format!("--endpoints=https://127.0.0.1:{port}");
+    let flags = [&endpoint, "--cacert=ca.pem", "--cert=client.pem", "--key=client.key"];
+    let etcdctl = peer("etcdctl")?;
+    let arguments = [&flags[..], &["endpoint", "health"]].concat();
+    let ended = run(&etcdctl, folder.path(), &arguments).await?;
+    let said = format!("{}{}", ended.stdout, ended.stderr);
+    ensure!(ended.is_success && said.contains("is healthy"), "{said}");
+    let ended = run(&etcdctl, folder.path(), &[flags[0], flags[1], "get", "key"]).await;
+    ensure!(!ended.context("etcdctl")?.is_success, "etcdctl without a certificate was admitted");
+    Ok(())
+}
+
+#[tokio::test]
+async fn certificates_that_are_none_are_refused_at_the_start() -> Result<()> {
+    let folder = TempDir::new()?;
+    write_certificates(folder.path(), &authority()?)?;
+    fs::write(folder.path().join("bad.pem"), "not a certificate")?;
+    let url = "--listen-client-urls=https://127.0.0.1:0";
+    for (certificate, key, part) in [
+        ("bad.pem", "localhost.key", ""),
+        ("missing.pem", "localhost.key", "missing.pem"),
+        ("localhost.pem", "bad.pem", ""),
+    ] {
+        let flags = [format!("--cert-file={certificate}"), format!("--key-file={key}")];
+        let arguments = ["serve", url, &flags[0], &flags[1]];
+        let ended = crate::call::pleach(folder.path(), &arguments).await?;
+        let said = &ended.stderr;
+        ensure!(!ended.is_success && said.contains(part) && !said.contains("panicked"), "{said}");
+    }
+    Ok(())
+}

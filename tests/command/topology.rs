@@ -1,0 +1,93 @@
+//! `check` and `explain`.
+
+use std::{fs, path::Path};
+
+use anyhow::{Result, ensure};
+use tempfile::TempDir;
+
+use crate::call::pleach;
+
+const BAD: &str = "\
+backends:
+- name: one
+  endpoint: sqlight://./one.db
+  prefix:
+    prefix: pods
+- name: one
+  endpoint: sqlite://./two.db
+  prefixes:
+    prefix: leases
+- name: three
+  endpoint: sqlite://./three.db
+  regexp:
+    regexp: '('
+";
+
+/// A topology of this repository.
+const FOUR_STORES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/topologies/four-stores.yaml");
+
+#[tokio::test]
+async fn check_prints_the_routes_of_a_good_file() -> Result<()> {
+    let folder = TempDir::new()?;
+    let ended = pleach(folder.path(), &["check", FOUR_STORES]).await?;
+    ensure!(ended.is_success, "{}", ended.stderr);
+    let names: Vec<_> = ended.stdout.lines().filter_map(|line| line.split(':').next()).collect();
+    ensure!(names == ["build-pods", "leases", "product", "main"], "{}", ended.stdout);
+    ensure!(fs::read_dir(folder.path())?.next().is_none(), "check made a file");
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_reports_all_mistakes_of_a_bad_file_at_once_with_their_places() -> Result<()> {
+    let folder = TempDir::new()?;
+    fs::write(folder.path().join("bad.yaml"), BAD)?;
+    let ended = pleach(folder.path(), &["check", "bad.yaml"]).await?;
+    ensure!(!ended.is_success && ended.stdout.is_empty(), "{ended:?}");
+    for place in ["bad.yaml:3:", "bad.yaml:6:", "bad.yaml:8:", "bad.yaml:13:"] {
+        ensure!(ended.stderr.contains(place), "{place} is not in:\n{}", ended.stderr);
+    }
+    ensure!(ended.stderr.contains("sqlite"), "no remedy for the scheme:\n{}", ended.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_names_a_file_that_is_missing_or_no_text() -> Result<()> {
+    let folder = TempDir::new()?;
+    fs::write(folder.path().join("binary"), [0xff, 0x00, 0xfe])?;
+    for name in ["missing", "binary"] {
+        let ended = pleach(folder.path(), &["check", name]).await?;
+        ensure!(!ended.is_success && ended.stderr.contains(name), "{ended:?}");
+        ensure!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn explain_says_which_store_takes_a_key_and_why_the_others_do_not() -> Result<()> {
+    let cases: [(&str, &[&str]); 4] = [
+        ("/registry/pods/builds/job-1", &["build-pods:", "build-pods.db"]),
+        ("/registry/pods/default/web", &["not build-pods", "not leases", "main: no route"]),
+        ("/registry/leases/kube-system/x", &["leases:", "leases.db"]),
+        ("/registry/stable.example.com/crons/default/x", &["product:", "product.db"]),
+    ];
+    for (key, parts) in cases {
+        ensure_explained(key, parts).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn explain_says_which_stores_hold_keys_of_a_prefix() -> Result<()> {
+    ensure_explained("/registry/pods/", &["build-pods: some keys", "main: the rest"]).await?;
+    ensure_explained("/registry/pods/builds/", &["build-pods: all that is left"]).await?;
+    ensure_explained("/registry/leases/", &["leases: all that is left"]).await
+}
+
+async fn ensure_explained(key: &str, parts: &[&str]) -> Result<()> {
+    let ended = pleach(Path::new("."), &["explain", key, "--topology", FOUR_STORES]).await?;
+    ensure!(ended.is_success, "{key}: {}", ended.stderr);
+    for part in parts {
+        ensure!(ended.stdout.contains(part), "{key}: {part} is not in:\n{}", ended.stdout);
+    }
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! The conformance suite: one list of promises, held against every store and every composition.
+//!
+//! ```text
+//!   promises/     each promise of `pleach::store` as an async function of a `World`
+//!   world         what can be opened: memory, sqlite, routers over both, routers of routers
+//!   model/        random sequences of operations, with `Memory` as the oracle
+//!   concurrency   many writers and readers at once
+//!   planted       stores with a defect, which the promises above must notice
+//! ```
+//!
+//! A new leaf joins the suite by a [`world::Composition`]; a new promise joins by a function in
+//! `promises/`, listed in its module's [`on_every_composition`].
+//!
+//! `PROPTEST_CASES` sets how many sequences the model draws for a composition (256); one of several
+//! files gets so many fewer.
+
+/// Makes a test of each function, on each composition.
+macro_rules! on_every_composition {
+    ($($promise:ident),* $(,)?) => {
+        on_composition! { memory Memory [$($promise),*] }
+        on_composition! { sqlite Sqlite [$($promise),*] }
+        on_composition! { router_over_memories MemoryRouter [$($promise),*] }
+        on_composition! { router_over_sqlites SqliteRouter [$($promise),*] }
+        on_composition! { router_of_routers RouterOfRouters [$($promise),*] }
+    };
+}
+
+/// Makes a test of each function, on one composition.
+macro_rules! on_composition {
+    ($module:ident $composition:ident [$($promise:ident),*]) => {
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $promise() {
+                    use crate::world::{Composition, World};
+                    super::$promise(World::open(Composition::$composition).await).await;
+                }
+            )*
+        }
+    };
+}
+
+mod concurrency;
+mod follow;
+mod model;
+mod planted;
+mod promises;
+mod stalled;
+mod words;
+mod world;

@@ -1,0 +1,91 @@
+//! Short words for keys, transactions and reads.
+
+use bytes::Bytes;
+use pleach::{
+    model::{
+        Key, KeyRange, KeyValue, LeaseId, Revision,
+        error::Result,
+        txn::{Against, Compare, DeleteOp, Op, PutOp, RangeOp, Relation, Txn},
+    },
+    store::{Page, Read, Store, Write, Written, read_all},
+};
+
+/// The beginnings of keys, each of which some router sends to a store of its own.
+pub(crate) const FAMILIES: [&str; 5] = [
+    "/registry/configmaps/green/",
+    "/registry/pods/green/",
+    "/registry/pods/blue/",
+    "/registry/stable.example.com/shirts/blue/",
+    "/registry/configmaps/blue/",
+];
+
+pub(crate) fn key(family: usize, name: impl std::fmt::Display) -> Key {
+    Key::from(format!("{}{name}", FAMILIES[family]))
+}
+
+pub(crate) fn family_range(family: usize) -> KeyRange {
+    KeyRange::prefix(Key::from_static(FAMILIES[family].as_bytes()))
+}
+
+pub(crate) fn bytes(text: impl std::fmt::Display) -> Bytes {
+    Bytes::from(text.to_string())
+}
+
+/// The number that a value spells.
+pub(crate) fn number(value: &Bytes) -> u64 {
+    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).expect("a number was put")
+}
+
+pub(crate) fn put_op(key: Key, value: Bytes, lease: LeaseId) -> Op {
+    Op::Put(PutOp { key, value, lease, prev_kv: true, keep_value: false, keep_lease: false })
+}
+
+pub(crate) fn delete_op(range: KeyRange) -> Op {
+    Op::Delete(DeleteOp { range, prev_kv: true })
+}
+
+pub(crate) fn range_op(range: KeyRange, revision: Revision) -> Op {
+    Op::Range(RangeOp { revision, ..RangeOp::all(range) })
+}
+
+pub(crate) fn unchanged_since(key: &Key, revision: Revision) -> Compare {
+    let range = KeyRange::single(key.clone());
+    Compare { range, relation: Relation::Equal, against: Against::Mod(revision) }
+}
+
+pub(crate) fn all_of(ops: Vec<Op>) -> Txn {
+    Txn { success: ops, ..Txn::default() }
+}
+
+pub(crate) async fn apply(store: &dyn Store, txn: Txn) -> Result<Written> {
+    store.apply(Write::Txn { txn, dead_leases: Vec::new() }).await
+}
+
+/// Puts a value and returns its revision.
+pub(crate) async fn put(store: &dyn Store, key: Key, value: Bytes) -> Revision {
+    apply(store, put_op(key, value, 0).into()).await.expect("a put is taken").revision
+}
+
+/// Deletes a range and returns the revision of that.
+pub(crate) async fn delete(store: &dyn Store, range: KeyRange) -> Revision {
+    apply(store, delete_op(range).into()).await.expect("a deletion is taken").revision
+}
+
+/// All keys of a range as of a revision.
+pub(crate) async fn list(store: &dyn Store, range: KeyRange, at: Revision) -> Result<Page> {
+    read_all(store, &Read::new(range, at)).await
+}
+
+/// As [`list`], where it must work.
+pub(crate) async fn kvs(store: &dyn Store, range: KeyRange, at: Revision) -> Vec<KeyValue> {
+    list(store, range, at).await.expect("the revision can be read").kvs
+}
+
+/// A key as of a revision.
+pub(crate) async fn get(store: &dyn Store, key: &Key, at: Revision) -> Option<KeyValue> {
+    kvs(store, KeyRange::single(key.clone()), at).await.pop()
+}
+
+pub(crate) fn keys_of(kvs: &[KeyValue]) -> Vec<String> {
+    kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect()
+}

@@ -1,0 +1,102 @@
+//! The ledger: clients under load, a node that is killed again and again, and every acknowledged
+//! write accounted for.
+//!
+//! `PLEACH_CRASHES=…` sets how many kills all tests do together, `PLEACH_SEED=…` repeats the
+//! choices of a run; where in the node's work a kill falls, no seed can repeat.
+#![allow(clippy::large_futures, reason = "the future of a test is on the heap once, and alone")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod compaction;
+mod copy;
+mod ledger;
+mod rng;
+mod stop;
+mod witness;
+mod world;
+mod writer;
+
+use std::{
+    env,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::sync::Mutex;
+
+use crate::{
+    rng::Rng,
+    world::{Stores, World},
+};
+
+const CRASHES: u64 = 200;
+/// The longest that the clients write before a kill.
+const LOAD_MS_MAX: u64 = 120;
+/// The longest that a node gets whose kill falls into its start.
+const START_US_MAX: u64 = 60_000;
+
+/// Nodes of two tests at once would only share the same cores.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lone_node_keeps_every_acknowledged_write_through_kills() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    crashes(Stores::One, crash_count()? / 2).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_four_stores_keeps_every_acknowledged_write_through_kills() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    crashes(Stores::Four, crash_count()? - crash_count()? / 2).await
+}
+
+/// Kills under load, and now and then while the node is starting.
+async fn crashes(stores: Stores, count: u64) -> Result<()> {
+    let seed = seed()?;
+    let begin = Instant::now();
+    println!("PLEACH_SEED={seed}");
+    let mut rng = Rng::new(seed);
+    let mut world = World::new(stores, seed)?;
+    let witnesses = world.watch()?;
+    for crash in 0..count {
+        let killed = if rng.below(5) == 0 {
+            crash_at_start(&mut world, &mut rng).await
+        } else {
+            crash_under_load(&mut world, &mut rng).await
+        };
+        killed.with_context(|| format!("crash {crash} of {stores:?}, PLEACH_SEED={seed}"))?;
+    }
+    let channel = world.start().await?;
+    world.finish(&channel, witnesses).await.with_context(|| format!("PLEACH_SEED={seed}"))?;
+    let acknowledged = world.acknowledged();
+    println!("{stores:?}: {count} kills, {acknowledged} writes, {:?}", begin.elapsed());
+    ensure!(acknowledged as u64 > count, "too little load to mean anything");
+    Ok(())
+}
+
+async fn crash_under_load(world: &mut World, rng: &mut Rng) -> Result<()> {
+    let channel = world.start().await?;
+    let load = world.load(&channel);
+    // Not a wait for anything: when the kill comes is the one thing that is left to chance.
+    tokio::time::sleep(Duration::from_millis(rng.below(LOAD_MS_MAX))).await;
+    world.kill()?;
+    world.end_of(load).await
+}
+
+async fn crash_at_start(world: &mut World, rng: &mut Rng) -> Result<()> {
+    world.node.spawn()?;
+    tokio::time::sleep(Duration::from_micros(rng.below(START_US_MAX))).await;
+    world.kill()
+}
+
+fn crash_count() -> Result<u64> {
+    env::var("PLEACH_CRASHES").map_or(Ok(CRASHES), |count| Ok(count.parse()?))
+}
+
+fn seed() -> Result<u64> {
+    match env::var("PLEACH_SEED") {
+        Ok(seed) => Ok(seed.parse()?),
+        Err(_) => Ok(SystemTime::UNIX_EPOCH.elapsed()?.as_nanos() as u64),
+    }
+}

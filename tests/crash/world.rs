@@ -1,0 +1,188 @@
+//! A node with its clients, and what must hold whenever it is back.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use pleach::proto::etcdserverpb::{self as pb, kv_client::KvClient};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+
+use crate::{
+    ledger::{Event, Row},
+    support::node::Node,
+    witness::Witness,
+    writer::{Shared, Writer},
+};
+
+/// All keys of the writers lie from here …
+pub(crate) const FIRST: &str = "/s";
+/// … to before here.
+pub(crate) const END: &str = "/t";
+/// Prefixes that have a store of their own, where the node has several. The fourth has none.
+const ROUTED: [&str; 3] = ["/s0", "/s1", "/s2"];
+const WRITERS: u64 = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stores {
+    One,
+    Four,
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) node: Node,
+    pub(crate) writers: Vec<Writer>,
+    pub(crate) shared: Arc<Shared>,
+    stores: Stores,
+    pub(crate) folder: TempDir,
+}
+
+/// Writers at work. They end when the node does.
+pub(crate) type Load = JoinSet<Result<Writer>>;
+
+// === impl World ===
+
+impl World {
+    pub(crate) fn new(stores: Stores, seed: u64) -> Result<Self> {
+        let folder = TempDir::with_prefix("pleach-crash-")?;
+        let node = node_in(&folder, stores)?;
+        let shared = Arc::new(Shared::default());
+        let writer = |index| {
+            let prefix = format!("/s{}/w{index}/", index % 4);
+            Writer::new(prefix, shared.clone(), seed ^ (index << 32))
+        };
+        let writers = (0..WRITERS).map(writer).collect();
+        Ok(Self { node, writers, shared, stores, folder })
+    }
+
+    /// Watchers of each writer's keys, and one of all.
+    pub(crate) fn watch(&self) -> Result<JoinSet<Result<Witness>>> {
+        let mut tasks = JoinSet::new();
+        for writer in &self.writers {
+            let end = format!("{}0", writer.prefix.trim_end_matches('/'));
+            tasks.spawn(Witness::new(&writer.prefix, &end, 1).run(self.node.channel()?));
+        }
+        let all = Witness::new(FIRST, END, self.writers.len());
+        tasks.spawn(all.run(self.node.channel()?));
+        Ok(tasks)
+    }
+
+    pub(crate) fn load(&mut self, channel: &Channel) -> Load {
+        self.shared.is_doomed.store(false, Ordering::SeqCst);
+        self.shared.is_graceful.store(false, Ordering::SeqCst);
+        let mut load = Load::new();
+        for writer in self.writers.drain(..) {
+            load.spawn(writer.run(channel.clone()));
+        }
+        load
+    }
+
+    pub(crate) async fn end_of(&mut self, mut load: Load) -> Result<()> {
+        while let Some(writer) = load.join_next().await {
+            self.writers.push(writer??);
+        }
+        Ok(())
+    }
+
+    /// SIGKILL, under load or not.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.shared.is_doomed.store(true, Ordering::SeqCst);
+        self.node.kill()
+    }
+
+    /// Starts the node, and finds every acknowledged write there and nothing else.
+    pub(crate) async fn start(&mut self) -> Result<Channel> {
+        let channel = self.node.start().await?;
+        self.settle(&channel).await?;
+        Ok(channel)
+    }
+
+    /// Balances all books with what the node at the other end of `channel` has.
+    pub(crate) async fn settle(&mut self, channel: &Channel) -> Result<()> {
+        let (revision, mut found) = everything(channel).await?;
+        let floor = self.shared.floor.fetch_max(revision, Ordering::SeqCst);
+        ensure!(revision >= floor, "the revision went back from {floor} to {revision}");
+        for writer in &mut self.writers {
+            let events = writer.ledger.events.len();
+            let (own, rest) =
+                found.into_iter().partition(|(key, _)| key.starts_with(&writer.prefix));
+            found = rest;
+            writer.ledger.settle(&own, writer.unknown_floor)?;
+            if let Some(first) = writer.ledger.events.get(events) {
+                self.shared.claim(first.revision, &first.key)?;
+            }
+        }
+        ensure!(found.is_empty(), "nobody wrote {found:?}");
+        Ok(())
+    }
+
+    /// Ends the story: the last writes, and every witness has seen the whole of it, and so does one
+    /// that comes late.
+    pub(crate) async fn finish(
+        &mut self,
+        channel: &Channel,
+        mut witnesses: JoinSet<Result<Witness>>,
+    ) -> Result<()> {
+        for writer in &mut self.writers {
+            writer.finish(channel.clone()).await?;
+        }
+        let late = Witness::new(FIRST, END, self.writers.len());
+        witnesses.spawn(late.run(channel.clone()));
+        let mut seen = 0;
+        while let Some(witness) = witnesses.join_next().await {
+            self.compare(&witness??.events)?;
+            seen += 1;
+        }
+        ensure!(seen == self.writers.len() + 2, "only {seen} watchers came to the end");
+        Ok(())
+    }
+
+    fn compare(&self, seen: &[Event]) -> Result<()> {
+        let first = seen.first().context("a watcher saw nothing")?;
+        let last = seen.last().context("a watcher saw nothing")?;
+        let is_of_one = |writer: &&Writer| {
+            first.key.starts_with(&writer.prefix) && last.key.starts_with(&writer.prefix)
+        };
+        let is_all = seen.iter().filter(|event| event.key.ends_with("/last")).count() > 1;
+        let one = self.writers.iter().find(is_of_one).filter(|_| !is_all);
+        let writers: Vec<_> = one.map_or_else(|| self.writers.iter().collect(), |one| vec![one]);
+        let mut expected: Vec<_> =
+            writers.iter().flat_map(|writer| &writer.ledger.events).collect();
+        expected.sort_by_key(|event| event.revision);
+        for (index, wanted) in expected.iter().enumerate() {
+            let got = seen.get(index);
+            ensure!(got == Some(wanted), "event {index}: a watcher saw {got:?}, not {wanted:?}");
+        }
+        ensure!(seen.len() == expected.len(), "{:?} never happened", seen.get(expected.len()));
+        Ok(())
+    }
+
+    pub(crate) fn acknowledged(&self) -> usize {
+        self.writers.iter().map(|writer| writer.ledger.acknowledged).sum()
+    }
+
+    /// A node of the same form over a copy of the data, for which `copy` is an empty folder.
+    pub(crate) fn node_over(&self, copy: &TempDir) -> Result<Node> {
+        node_in(copy, self.stores)
+    }
+}
+
+fn node_in(folder: &TempDir, stores: Stores) -> Result<Node> {
+    let node = Node::new(folder.path(), &["--log-level=warn"])?;
+    if stores == Stores::Four { node.with_routes(&ROUTED) } else { Ok(node) }
+}
+
+async fn everything(channel: &Channel) -> Result<(i64, BTreeMap<String, Row>)> {
+    let read = pb::RangeRequest { key: FIRST.into(), range_end: END.into(), ..Default::default() };
+    let mut client = KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
+    let answer = client.range(read).await?.into_inner();
+    let rows = answer.kvs.iter().map(|kv| {
+        let key = String::from_utf8_lossy(&kv.key).into_owned();
+        (key, Row::from(kv))
+    });
+    Ok((answer.header.context("a read without a header")?.revision, rows.collect()))
+}
