@@ -3,6 +3,8 @@
 //! Who enters the line puts a key `name/<lease in hex>`; the line's order is that of create revisions.
 //! The first of the line holds the lock, or leads.
 
+use std::sync::Arc;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::StreamExt as _;
 
@@ -32,6 +34,27 @@ pub struct Place {
     pub lease: LeaseId,
 }
 
+/// Someone in a line who is not yet its head.
+struct Waiting {
+    node: Arc<Node>,
+    place: Place,
+    is_head: bool,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.is_head {
+            return;
+        }
+        let (node, place) = (self.node.clone(), self.place.clone());
+        tokio::spawn(async move {
+            if let Err(error) = node.leave_line(&place).await {
+                tracing::warn!(%error, "a place in a line stays until its lease ends");
+            }
+        });
+    }
+}
+
 /// The keys of a line.
 fn line(name: &[u8]) -> KeyRange {
     let mut prefix = BytesMut::from(name);
@@ -51,12 +74,12 @@ fn put(key: &Key, value: Bytes, lease: LeaseId) -> Op {
 
 impl Node {
     /// Enters the line `name` and waits for its head. Returns the place and the revision at which
-    /// it was the head.
+    /// it was the head. Who stops waiting leaves the line.
     ///
     /// # Errors
     /// Where the lease ends before, or is not known, and those of the stores.
     pub async fn line_up(
-        &self,
+        self: &Arc<Self>,
         name: &[u8],
         lease: LeaseId,
         value: Bytes,
@@ -65,15 +88,30 @@ impl Node {
             0 => self.lease_for_line().await?,
             lease => lease,
         };
-        let place = self.enter_line(name, lease, value).await?;
-        match self.wait_for_head(name, &place).await {
-            Ok(revision) => Ok((place, revision)),
-            Err(error) => {
-                // Nobody else would take the place out of the line before its lease ends.
-                self.leave_line(&place).await?;
-                Err(error)
-            }
-        }
+        let mut waiting = self.enter_line(name, lease, value).await?;
+        let revision = self.wait_for_head(name, &waiting.place).await?;
+        waiting.is_head = true;
+        Ok((waiting.place.clone(), revision))
+    }
+
+    /// In a task of its own: whoever asked may go while the key is being written, and the key must
+    /// not stay.
+    async fn enter_line(
+        self: &Arc<Self>,
+        name: &[u8],
+        lease: LeaseId,
+        value: Bytes,
+    ) -> Result<Waiting> {
+        let (node, name) = (self.clone(), Bytes::copy_from_slice(name));
+        let entering = async move {
+            let place = node.put_in_line(&name, lease, value).await?;
+            Ok(Waiting { node, place, is_head: false })
+        };
+        let entered = tokio::spawn(entering).await;
+        entered.unwrap_or_else(|error| {
+            let reason = error.to_string().into();
+            Err(StoreError::Unavailable { store: "line".into(), reason })
+        })
     }
 
     async fn lease_for_line(&self) -> Result<LeaseId> {
@@ -86,7 +124,7 @@ impl Node {
         })
     }
 
-    async fn enter_line(&self, name: &[u8], lease: LeaseId, value: Bytes) -> Result<Place> {
+    async fn put_in_line(&self, name: &[u8], lease: LeaseId, value: Bytes) -> Result<Place> {
         let mut key = BytesMut::from(name);
         key.put_slice(format!("/{lease:x}").as_bytes());
         let key = key.freeze();

@@ -17,7 +17,8 @@ use crate::{
 
 type Checked = Result<(), Status>;
 
-fn key(key: &Bytes) -> Checked {
+/// A key that must be there.
+pub(super) fn key(key: &Bytes) -> Checked {
     if key.is_empty() { Err(status(status::EMPTY_KEY)) } else { Ok(()) }
 }
 

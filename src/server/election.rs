@@ -1,9 +1,10 @@
 //! Election: elections kept by the node, for clients that do not build their own.
 
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt as _, stream};
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::{Face, convert};
+use super::{Face, check, convert};
 use crate::{model::Revision, node::Place, proto::v3electionpb as pb};
 
 /// etcd's words, which its clients compare.
@@ -13,6 +14,7 @@ const NOT_LEADER: &str = "election: not leader";
 fn place(leader: Option<pb::LeaderKey>) -> Result<Place, Status> {
     let leader =
         leader.ok_or_else(|| Status::invalid_argument("\"leader\" field must be provided"))?;
+    check::key(&leader.key)?;
     Ok(Place { key: leader.key, revision: leader.rev, lease: leader.lease })
 }
 
@@ -25,8 +27,9 @@ impl pb::election_server::Election for Face {
         &self,
         request: Request<pb::CampaignRequest>,
     ) -> Result<Response<pb::CampaignResponse>, Status> {
+        self.check_size(request.get_ref().encoded_len())?;
         let pb::CampaignRequest { name, lease, value } = request.into_inner();
-        let (place, revision) = self.node.line_up(&name, lease, value).await?;
+        let (place, revision) = self.until_stopped(self.node.line_up(&name, lease, value)).await?;
         let Place { key, revision: rev, lease } = place;
         let leader = Some(pb::LeaderKey { name, key, rev, lease });
         Ok(Response::new(pb::CampaignResponse { header: self.header(revision), leader }))
@@ -36,6 +39,7 @@ impl pb::election_server::Election for Face {
         &self,
         request: Request<pb::ProclaimRequest>,
     ) -> Result<Response<pb::ProclaimResponse>, Status> {
+        self.check_size(request.get_ref().encoded_len())?;
         let pb::ProclaimRequest { leader, value } = request.into_inner();
         let revision = self.node.proclaim(&place(leader)?, value).await?;
         let revision = revision.ok_or_else(|| Status::unknown(NOT_LEADER))?;
@@ -61,6 +65,7 @@ impl pb::election_server::Election for Face {
             let response = observed.next().await?;
             Ok::<_, Status>(Some((response, observed)))
         });
+        let leaders = leaders.take_until(self.stopping.clone().cancelled_owned());
         Ok(Response::new(Box::pin(leaders)))
     }
 

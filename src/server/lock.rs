@@ -1,9 +1,10 @@
 //! Lock: locks kept by the node, for clients that do not build their own.
 
 use bytes::Bytes;
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::Face;
+use super::{Face, check};
 use crate::{
     model::{
         KeyRange,
@@ -18,8 +19,10 @@ impl pb::lock_server::Lock for Face {
         &self,
         request: Request<pb::LockRequest>,
     ) -> Result<Response<pb::LockResponse>, Status> {
+        self.check_size(request.get_ref().encoded_len())?;
         let pb::LockRequest { name, lease } = request.into_inner();
-        let (place, revision) = self.node.line_up(&name, lease, Bytes::new()).await?;
+        let line_up = self.node.line_up(&name, lease, Bytes::new());
+        let (place, revision) = self.until_stopped(line_up).await?;
         Ok(Response::new(pb::LockResponse { header: self.header(revision), key: place.key }))
     }
 
@@ -27,6 +30,7 @@ impl pb::lock_server::Lock for Face {
         &self,
         request: Request<pb::UnlockRequest>,
     ) -> Result<Response<pb::UnlockResponse>, Status> {
+        check::key(&request.get_ref().key)?;
         let range = KeyRange::single(request.into_inner().key);
         let delete = Op::Delete(DeleteOp { range, prev_kv: false });
         let written = self.node.txn(Txn::from(delete)).await?;

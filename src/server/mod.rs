@@ -121,6 +121,17 @@ impl Face {
         })
     }
 
+    /// Waits for what may take as long as others like, but not longer than the node runs.
+    async fn until_stopped<T>(
+        &self,
+        waiting: impl Future<Output = crate::model::error::Result<T>>,
+    ) -> Result<T, tonic::Status> {
+        tokio::select! {
+            done = waiting => Ok(done?),
+            () = self.stopping.cancelled() => Err(status::status(status::STOPPED)),
+        }
+    }
+
     fn header_now(&self) -> Option<pb::ResponseHeader> {
         self.header(self.node.revision())
     }

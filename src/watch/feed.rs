@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -61,6 +61,14 @@ pub(super) struct Joining {
     pub wants_progress: bool,
 }
 
+/// A place in a feed on its way to the stream that will hold it. It lies in an inbox, which the feed
+/// holds, so it must hold neither the feed nor the place.
+#[derive(Debug)]
+pub(super) struct Place {
+    feed: Weak<Feed>,
+    id: u64,
+}
+
 /// A watcher's place in a feed, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Joined {
@@ -104,39 +112,21 @@ impl Feed {
     /// Joins where all up to `after` was delivered and the feed has not handed on more: from then
     /// on every commit above `after` comes. `None` where the feed is further.
     pub(super) fn join(self: &Arc<Self>, joining: &Joining, after: Revision) -> Option<Joined> {
-        self.join_locked(&mut self.lock(), joining, after)
+        let id = self.lock().join(joining, after)?;
+        Some(Joined { feed: self.clone(), id })
     }
 
     /// The same for who catches up: the stream is told in its inbox, before any commit.
     pub(super) fn join_caught_up(self: &Arc<Self>, joining: &Joining, after: Revision) -> bool {
         let mut state = self.lock();
-        let Some(joined) = self.join_locked(&mut state, joining, after) else { return false };
-        joining.inbox.push(Item::CaughtUp { watcher: joining.watcher, joined, after });
-        true
-    }
-
-    fn join_locked(
-        self: &Arc<Self>,
-        state: &mut State,
-        joining: &Joining,
-        after: Revision,
-    ) -> Option<Joined> {
-        if state.position > after {
-            return None;
+        let Some(id) = state.join(joining, after) else { return false };
+        let place = Place { feed: Arc::downgrade(self), id };
+        let item = Item::CaughtUp { watcher: joining.watcher, place, after };
+        if !joining.inbox.push(item) {
+            // The stream has gone, and nobody else would leave the feed for it.
+            state.leave(id);
         }
-        let id = state.next_id;
-        state.next_id += 1;
-        state.index.insert(&joining.range, id);
-        let entry = Entry {
-            inbox: joining.inbox.clone(),
-            watcher: joining.watcher,
-            range: joining.range.clone(),
-            from: after + 1,
-            told: 0,
-            wants_progress: joining.wants_progress,
-        };
-        state.watchers.insert(id, entry);
-        Some(Joined { feed: self.clone(), id })
+        true
     }
 
     /// Waits until all up to `revision` was handed on.
@@ -222,6 +212,31 @@ impl Feed {
 // === impl State ===
 
 impl State {
+    fn join(&mut self, joining: &Joining, after: Revision) -> Option<u64> {
+        if self.position > after {
+            return None;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        self.index.insert(&joining.range, id);
+        let entry = Entry {
+            inbox: joining.inbox.clone(),
+            watcher: joining.watcher,
+            range: joining.range.clone(),
+            from: after + 1,
+            told: 0,
+            wants_progress: joining.wants_progress,
+        };
+        self.watchers.insert(id, entry);
+        Some(id)
+    }
+
+    fn leave(&mut self, id: u64) {
+        if let Some(entry) = self.watchers.remove(&id) {
+            self.index.remove(&entry.range, id);
+        }
+    }
+
     fn hand_on(&mut self, commit: &Arc<Commit>) {
         let mut touched = Vec::new();
         for event in &commit.events {
@@ -274,6 +289,15 @@ impl State {
     }
 }
 
+// === impl Place ===
+
+impl Place {
+    /// Holds the place; `None` where the feed has gone.
+    pub(super) fn hold(self) -> Option<Joined> {
+        Some(Joined { feed: self.feed.upgrade()?, id: self.id })
+    }
+}
+
 // === impl Joined ===
 
 impl Joined {
@@ -285,9 +309,41 @@ impl Joined {
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        let mut state = self.feed.lock();
-        if let Some(entry) = state.watchers.remove(&self.id) {
-            state.index.remove(&entry.range, self.id);
+        self.feed.lock().leave(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::{Clock, Lane, SharedClock},
+        store::memory::Memory,
+    };
+
+    fn joining(inbox: &Arc<Inbox>) -> Joining {
+        Joining {
+            inbox: inbox.clone(),
+            watcher: Tag { id: 0, serial: 0 },
+            range: KeyRange::all(),
+            wants_progress: false,
         }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_goes_while_it_is_told_leaves_no_watcher_behind() {
+        let clock = SharedClock::new(Clock::new(0, 100, Lane::ALL));
+        let feed = Feed::start(Memory::new("m", clock), CancellationToken::new());
+        let inbox = Arc::<Inbox>::default();
+        assert!(feed.join_caught_up(&joining(&inbox), 1));
+        assert_eq!(feed.watchers(), 1);
+        for item in inbox.close() {
+            if let Item::CaughtUp { place, .. } = item {
+                drop(place.hold());
+            }
+        }
+        assert_eq!(feed.watchers(), 0);
+        assert!(feed.join_caught_up(&joining(&inbox), 1));
+        assert_eq!(feed.watchers(), 0);
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::feed::Joined;
+use super::feed::Place;
 use crate::model::{Commit, Revision, StoreError};
 
 /// The bytes of events that wait for one stream. Who is further behind reads the log by himself.
@@ -35,7 +35,7 @@ pub(super) enum Item {
     /// The same for all watchers that were live in the stream's `epoch`.
     ProgressAll { revision: Revision, epoch: u64 },
     /// The watcher has sent all of the log up to `after`, and its feed goes on from there.
-    CaughtUp { watcher: Tag, joined: Joined, after: Revision },
+    CaughtUp { watcher: Tag, place: Place, after: Revision },
     /// The watcher could not read the log.
     Failed { watcher: Tag, error: StoreError },
     /// The watcher left its feed: what is above `after` it must read from the log.
@@ -53,6 +53,8 @@ pub(super) struct Inbox {
 struct Waiting {
     items: VecDeque<Item>,
     bytes: usize,
+    /// The stream has gone.
+    is_closed: bool,
 }
 
 // === impl Inbox ===
@@ -68,7 +70,7 @@ impl Inbox {
         {
             let mut waiting = self.lock();
             let is_full = waiting.bytes > INBOX_BYTES_MAX || waiting.items.len() > INBOX_ITEMS_MAX;
-            if is_full {
+            if is_full || waiting.is_closed {
                 return false;
             }
             waiting.bytes += commit.size();
@@ -80,16 +82,28 @@ impl Inbox {
 
     /// Puts in what is no commit. Progress that the client would not read is left out, as etcd
     /// does; how a watcher changes is said once for each change.
-    pub(super) fn push(&self, item: Item) {
+    /// Returns whether anyone may still take it out.
+    pub(super) fn push(&self, item: Item) -> bool {
         {
             let mut waiting = self.lock();
+            if waiting.is_closed {
+                return false;
+            }
             let is_progress = matches!(item, Item::Progress { .. } | Item::ProgressAll { .. });
             if is_progress && waiting.items.len() > INBOX_ITEMS_MAX {
-                return;
+                return true;
             }
             waiting.items.push_back(item);
         }
         self.filled.notify_one();
+        true
+    }
+
+    /// Takes nothing in any more, and returns what is left.
+    pub(super) fn close(&self) -> VecDeque<Item> {
+        let mut waiting = self.lock();
+        waiting.is_closed = true;
+        std::mem::take(&mut waiting.items)
     }
 
     /// Takes out all that waits, once there is something.

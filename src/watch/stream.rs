@@ -324,7 +324,7 @@ impl Stream {
                 if pending.as_ref().is_some_and(|pending| !pending.takes(watcher)) {
                     self.send_pending(pending.take()).await?;
                 }
-                pending.get_or_insert_with(|| Pending::new(watcher)).commits.push(commit);
+                pending.get_or_insert_with(|| Pending::new(watcher)).push(commit);
                 continue;
             }
             self.send_pending(pending.take()).await?;
@@ -333,8 +333,10 @@ impl Stream {
                 Item::ProgressAll { revision, epoch } => {
                     self.progress_all(revision, epoch).await?;
                 }
-                Item::CaughtUp { watcher, joined, after } => {
-                    self.caught_up(watcher, joined, after);
+                Item::CaughtUp { watcher, place, after } => {
+                    if let Some(joined) = place.hold() {
+                        self.caught_up(watcher, joined, after);
+                    }
                 }
                 Item::Failed { watcher, error } => self.failed(watcher, error).await?,
                 Item::Behind { watcher, after } => self.catch_up(watcher, after),
@@ -345,7 +347,7 @@ impl Stream {
     }
 
     async fn send_pending(&mut self, pending: Option<Pending>) -> Result<(), Gone> {
-        let Some(Pending { watcher: tag, commits }) = pending else { return Ok(()) };
+        let Some(Pending { watcher: tag, commits, .. }) = pending else { return Ok(()) };
         let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
             return Ok(());
         };
@@ -454,24 +456,40 @@ impl Stream {
     }
 }
 
+impl Drop for Stream {
+    fn drop(&mut self) {
+        for item in self.inbox.close() {
+            if let Item::CaughtUp { place, .. } = item {
+                // Held, and so given up.
+                drop(place.hold());
+            }
+        }
+    }
+}
+
 /// Commits for one response.
 struct Pending {
     watcher: Tag,
     commits: Vec<Arc<Commit>>,
+    bytes: usize,
 }
 
 // === impl Pending ===
 
 impl Pending {
     fn new(watcher: Tag) -> Self {
-        Self { watcher, commits: Vec::new() }
+        Self { watcher, commits: Vec::new(), bytes: 0 }
     }
 
     fn takes(&self, watcher: Tag) -> bool {
-        let bytes: usize = self.commits.iter().map(|commit| commit.size()).sum();
         self.watcher == watcher
             && self.commits.len() < RESPONSE_COMMITS_MAX
-            && bytes < RESPONSE_BYTES_MAX
+            && self.bytes < RESPONSE_BYTES_MAX
+    }
+
+    fn push(&mut self, commit: Arc<Commit>) {
+        self.bytes += commit.size();
+        self.commits.push(commit);
     }
 }
 

@@ -17,8 +17,12 @@ use std::{
 
 use rusqlite::Connection;
 
-/// Rows written after which a checkpoint is due; a row is a page or two.
-const ROWS_MAX: usize = 4_096;
+/// Pages written after which a checkpoint is due.
+const PAGES_MAX: usize = 8_192;
+
+/// The bytes of a page, and about how many pages a row dirties beside those of its value.
+const PAGE_BYTES: usize = 4_096;
+const PAGES_OF_ROW: usize = 2;
 
 /// Pages that the writer may fold in by itself.
 const REST_PAGES_MAX: i64 = 512;
@@ -31,7 +35,7 @@ const ROUNDS_MAX: usize = 4;
 pub(super) struct Checkpoints {
     nudge: SyncSender<()>,
     is_rest_small: Arc<AtomicBool>,
-    rows: usize,
+    pages: usize,
 }
 
 // === impl Checkpoints ===
@@ -50,14 +54,14 @@ impl Checkpoints {
             // The nudges go nowhere then, and the log grows: an operator must know.
             tracing::error!(store = name, %error, "the thread for checkpoints did not start");
         }
-        Ok(Self { nudge, is_rest_small, rows: 0 })
+        Ok(Self { nudge, is_rest_small, pages: 0 })
     }
 
-    /// Notes rows that were written.
-    pub(super) fn wrote(&mut self, rows: usize) {
-        self.rows += rows;
-        if self.rows >= ROWS_MAX {
-            self.rows = 0;
+    /// Notes rows that were written, of so many bytes.
+    pub(super) fn wrote(&mut self, rows: usize, bytes: usize) {
+        self.pages += rows * PAGES_OF_ROW + bytes / PAGE_BYTES;
+        if self.pages >= PAGES_MAX {
+            self.pages = 0;
             // A nudge that waits already is as good.
             let _ = self.nudge.try_send(());
         }

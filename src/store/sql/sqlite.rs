@@ -379,7 +379,11 @@ impl SqliteSession {
         };
         execute().map_err(|error| failure(&error))?;
         if let Some(ownership) = &mut self.ownership {
-            ownership.checkpoints.wrote(rows.len());
+            let bytes = rows.iter().flatten().map(|arg| match arg {
+                Arg::Bytes(bytes) => bytes.len(),
+                Arg::Int(_) | Arg::Text(_) => 0,
+            });
+            ownership.checkpoints.wrote(rows.len(), bytes.sum());
         }
         Ok(())
     }

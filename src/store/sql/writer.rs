@@ -450,8 +450,8 @@ impl Answer {
     fn send_or(self, error: Option<StoreError>) {
         match (self, error) {
             (answer, None) => answer.send(),
-            (Self::Written(answer, Err(own)), _) => drop(answer.send(Err(own))),
-            (Self::Written(answer, Ok(_)), Some(error)) => drop(answer.send(Err(error))),
+            // Refusals too: they were worked out on changes that are not there.
+            (Self::Written(answer, _), Some(error)) => drop(answer.send(Err(error))),
             (Self::Done(answer), Some(error)) => drop(answer.send(Err(error))),
         }
     }
