@@ -167,6 +167,7 @@ impl Serve {
         };
         let node = Node::start(root, clock, options).await.context("the default store")?;
         tokio::spawn(node.clone().expire_leases());
+        tokio::spawn(node.clone().reserve_revisions());
         if let Some(router) = router {
             tokio::spawn(survey(router, node.clone()));
         }

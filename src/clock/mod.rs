@@ -18,7 +18,7 @@ mod shared;
 
 pub use lane::{LANES, Lane, LaneBlock, OverlappingLanes};
 pub use merge::{Late, Merge};
-pub use shared::SharedClock;
+pub use shared::{LOW_WATER, SharedClock};
 
 use crate::model::Revision;
 
@@ -142,6 +142,11 @@ impl Clock {
     /// Allows numbers up to `limit`, which the caller has made durable.
     pub fn reserve(&mut self, limit: Revision) {
         self.limit = self.limit.max(limit.min(REVISION_MAX - 1));
+    }
+
+    /// Allows numbers up to `limit` and none above, from now on.
+    pub fn bound(&mut self, limit: Revision) {
+        self.limit = limit.clamp(self.now, REVISION_MAX - 1);
     }
 
     /// The limit that is reserved.

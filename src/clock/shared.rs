@@ -7,6 +7,9 @@ use tokio::sync::Notify;
 use super::{Clock, LimitReached, Slot};
 use crate::model::Revision;
 
+/// The numbers left below the limit at which more should be reserved.
+pub const LOW_WATER: Revision = 1 << 19;
+
 /// A clock that many tasks and threads use. Each call takes a short lock, none waits inside it.
 #[derive(Clone, Debug)]
 pub struct SharedClock(Arc<Inner>);
@@ -15,6 +18,7 @@ pub struct SharedClock(Arc<Inner>);
 struct Inner {
     clock: Mutex<Clock>,
     closed_more: Notify,
+    ran_low: Notify,
 }
 
 // === impl SharedClock ===
@@ -22,7 +26,11 @@ struct Inner {
 impl SharedClock {
     /// Shares `clock`.
     pub fn new(clock: Clock) -> Self {
-        Self(Arc::new(Inner { clock: Mutex::new(clock), closed_more: Notify::new() }))
+        Self(Arc::new(Inner {
+            clock: Mutex::new(clock),
+            closed_more: Notify::new(),
+            ran_low: Notify::new(),
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Clock> {
@@ -60,7 +68,34 @@ impl SharedClock {
     /// # Errors
     /// Where the limit is reached.
     pub fn allocate(&self, store: Slot) -> Result<Revision, LimitReached> {
-        self.lock().allocate(store)
+        let (allocated, is_low) = {
+            let mut clock = self.lock();
+            (clock.allocate(store), clock.limit() - clock.now() < LOW_WATER)
+        };
+        if is_low {
+            self.0.ran_low.notify_one();
+        }
+        allocated
+    }
+
+    /// See [`Clock::bound`].
+    pub fn bound(&self, limit: Revision) {
+        self.lock().bound(limit);
+    }
+
+    /// See [`Clock::reserve`].
+    pub fn reserve(&self, limit: Revision) {
+        self.lock().reserve(limit);
+    }
+
+    /// See [`Clock::limit`].
+    pub fn limit(&self) -> Revision {
+        self.lock().limit()
+    }
+
+    /// Waits until few numbers are left below the limit, time enough to reserve more. For one task.
+    pub async fn runs_low(&self) {
+        self.0.ran_low.notified().await;
     }
 
     /// See [`Clock::commit`]; wakes who waits in [`SharedClock::wait_closed`].

@@ -13,6 +13,7 @@ mod kv;
 mod lease;
 mod queue;
 mod quota;
+mod reserve;
 
 use std::{sync::Arc, time::Duration};
 
@@ -74,11 +75,17 @@ impl Node {
         clock: SharedClock,
         options: Options,
     ) -> Result<Arc<Self>> {
+        reserve::begin(&*root, &clock).await?;
         let identity = Identity::recall(&*root).await?;
         let lessor = Lessor::recall(&*root).await?;
         let quota = Quota::recall(&*root, options.quota_bytes).await?;
         let hub = Hub::new(root.clone(), clock.clone());
         Ok(Arc::new(Self { root, clock, hub, lessor, quota, identity, options }))
+    }
+
+    /// Reserves revisions ahead of the clock, for ever.
+    pub async fn reserve_revisions(self: Arc<Self>) {
+        reserve::keep(&*self.root, &self.clock, self.clock.now()).await;
     }
 
     /// Who the node is.
