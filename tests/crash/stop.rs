@@ -8,7 +8,11 @@ use pleach::proto::{
     v3lockpb::{LockRequest, lock_client::LockClient},
 };
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
@@ -77,11 +81,8 @@ async fn a_second_sigterm_stops_at_once() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     let folder = TempDir::new()?;
     let mut node = Node::new(folder.path(), &[])?;
-    let channel = node.start().await?;
-    // A call that waits for as long as another holds the lock.
-    lock(channel.clone()).await.context("the first lock")?;
-    let waiting = tokio::spawn(lock(channel.clone()));
-    wait_for_line(&channel).await?;
+    node.start().await?;
+    let mut call = call_without_end(node.port()).await?;
 
     node.signal("TERM")?;
     eventually("the node has heard the first", SECONDS, async || {
@@ -93,7 +94,38 @@ async fn a_second_sigterm_stops_at_once() -> Result<()> {
     node.signal("TERM")?;
     let (_, took) = node.ended().await?;
     ensure!(took < AT_ONCE, "it took {took:?}");
-    ensure!(waiting.await?.is_err(), "a lock was given that is held");
+    let mut rest = Vec::new();
+    ensure!(call.read_to_end(&mut rest).await.unwrap_or(0) == 0, "an answer to half a call");
+    Ok(())
+}
+
+/// A put whose message does not come. The node asks for it, and so has taken the call up.
+async fn call_without_end(port: u16) -> Result<TcpStream> {
+    let mut call = TcpStream::connect(("127.0.0.1", port)).await?;
+    let head = "POST /etcdserverpb.KV/Put HTTP/1.1\r\nHost: node\r\nContent-Length: 64\r\n\
+                Content-Type: application/grpc\r\nExpect: 100-continue\r\n\r\n";
+    call.write_all(head.as_bytes()).await?;
+    const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let mut answer = [0; GO_ON.len()];
+    timeout(SECONDS, call.read_exact(&mut answer)).await.context("no answer to the head")??;
+    ensure!(answer == *GO_ON, "{:?}", String::from_utf8_lossy(&answer));
+    Ok(call)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_lock_hears_that_the_node_stops() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let folder = TempDir::new()?;
+    let mut node = Node::new(folder.path(), &[])?;
+    let channel = node.start().await?;
+    lock(channel.clone()).await.context("the first lock")?;
+    let waiting = tokio::spawn(lock(channel.clone()));
+    wait_for_line(&channel).await?;
+    node.signal("TERM")?;
+    let refused = waiting.await?.err().context("a lock was given that is held")?;
+    ensure!(refused.code() == Code::Unavailable, "{refused:?}");
+    let (_, took) = node.ended().await?;
+    ensure!(took < SECONDS, "it took {took:?}");
     Ok(())
 }
 
