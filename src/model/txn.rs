@@ -438,8 +438,7 @@ impl RangeOp {
         Found { kvs, more, count }
     }
 
-    /// Puts keys in the order asked for.
-    pub fn sort(&self, kvs: &mut [KeyValue]) {
+    fn sort(&self, kvs: &mut [KeyValue]) {
         let compare = |a: &KeyValue, b: &KeyValue| match self.order_by {
             OrderBy::Key => a.key.cmp(&b.key),
             OrderBy::Version => a.version.cmp(&b.version),

@@ -5,7 +5,7 @@ use crate::{
     model::{
         Key, KeyRange, KeyValue, Revision, StoreError,
         error::Result,
-        txn::{Found, Past, Place, RangeOp, Rows, Txn, execute},
+        txn::{Found, OrderBy, Past, Place, RangeOp, Rows, Txn, execute},
     },
     store::{PAGE_ROWS_MAX, Read, Write, Written, read_all},
 };
@@ -120,6 +120,12 @@ impl Node {
             let count = self.root.count(&chunks.op.range, chunks.read.revision).await?;
             return Ok(Some(chunks.last(Vec::new(), false, signed(count))));
         }
+        if chunks.op.order_by != OrderBy::Key {
+            // Not in key order, so not in pieces either.
+            let op = RangeOp { revision: chunks.read.revision, ..chunks.op.clone() };
+            let found = self.range_at(&op, chunks.header).await?;
+            return Ok(Some(chunks.last(found.kvs, found.more, found.count)));
+        }
         loop {
             chunks.read.limit = chunks.left.unwrap_or(0).min(PAGE_ROWS_MAX);
             let page = self.root.read(&chunks.read).await?;
@@ -131,8 +137,6 @@ impl Node {
             if chunks.op.keys_only {
                 kvs.iter_mut().for_each(|kv| kv.lease = 0);
             }
-            // Only what may be asked of a stream is left to sort by, and, as in etcd, piece by piece.
-            chunks.op.sort(&mut kvs);
             let Some(next) = page.next else {
                 let count = chunks.sent;
                 return Ok(Some(chunks.last(kvs, false, count)));
