@@ -145,28 +145,6 @@ impl Journal {
         StoreError::Unavailable { store: self.name.clone(), reason }
     }
 
-    /// The events of `after < revision <= through`, handed to `visit`; `None` where the journal
-    /// no longer holds them all, or holds more commits than `commits_max`.
-    pub fn visit(
-        &self,
-        after: Revision,
-        through: Revision,
-        commits_max: usize,
-        visit: &mut dyn FnMut(&Commit),
-    ) -> Option<()> {
-        let recent = self.lock();
-        if after < recent.complete_above {
-            return None;
-        }
-        let from = recent.commits.partition_point(|commit| commit.revision <= after);
-        let to = recent.commits.partition_point(|commit| commit.revision <= through);
-        if to.saturating_sub(from) > commits_max {
-            return None;
-        }
-        recent.commits.range(from..to.max(from)).for_each(|commit| visit(commit));
-        Some(())
-    }
-
     /// A tail from behind `after`; see [`super::Store::tail`].
     pub fn tail(self: Arc<Self>, after: Revision, log: Arc<dyn Log>) -> Tail {
         let cursor = Cursor { journal: self, log, after, is_first: true };
