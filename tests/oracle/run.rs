@@ -60,6 +60,9 @@ pub struct Run {
     starts: BTreeMap<(usize, i64), i64>,
     /// Of the live watchers, those whose ID the client chose.
     chosen: BTreeSet<(usize, i64)>,
+    /// A watcher was opened at this revision, so that progress at it says nothing of that watcher:
+    /// the server may have promised it before.
+    opened_at: i64,
     right_is_routed: bool,
     /// How often what was asked got which kind of answer.
     pub tally: BTreeMap<String, usize>,
@@ -134,6 +137,7 @@ impl Run {
             dead: BTreeSet::new(),
             starts: BTreeMap::new(),
             chosen: BTreeSet::new(),
+            opened_at: 0,
             right_is_routed: right == Kind::NodeOfFiveStores,
             tally: BTreeMap::new(),
         };
@@ -239,6 +243,7 @@ impl Run {
             return Ok(());
         }
         let id = (stream, created.watch_id);
+        self.opened_at = self.seen.revision;
         if create.watch_id != 0 {
             self.chosen.insert(id);
         }
@@ -304,14 +309,15 @@ impl Run {
     }
 
     /// etcd promises no progress while a watcher waits for a future revision. So those that wait
-    /// for long are cancelled, and for the others the revision is moved on.
+    /// for long are cancelled, and for the others the revision is moved on, also beyond what may
+    /// have been promised before the last watcher was opened.
     async fn reach_all_starts(&mut self) -> Result<()> {
         let far: Vec<_> =
             self.starts.iter().filter(|(_, start)| **start >= FAR).map(|(id, _)| *id).collect();
         for (stream, id) in far {
             self.cancel_known(stream, id).await?;
         }
-        let last = self.starts.values().copied().max().unwrap_or(0);
+        let last = self.starts.values().copied().max().unwrap_or(0).max(self.opened_at + 1);
         while self.seen.revision < last {
             let put = pb::PutRequest { key: MOVE_ON_KEY.into(), ..Default::default() };
             let request = Request::Put(put);
