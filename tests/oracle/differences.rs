@@ -92,7 +92,7 @@ const MEANT_ELSEWHERE: &[(&str, &str)] = &[
     ),
     (
         "events that were on their way when a watcher was cancelled",
-        "etcd drops or sends them by chance; one history must be the beginning of the other",
+        "etcd drops or sends them by chance, also without their previous values; one history must be the beginning of the other",
     ),
     (
         "mutations over two stores",

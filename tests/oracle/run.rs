@@ -383,11 +383,16 @@ impl Watcher {
         [0, 1].iter().all(|side| self.compared[*side] == histories[*side].events.len())
     }
 
-    /// Equal event for event; after a cancel one may have got further than the other.
+    /// Equal event for event; after a cancel one may have got further than the other, and etcd has
+    /// forgotten that previous values were asked for.
     fn compare(&mut self, histories: &[&crate::watch::History; 2]) -> Result<()> {
         let fresh = |side: usize| &histories[side].events[self.compared[side]..];
-        let [left, right] = [0, 1].map(|side| kept_at(self.compacted, fresh(side)));
-        for (left, right) in left.iter().zip(&right) {
+        let [left, mut right] = [0, 1].map(|side| kept_at(self.compacted, fresh(side)));
+        for (left, right) in left.iter().zip(&mut right) {
+            if histories[0].is_ended && left.prev_kv.is_none() {
+                right.prev_kv = None;
+            }
+            let right = &*right;
             same("the events", left, right)?;
         }
         self.compared = histories.map(|history| history.events.len());
