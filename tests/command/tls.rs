@@ -5,7 +5,6 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use http::{Request, StatusCode};
 use pleach::proto::etcdserverpb::{self as pb, kv_client::KvClient};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tower::{Service as _, ServiceExt as _};
@@ -13,26 +12,11 @@ use tower::{Service as _, ServiceExt as _};
 use crate::{
     call::{put, run},
     support::{
+        certificates::{Authority, authority, certificate},
         peers::{free_port, peer},
         process::{Process, eventually},
     },
 };
-
-type Authority = CertifiedIssuer<'static, KeyPair>;
-
-fn authority() -> Result<Authority> {
-    let mut parameters = CertificateParams::new(Vec::new())?;
-    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    Ok(CertifiedIssuer::self_signed(parameters, KeyPair::generate()?)?)
-}
-
-/// A certificate for `name` and its key, as PEM.
-fn certificate(authority: &Authority, name: &str) -> Result<(String, String)> {
-    let key = KeyPair::generate()?;
-    let names = vec![name.to_owned(), "127.0.0.1".to_owned()];
-    let certificate = CertificateParams::new(names)?.signed_by(&key, authority)?;
-    Ok((certificate.pem(), key.serialize_pem()))
-}
 
 fn write_certificates(folder: &Path, authority: &Authority) -> Result<()> {
     fs::write(folder.join("ca.pem"), authority.pem())?;

@@ -1,8 +1,12 @@
-//! What the tests that run real processes share: processes, peers, the server under test, a small
-//! HTTP client and a Kubernetes control plane.
+//! What the tests that run real processes share: processes, peers, the server under test, database
+//! servers and etcds to be its stores, a small HTTP client and a Kubernetes control plane.
 #![allow(dead_code, reason = "each test takes only the pieces it needs")]
 
+pub(crate) mod certificates;
 pub(crate) mod controlplane;
+pub(crate) mod daemon;
+pub(crate) mod databases;
+pub(crate) mod etcd;
 pub(crate) mod http;
 pub(crate) mod node;
 pub(crate) mod peers;
