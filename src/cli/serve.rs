@@ -226,7 +226,11 @@ impl Serve {
         let endpoint = self.endpoint.as_deref().map(Endpoint::parse).transpose();
         let endpoint = endpoint.context("--endpoint")?;
         let address = self.listen_client_urls.first().map_or("", |url| url.host.as_str());
-        let owner = format!("node `{}` (process {}, at {address})", self.name, std::process::id());
+        let host = gethostname::gethostname();
+        let process = std::process::id();
+        // Databases know a node that starts anew by what stands before the bracket.
+        let owner =
+            format!("node `{}` on {} (process {process}, at {address})", self.name, host.display());
         build(topology, endpoint, &self.data_dir, &owner).await
     }
 

@@ -28,6 +28,16 @@ pub enum StoreError {
     /// The lease is not known (any more). Final.
     #[error("lease {0} does not exist")]
     LeaseNotFound(i64),
+    /// The key is longer than what the database can keep. Final.
+    #[error("a key of {bytes} bytes is too long for store `{store}`, which keeps keys up to {max}")]
+    KeyTooLong {
+        /// The route's name.
+        store: Arc<str>,
+        /// The key's length.
+        bytes: usize,
+        /// The longest that it keeps.
+        max: usize,
+    },
     /// The database has no room, or the quota is used up. Final until an operator makes room.
     #[error("no space: {0}")]
     NoSpace(Arc<str>),

@@ -258,6 +258,16 @@ impl Txn {
         }
     }
 
+    /// The bytes of the longest key that it may put; 0 where it puts none.
+    pub fn longest_put(&self) -> usize {
+        let longest = self.ops().map(|op| match op {
+            Op::Put(put) => put.key.len(),
+            Op::Txn(txn) => txn.longest_put(),
+            Op::Range(_) | Op::Delete(_) => 0,
+        });
+        longest.max().unwrap_or(0)
+    }
+
     /// Every lease that a put of the transaction names.
     pub fn leases(&self) -> BTreeSet<LeaseId> {
         let mut leases = BTreeSet::new();

@@ -63,7 +63,9 @@ impl From<StoreError> for Status {
                 tracing::error!(%error, "a write was not answered");
                 status(TIMED_OUT)
             }
-            StoreError::TwoStores { .. } => Status::invalid_argument(format!("pleach: {error}")),
+            StoreError::TwoStores { .. } | StoreError::KeyTooLong { .. } => {
+                Status::invalid_argument(format!("pleach: {error}"))
+            }
             StoreError::Unavailable { .. } | StoreError::Fenced { .. } => {
                 tracing::warn!(%error, "a request failed");
                 Status::unavailable(format!("pleach: {error}"))

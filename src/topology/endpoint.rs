@@ -56,6 +56,8 @@ pub struct Database {
     pub cert_file: Option<PathBuf>,
     /// The client certificate's key.
     pub key_file: Option<PathBuf>,
+    /// What the names of the store's tables begin with.
+    pub table_prefix: String,
     /// Settings of the session, by name, for the server. Values are as secret as a password, since
     /// nothing is known of them.
     pub settings: BTreeMap<String, Secret>,
@@ -79,6 +81,9 @@ pub enum Host {
     /// A socket in the file system.
     Unix(PathBuf),
 }
+
+/// What tables' names begin with where the endpoint does not say.
+pub const TABLE_PREFIX: &str = "pleach_";
 
 /// How a connection to a database is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +201,8 @@ impl Database {
         hosts.sort();
         // PostgreSQL keeps separate tables per schema, so two schemas are two stores.
         let schema = self.settings.get("search_path").map_or("", Secret::expose);
-        format!("{}/{}/{schema}", hosts.join(","), self.database)
+        let prefix = &self.table_prefix;
+        format!("{}/{}/{schema}/{prefix}", hosts.join(","), self.database)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   promises/     each promise of `pleach::store` as an async function of a `World`
-//!   world         what can be opened: memory, sqlite, routers over both, routers of routers
+//!   world         what can be opened: memory, SQLite, PostgreSQL, MariaDB, routers over them, routers of routers
 //!   model/        random sequences of operations, with `Memory` as the oracle
 //!   concurrency   many writers and readers at once
 //!   planted       stores with a defect, which the promises above must notice
@@ -11,17 +11,20 @@
 //! A new leaf joins the suite by a [`world::Composition`]; a new promise joins by a function in
 //! `promises/`, listed in its module's [`on_every_composition`].
 //!
-//! `PROPTEST_CASES` sets how many sequences the model draws for a composition (256); one of several
-//! files gets so many fewer.
+//! `PROPTEST_CASES` sets how many sequences the model draws for a composition (256); one of costly
+//! leaves gets so many fewer.
 
 /// Makes a test of each function, on each composition.
 macro_rules! on_every_composition {
     ($($promise:ident),* $(,)?) => {
         on_composition! { memory Memory [$($promise),*] }
         on_composition! { sqlite Sqlite [$($promise),*] }
+        on_composition! { postgres Postgres [$($promise),*] }
+        on_composition! { mariadb MariaDb [$($promise),*] }
         on_composition! { router_over_memories MemoryRouter [$($promise),*] }
         on_composition! { router_over_sqlites SqliteRouter [$($promise),*] }
         on_composition! { router_of_routers RouterOfRouters [$($promise),*] }
+        on_composition! { router_over_all_kinds MixedRouter [$($promise),*] }
     };
 }
 
@@ -39,6 +42,9 @@ macro_rules! on_composition {
         }
     };
 }
+
+#[path = "../support/mod.rs"]
+mod support;
 
 mod concurrency;
 mod follow;

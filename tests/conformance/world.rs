@@ -1,6 +1,13 @@
 //! What the suite can open: leaves, and routers over them.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use pleach::{
     clock::{Clock, Lane, REVISION_MAX, SharedClock},
@@ -8,22 +15,52 @@ use pleach::{
     store::{
         Store,
         memory::Memory,
-        sql::sqlite::{self, OpenError},
+        sql::{mysql::Mysql, postgres::Postgres, remote, sqlite},
     },
+    topology::Endpoint,
 };
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 
-use crate::follow::soon;
+use crate::{
+    follow::soon,
+    support::databases::{DatabaseServer, Kind as Server},
+};
+
+/// What stores are told that ask who has theirs.
+const OWNER: &str = "the conformance suite";
+/// The database of the suite in each server.
+pub(crate) const DATABASE: &str = "conformance";
 
 /// A store, or stores and how routers hold them together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Composition {
     Memory,
     Sqlite,
+    Postgres,
+    MariaDb,
     MemoryRouter,
     SqliteRouter,
     /// A router over two routers and a leaf; their leaves are files and memory.
     RouterOfRouters,
+    /// A router over one leaf of each kind.
+    MixedRouter,
+}
+
+/// What a leaf is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Memory,
+    File,
+    Database(Server),
+}
+
+/// Where a durable leaf keeps its rows.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    File(PathBuf),
+    /// The tables of this prefix in the server's database for the suite.
+    Tables(Server, String),
 }
 
 /// An open composition, with its leaves at hand.
@@ -43,7 +80,7 @@ pub(crate) struct World {
 pub(crate) struct Leaf {
     pub(crate) store: Arc<dyn Store>,
     /// There where it is durable.
-    pub(crate) path: Option<PathBuf>,
+    pub(crate) place: Option<Place>,
 }
 
 /// A clock as a lone node has it.
@@ -54,23 +91,32 @@ pub(crate) fn fresh_clock() -> SharedClock {
 // === impl Composition ===
 
 impl Composition {
-    /// The names of the leaves, and whether each is a file.
-    fn plan(self) -> &'static [(&'static str, bool)] {
+    /// The names and kinds of the leaves.
+    fn plan(self) -> &'static [(&'static str, Kind)] {
+        use Kind::{Database, File, Memory};
         match self {
-            Self::Memory => &[("memory", false)],
-            Self::Sqlite => &[("sqlite", true)],
+            Self::Memory => &[("memory", Memory)],
+            Self::Sqlite => &[("sqlite", File)],
+            Self::Postgres => &[("postgres", Database(Server::Postgres))],
+            Self::MariaDb => &[("mariadb", Database(Server::MariaDb))],
             Self::MemoryRouter => {
-                &[("main", false), ("pods", false), ("shirts", false), ("blue", false)]
+                &[("main", Memory), ("pods", Memory), ("shirts", Memory), ("blue", Memory)]
             }
             Self::SqliteRouter => {
-                &[("main", true), ("pods", true), ("shirts", true), ("blue", true)]
+                &[("main", File), ("pods", File), ("shirts", File), ("blue", File)]
             }
             Self::RouterOfRouters => &[
-                ("main", true),
-                ("pods", false),
-                ("pods-blue", true),
-                ("shirts", false),
-                ("blue", false),
+                ("main", File),
+                ("pods", Memory),
+                ("pods-blue", File),
+                ("shirts", Memory),
+                ("blue", Memory),
+            ],
+            Self::MixedRouter => &[
+                ("main", File),
+                ("pods", Database(Server::Postgres)),
+                ("shirts", Database(Server::MariaDb)),
+                ("blue", Memory),
             ],
         }
     }
@@ -78,27 +124,32 @@ impl Composition {
     /// Which leaf each of [`crate::words::FAMILIES`] lives in.
     pub(crate) fn leaf_of(self, family: usize) -> usize {
         match self {
-            Self::Memory | Self::Sqlite => 0,
-            Self::MemoryRouter | Self::SqliteRouter => [0, 1, 1, 2, 3][family],
+            Self::Memory | Self::Sqlite | Self::Postgres | Self::MariaDb => 0,
+            Self::MemoryRouter | Self::SqliteRouter | Self::MixedRouter => [0, 1, 1, 2, 3][family],
             Self::RouterOfRouters => family,
         }
     }
 
     /// Whether all that it holds outlives the process.
     pub(crate) fn is_durable(self) -> bool {
-        self.plan().iter().all(|(_, is_file)| *is_file)
+        self.plan().iter().all(|(_, kind)| *kind != Kind::Memory)
     }
 
-    /// How many of its leaves are files.
-    pub(crate) fn files(self) -> u32 {
-        self.plan().iter().map(|(_, is_file)| u32::from(*is_file)).sum()
+    /// What one of it costs, in files.
+    pub(crate) fn cost(self) -> u32 {
+        let costs = self.plan().iter().map(|(_, kind)| match kind {
+            Kind::Memory => 0,
+            Kind::File => 1,
+            Kind::Database(_) => 8,
+        });
+        costs.sum()
     }
 
     fn compose(self, leaves: &[Leaf]) -> (Arc<dyn Store>, Vec<Arc<Router>>) {
         let leaf = |at: usize| leaves[at].store.clone();
         match self {
-            Self::Memory | Self::Sqlite => (leaf(0), Vec::new()),
-            Self::MemoryRouter | Self::SqliteRouter => {
+            Self::Memory | Self::Sqlite | Self::Postgres | Self::MariaDb => (leaf(0), Vec::new()),
+            Self::MemoryRouter | Self::SqliteRouter | Self::MixedRouter => {
                 let routes = vec![
                     Route { rule: pods(), store: leaf(1) },
                     Route { rule: shirts(), store: leaf(2) },
@@ -141,11 +192,13 @@ impl World {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let clock = fresh_clock();
         let mut leaves = Vec::new();
-        for (name, is_file) in composition.plan() {
-            leaves.push(match is_file {
-                true => open_file(name, folder.path().join(name), &clock).await,
-                false => Leaf { store: Memory::new(name, clock.clone()), path: None },
-            });
+        for (name, kind) in composition.plan() {
+            let place = match kind {
+                Kind::Memory => None,
+                Kind::File => Some(Place::File(folder.path().join(name))),
+                Kind::Database(server) => Some(Place::Tables(*server, new_prefix())),
+            };
+            leaves.push(open_leaf(name, place, &clock).await);
         }
         Self::over(composition, leaves, clock, folder)
     }
@@ -166,36 +219,92 @@ impl World {
         self
     }
 
-    /// Closes all files and opens them again, as the next process would: with a clock of its own.
+    /// Closes all durable leaves and opens them again, as the next process would: with a clock of its own.
     /// What is only in memory lives on, and so does the clock then. Whoever still holds a store
-    /// would keep its file locked.
+    /// would keep it locked.
     pub(crate) async fn reopened(self) -> Self {
         let Self { store, clock, composition, routers, leaves, folder } = self;
         let clock = if composition.is_durable() { fresh_clock() } else { clock };
-        let kept: Vec<Option<Leaf>> =
-            leaves.into_iter().map(|leaf| Some(leaf).filter(|leaf| leaf.path.is_none())).collect();
+        let kept = leaves.into_iter().map(|leaf| match leaf.place {
+            None => Ok(leaf),
+            Some(place) => Err(place),
+        });
+        let kept: Vec<Result<Leaf, Place>> = kept.collect();
         drop((store, routers));
         let mut leaves = Vec::new();
         for (kept, (name, _)) in kept.into_iter().zip(composition.plan()) {
             leaves.push(match kept {
-                Some(leaf) => leaf,
-                None => open_file(name, folder.path().join(name), &clock).await,
+                Ok(leaf) => leaf,
+                Err(place) => open_leaf(name, Some(place), &clock).await,
             });
         }
         Self::over(composition, leaves, clock, folder)
     }
 }
 
-/// Opens a file, once whoever has it has let it go: a writer ends behind the last that holds it.
-async fn open_file(name: &str, path: PathBuf, clock: &SharedClock) -> Leaf {
-    let open = async {
-        loop {
-            match sqlite::open(name, &path, "the conformance suite", clock.clone()).await {
-                Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
-                opened => return opened.expect("the file can be opened"),
-            }
+/// Tables that no other world of this process has.
+fn new_prefix() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("world{}_", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The server that all worlds share, with its database for the suite.
+pub(crate) async fn server(kind: Server) -> &'static DatabaseServer {
+    static MADE: [OnceCell<()>; 2] = [OnceCell::const_new(), OnceCell::const_new()];
+    let server = Box::pin(DatabaseServer::shared(kind)).await.expect("the server runs");
+    let made = &MADE[usize::from(kind == Server::MariaDb)];
+    let make = async || server.create_database(DATABASE).await.expect("a database can be made");
+    made.get_or_init(make).await;
+    server
+}
+
+/// Opens a leaf, once whoever has it has let it go: a writer ends behind the last that holds it.
+async fn open_leaf(name: &str, place: Option<Place>, clock: &SharedClock) -> Leaf {
+    let clock = clock.clone();
+    let store: Arc<dyn Store> = match &place {
+        None => Memory::new(name, clock),
+        Some(Place::File(path)) => {
+            let open = async {
+                loop {
+                    match sqlite::open(name, path, OWNER, clock.clone()).await {
+                        Err(sqlite::OpenError::InUse { .. }) => tokio::task::yield_now().await,
+                        opened => return opened.expect("the file can be opened"),
+                    }
+                }
+            };
+            soon("letting a file go", open).await
+        }
+        Some(Place::Tables(kind, prefix)) => {
+            let url = server(*kind).await.url(DATABASE);
+            let join = if url.contains('?') { '&' } else { '?' };
+            let endpoint = Endpoint::parse(&format!("{url}{join}table_prefix={prefix}"));
+            let endpoint = endpoint.expect("a good endpoint");
+            // What drivers do when they connect is large, and belongs on the heap.
+            soon("letting tables go", Box::pin(open_tables(name, &endpoint, &clock))).await
         }
     };
-    let store = soon("letting a file go", open).await;
-    Leaf { store, path: Some(path) }
+    Leaf { store, place }
+}
+
+async fn open_tables(name: &str, endpoint: &Endpoint, clock: &SharedClock) -> Arc<dyn Store> {
+    let readers = remote::Readers { open_max: 4, life_time_max: Duration::MAX };
+    let place = endpoint.to_string();
+    loop {
+        let clock = clock.clone();
+        let opened: Result<Arc<dyn Store>, _> = match endpoint.clone() {
+            Endpoint::Postgres(database) => {
+                let driver = Postgres::new(database);
+                remote::open(name, &place, driver, readers, OWNER, clock).await.map(|it| it as _)
+            }
+            Endpoint::Mysql(database) => {
+                let driver = Mysql::new(database);
+                remote::open(name, &place, driver, readers, OWNER, clock).await.map(|it| it as _)
+            }
+            other => panic!("{other} is no database"),
+        };
+        match opened {
+            Err(remote::OpenError::InUse { .. }) => tokio::task::yield_now().await,
+            opened => return opened.expect("the database can be opened"),
+        }
+    }
 }

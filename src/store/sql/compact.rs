@@ -5,7 +5,7 @@
 //! and what the same transaction superseded too, since a watch may begin there; the next compaction
 //! looks at it again.
 
-use std::ops::ControlFlow;
+use std::{collections::HashSet, ops::ControlFlow};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -75,13 +75,14 @@ impl Compaction {
         let (rows, is_cut) = self.next_rows(session, statements).await?;
         let mut log = Vec::new();
         let mut keys = Vec::new();
-        let target = Arg::Int(self.target);
+        let at_target = rows.iter().filter(|row| row.revision == self.target);
+        let stays: HashSet<_> = at_target.map(|row| row.seq).collect();
         for row in &rows {
-            if row.prev_seq != 0 {
-                log.push(vec![Arg::Int(row.prev_seq), target]);
+            if row.prev_seq != 0 && !stays.contains(&row.prev_seq) {
+                log.push(vec![Arg::Int(row.prev_seq)]);
             }
             if row.is_tombstone && row.revision < self.target {
-                log.push(vec![Arg::Int(row.seq), target]);
+                log.push(vec![Arg::Int(row.seq)]);
                 keys.push(vec![Arg::Bytes(&row.key), Arg::Int(row.seq)]);
             }
         }

@@ -7,7 +7,10 @@
 
 mod checkpoint;
 mod compact;
+pub mod mysql;
+pub mod postgres;
 mod reader;
+pub mod remote;
 pub mod session;
 pub mod sqlite;
 pub mod statements;
@@ -20,10 +23,11 @@ use std::sync::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
     compact::Compaction,
+    reader::Guess,
     session::{Arg, Columns, Database, DbError, DbResult, Session, rows},
     statements::Statements,
     writer::{Task, Writer},
@@ -34,7 +38,7 @@ use super::{
 };
 use crate::{
     clock::SharedClock,
-    model::{KeyRange, Revision, StoreError, error::Result},
+    model::{KeyRange, Revision, StoreError, error::Result, txn::Txn},
 };
 
 /// The most writes that wait for the writer; who comes later waits to be let in.
@@ -62,6 +66,10 @@ struct Shared {
     journal: Arc<Journal>,
     compacted: AtomicI64,
     statements: Statements,
+    guess: Guess,
+    key_bytes_max: usize,
+    /// Why it can't be used at present.
+    trouble: watch::Sender<Option<StoreError>>,
 }
 
 // === impl SqlStore ===
@@ -78,7 +86,8 @@ impl<D: Database> SqlStore<D> {
         mut session: D::Session,
         clock: SharedClock,
     ) -> Result<Arc<Self>, DbError> {
-        let statements = Statements::new(database.dialect());
+        let dialect = database.dialect();
+        let statements = Statements::new(&dialect);
         let (seq, newest) = last(&mut session, &statements).await?;
         let compacted = reader::meta(&mut session, &statements, "compacted").await?.unwrap_or(-1);
         let walked = reader::meta(&mut session, &statements, "walked").await?.unwrap_or(-1);
@@ -92,6 +101,9 @@ impl<D: Database> SqlStore<D> {
             clock,
             compacted: AtomicI64::new(compacted),
             statements,
+            guess: Guess::new(dialect.rows_come_all),
+            key_bytes_max: dialect.key_bytes_max,
+            trouble: watch::Sender::new(None),
         });
         let (queue, tasks) = mpsc::channel(QUEUE_WRITES_MAX);
         let writer_shared = shared.clone();
@@ -101,6 +113,7 @@ impl<D: Database> SqlStore<D> {
                 shared: writer_shared,
                 queue: tasks,
                 next_seq: seq + 1,
+                newest,
                 compaction: Compaction::resume(walked, compacted),
                 held: None,
             };
@@ -115,6 +128,7 @@ impl<D: Database> SqlStore<D> {
             store: self.inner.shared.name.clone(),
             reason: "its writer has stopped".into(),
         };
+        self.inner.shared.check_usable()?;
         self.queue.send(task).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
     }
@@ -129,20 +143,26 @@ async fn last(session: &mut impl Session, statements: &Statements) -> DbResult<(
 #[async_trait]
 impl<D: Database> Store for SqlStore<D> {
     async fn apply(&self, write: Write) -> Result<Written> {
+        if let Write::Txn { txn, .. } = &write {
+            self.inner.shared.check_keys(txn)?;
+        }
         let (answer, written) = oneshot::channel();
         self.ask(Task::Write(write, answer), written).await?
     }
 
     async fn read(&self, read: &Read) -> Result<Page> {
         let shared = self.inner.shared.clone();
-        shared.journal.wait_closed(read.revision).await?;
+        shared.wait_closed(read.revision).await?;
         shared.check_readable(read.revision)?;
         let (statements, read, revision) = (shared.clone(), read.clone(), read.revision);
         let is_short = read.range.as_single().is_some();
         let page = self.inner.database.read(
             is_short,
             Box::new(move |session| {
-                Box::pin(async move { reader::page(session, &statements.statements, &read).await })
+                let (shared, read) = (statements.clone(), read.clone());
+                Box::pin(async move {
+                    reader::page(session, &shared.statements, &shared.guess, &read).await
+                })
             }),
         );
         let page = page.await.map_err(|error| shared.error(error))?;
@@ -153,14 +173,15 @@ impl<D: Database> Store for SqlStore<D> {
 
     async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
         let shared = self.inner.shared.clone();
-        shared.journal.wait_closed(revision).await?;
+        shared.wait_closed(revision).await?;
         shared.check_readable(revision)?;
         let (statements, range) = (shared.clone(), range.clone());
         let count = self.inner.database.read(
             range.as_single().is_some(),
             Box::new(move |session| {
+                let (shared, range) = (statements.clone(), range.clone());
                 Box::pin(async move {
-                    reader::count(session, &statements.statements, &range, revision).await
+                    reader::count(session, &shared.statements, &range, revision).await
                 })
             }),
         );
@@ -206,6 +227,7 @@ impl<D: Database> Store for SqlStore<D> {
         let records = self.inner.database.read(
             false,
             Box::new(move |session| {
+                let (shared, prefix) = (shared.clone(), prefix.clone());
                 Box::pin(async move {
                     let decode =
                         |c: &dyn Columns| (String::from_utf8_lossy(&c.bytes(0)).into(), c.bytes(1));
@@ -225,6 +247,7 @@ impl<D: Database> Store for SqlStore<D> {
         let size = self.inner.database.read(
             false,
             Box::new(move |session| {
+                let shared = shared.clone();
                 Box::pin(async move {
                     let both = |columns: &dyn Columns| Size {
                         total: u64::try_from(columns.int(0)).unwrap_or(0),
@@ -256,9 +279,10 @@ impl<D: Database> Log for Inner<D> {
         let batch = self.database.read(
             false,
             Box::new(move |session| {
-                Box::pin(async move {
-                    reader::log(session, &statements.statements, after, through).await
-                })
+                let shared = statements.clone();
+                Box::pin(
+                    async move { reader::log(session, &shared.statements, after, through).await },
+                )
             }),
         );
         let batch = batch.await.map_err(|error| shared.error(error))?;
@@ -274,6 +298,28 @@ impl<D: Database> Log for Inner<D> {
 // === impl Shared ===
 
 impl Shared {
+    fn check_usable(&self) -> Result<()> {
+        self.trouble.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    fn check_keys(&self, txn: &Txn) -> Result<()> {
+        let (bytes, max) = (txn.longest_put(), self.key_bytes_max);
+        if bytes > max {
+            return Err(StoreError::KeyTooLong { store: self.name.clone(), bytes, max });
+        }
+        Ok(())
+    }
+
+    /// Waits until the store has closed `revision`, but for no store that is in trouble.
+    async fn wait_closed(&self, revision: Revision) -> Result<()> {
+        let mut trouble = self.trouble.subscribe();
+        tokio::select! {
+            biased;
+            Ok(error) = trouble.wait_for(Option::is_some) => error.clone().map_or(Ok(()), Err),
+            closed = self.journal.wait_closed(revision) => closed.map(drop),
+        }
+    }
+
     fn check_readable(&self, revision: Revision) -> Result<()> {
         let compacted = self.compacted.load(Ordering::Acquire);
         if revision < compacted { Err(StoreError::Compacted { compacted }) } else { Ok(()) }
@@ -284,7 +330,9 @@ impl Shared {
         match error {
             DbError::Full(reason) => StoreError::NoSpace(format!("store {store}: {reason}").into()),
             DbError::Fenced(owner) => StoreError::Fenced { store, owner: owner.into() },
-            DbError::Failed(reason) => StoreError::Unavailable { store, reason: reason.into() },
+            DbError::Lost(reason) | DbError::Failed(reason) => {
+                StoreError::Unavailable { store, reason: reason.into() }
+            }
         }
     }
 }

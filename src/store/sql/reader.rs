@@ -1,7 +1,13 @@
 //! Reads as of a revision. No transaction is held: rows that changed since are followed back along
 //! their chains, so statements of one read need not see the same state of the tables.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::Bytes;
 
@@ -10,12 +16,20 @@ use super::{
     statements::Statements,
 };
 use crate::{
-    model::{Commit, Event, KeyRange, KeyValue, Revision, key::successor},
+    model::{Commit, Event, Key, KeyRange, KeyValue, Revision, key::successor},
     store::{Batch, PAGE_BYTES_MAX, Page, Read},
 };
 
 /// The rows of the log that a tail reads at once.
 const LOG_ROWS_MAX: i64 = 1_000;
+
+/// How many rows are likely to fill a page. A database that sends all rows that were asked for is asked
+/// for no more than that.
+#[derive(Debug)]
+pub(super) struct Guess {
+    is_needed: bool,
+    rows: AtomicUsize,
+}
 
 /// A key's newest row.
 #[derive(Clone, Debug)]
@@ -24,6 +38,29 @@ pub(super) struct Live {
     pub seq: i64,
     /// The key; version 0 where it is deleted.
     pub kv: KeyValue,
+}
+
+// === impl Guess ===
+
+impl Guess {
+    const ROWS_MIN: usize = 32;
+    const ROWS_MAX: usize = 2_000;
+
+    pub(super) fn new(is_needed: bool) -> Self {
+        Self { is_needed, rows: AtomicUsize::new(Self::ROWS_MAX / 4) }
+    }
+
+    fn rows(&self) -> usize {
+        if self.is_needed { self.rows.load(Ordering::Relaxed) } else { usize::MAX }
+    }
+
+    /// Learns from a page of so many rows and bytes.
+    fn learn(&self, rows: usize, bytes: usize) {
+        if let Some(average) = bytes.checked_div(rows) {
+            let fit = PAGE_BYTES_MAX / average.max(1) + 1;
+            self.rows.store(fit.clamp(Self::ROWS_MIN, Self::ROWS_MAX), Ordering::Relaxed);
+        }
+    }
 }
 
 fn int(number: usize) -> Arg<'static> {
@@ -60,13 +97,20 @@ fn log_row(columns: &dyn Columns) -> KeyValue {
     }
 }
 
-/// The newest row of one key, deletions included.
-pub(super) async fn newest(
+/// The newest rows of some keys, deletions included, in no order.
+pub(super) async fn newest_of(
     session: &mut impl Session,
     statements: &Statements,
-    key: &[u8],
-) -> DbResult<Option<Live>> {
-    Ok(rows(session, &statements.key, &[Arg::Bytes(key)], live_row).await?.pop())
+    keys: &[Key],
+) -> DbResult<Vec<Live>> {
+    let keys: Vec<_> = keys.iter().map(|key| Arg::Bytes(key)).collect();
+    let mut found = Vec::new();
+    let mut each = |columns: &dyn Columns| {
+        found.push(live_row(columns));
+        ControlFlow::Continue(())
+    };
+    session.fetch_each(&statements.each_key, &keys, &mut each).await?;
+    Ok(found)
 }
 
 /// The live rows of a range as the tables have them now.
@@ -113,6 +157,7 @@ async fn leased_in(
 pub(super) async fn page(
     session: &mut impl Session,
     statements: &Statements,
+    guess: &Guess,
     read: &Read,
 ) -> DbResult<Page> {
     if read.range.is_empty() {
@@ -120,7 +165,7 @@ pub(super) async fn page(
     }
     let rows_max = read.rows_max();
     let (mut found, mut next) = match read.lease {
-        0 => scan(session, statements, read, rows_max).await?,
+        0 => scan(session, statements, guess, read, rows_max).await?,
         lease => (leased_in(session, statements, lease, &read.range).await?, None),
     };
     if found.len() > rows_max {
@@ -148,6 +193,7 @@ pub(super) async fn page(
 async fn scan(
     session: &mut impl Session,
     statements: &Statements,
+    guess: &Guess,
     read: &Read,
     rows_max: usize,
 ) -> DbResult<(Vec<Live>, Option<Bytes>)> {
@@ -171,7 +217,9 @@ async fn scan(
         next = found.last().map(|live| successor(&live.kv.key));
         ControlFlow::Break(())
     };
-    let (revision, limit) = (Arg::Int(read.revision), int(rows_max + 1));
+    let at_once = if read.keys_only { usize::MAX } else { guess.rows() };
+    let at_once = at_once.min(rows_max + 1);
+    let (revision, limit) = (Arg::Int(read.revision), int(at_once));
     match &read.range.end {
         Some(end) => {
             let sql = if read.keys_only { &statements.page_keys } else { &statements.page };
@@ -184,6 +232,12 @@ async fn scan(
             let args = [Arg::Bytes(&read.range.start), revision, limit];
             session.fetch(sql, &args, &mut each).await?;
         }
+    }
+    if !read.keys_only {
+        guess.learn(found.len(), bytes);
+    }
+    if next.is_none() && found.len() == at_once && at_once <= rows_max {
+        next = found.last().map(|live| successor(&live.kv.key));
     }
     Ok((found, next))
 }

@@ -1,6 +1,6 @@
 //! What the algorithm asks of a database: statements, rows, one writing transaction at a time.
 
-use std::{fmt, future::Future, ops::ControlFlow};
+use std::{fmt, future::Future, ops::ControlFlow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -27,9 +27,12 @@ pub trait Columns {
 /// Takes the rows of a query one by one, and may stop it.
 pub type Each<'a> = &'a mut (dyn FnMut(&dyn Columns) -> ControlFlow<()> + Send);
 
-/// A connection to a database. Statements are written with `?` placeholders.
+/// The text of a statement, as its dialect writes it.
+pub type Sql = Arc<str>;
+
+/// A connection to a database.
 pub trait Session: Send + 'static {
-    /// Begins the one writing transaction.
+    /// Begins the one writing transaction, where this session still owns the store.
     fn begin(&mut self) -> impl Future<Output = DbResult<()>> + Send;
 
     /// Makes the transaction durable.
@@ -41,21 +44,43 @@ pub trait Session: Send + 'static {
     /// Runs a query and hands its rows to `each`.
     fn fetch(
         &mut self,
-        sql: &str,
+        sql: &Sql,
         args: &[Arg<'_>],
         each: Each<'_>,
     ) -> impl Future<Output = DbResult<()>> + Send;
 
-    /// Runs a statement once for each row of arguments.
+    /// Runs a query that selects by one column for each of the values of it; the dialect's
+    /// [`Dialect::one_of`] stands where it does. Rows come in no order.
+    fn fetch_each(
+        &mut self,
+        sql: &Sql,
+        values: &[Arg<'_>],
+        each: Each<'_>,
+    ) -> impl Future<Output = DbResult<()>> + Send;
+
+    /// Runs a statement for many rows of arguments; the dialect's [`Dialect::rows`] or
+    /// [`Dialect::one_of`] stands where they do.
     fn execute_many(
         &mut self,
-        sql: &str,
+        sql: &Sql,
         rows: &[Vec<Arg<'_>>],
     ) -> impl Future<Output = DbResult<()>> + Send;
+
+    /// Gives up whatever the session was doing, connects anew where it has to, and makes sure that
+    /// it still owns the store.
+    fn recover(&mut self) -> impl Future<Output = DbResult<()>> + Send;
+
+    /// How often [`Session::keep`] is due, where ownership runs out.
+    fn keep_interval(&self) -> Option<Duration>;
+
+    /// Keeps the store for a while more.
+    fn keep(&mut self) -> impl Future<Output = DbResult<()>> + Send;
 }
 
 /// Something to do on a session, for a result.
-pub type Job<S, T> = Box<dyn for<'s> FnOnce(&'s mut S) -> BoxFuture<'s, DbResult<T>> + Send>;
+///
+/// It may be run again on another session, where the first one turns out to be dead.
+pub type Job<S, T> = Box<dyn for<'s> Fn(&'s mut S) -> BoxFuture<'s, DbResult<T>> + Send + Sync>;
 
 /// The task that owns the writing session.
 pub type WriterTask<S> = Box<dyn FnOnce(S) -> BoxFuture<'static, ()> + Send>;
@@ -80,15 +105,27 @@ pub trait Database: fmt::Debug + Send + Sync + 'static {
     fn start_writer(&self, session: Self::Session, task: WriterTask<Self::Session>);
 }
 
-/// The few texts in which databases differ.
-#[derive(Clone, Copy, Debug)]
+/// How a database writes what databases write differently.
+#[derive(Clone, Debug)]
 pub struct Dialect {
+    /// What the names of the tables begin with, instead of `pleach_`.
+    pub prefix: String,
+    /// Whether placeholders are `$1`, `$2`, … and not `?`.
+    pub has_numbers: bool,
+    /// Behind the columns of an INSERT: so many columns of any number of rows.
+    pub rows: fn(columns: usize) -> String,
+    /// Behind a column in a condition: one of any number of values.
+    pub one_of: &'static str,
     /// Behind an INSERT into the keys: what to do where the key is there already.
     pub on_key_conflict: &'static str,
     /// Behind an INSERT of a name with a value, likewise.
     pub on_name_conflict: &'static str,
     /// Yields the bytes in all, and the bytes in use.
     pub size: &'static str,
+    /// The bytes of the longest key that it can keep.
+    pub key_bytes_max: usize,
+    /// Whether a query sends all its rows, also those that nobody reads any more.
+    pub rows_come_all: bool,
 }
 
 /// What went wrong in a database, without secrets.
@@ -100,7 +137,11 @@ pub enum DbError {
     /// Another owner has the store.
     #[error("owned by {0}")]
     Fenced(String),
-    /// Anything else.
+    /// The connection broke or did not answer in time. Outside a COMMIT the transaction is rolled
+    /// back.
+    #[error("{0}")]
+    Lost(String),
+    /// Anything else. The transaction is rolled back.
     #[error("{0}")]
     Failed(String),
 }
@@ -114,7 +155,7 @@ pub type DbResult<T> = Result<T, DbError>;
 /// Those of the query.
 pub async fn rows<S: Session, T: Send>(
     session: &mut S,
-    sql: &str,
+    sql: &Sql,
     args: &[Arg<'_>],
     decode: fn(&dyn Columns) -> T,
 ) -> DbResult<Vec<T>> {
@@ -125,4 +166,22 @@ pub async fn rows<S: Session, T: Send>(
     };
     session.fetch(sql, args, &mut each).await?;
     Ok(rows)
+}
+
+// === impl Dialect ===
+
+impl Dialect {
+    /// Our statement as the database wants it: its names, its placeholders.
+    pub fn write(&self, sql: &str) -> Sql {
+        let sql = sql.replace("pleach_", &self.prefix);
+        if !self.has_numbers {
+            return sql.into();
+        }
+        let mut parts = sql.split('?');
+        let mut written = parts.next().unwrap_or_default().to_owned();
+        for (place, part) in parts.enumerate() {
+            written.push_str(&format!("${}{part}", place + 1));
+        }
+        written.into()
+    }
 }

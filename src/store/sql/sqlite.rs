@@ -23,7 +23,9 @@ use tokio::sync::Semaphore;
 use super::{
     SqlStore,
     checkpoint::{Checkpoints, checkpoint},
-    session::{Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, WriterTask},
+    session::{
+        Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask,
+    },
 };
 use crate::clock::SharedClock;
 
@@ -40,12 +42,12 @@ const SCHEMA: &str = "
     CREATE TABLE pleach_meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE pleach_record (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE pleach_key (
-        key BLOB PRIMARY KEY, seq INTEGER NOT NULL, create_revision INTEGER NOT NULL,
+        name BLOB PRIMARY KEY, seq INTEGER NOT NULL, create_revision INTEGER NOT NULL,
         mod_revision INTEGER NOT NULL, version INTEGER NOT NULL, lease INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX pleach_key_lease ON pleach_key (lease) WHERE lease <> 0;
     CREATE TABLE pleach_log (
-        seq INTEGER PRIMARY KEY, revision INTEGER NOT NULL, key BLOB NOT NULL,
+        seq INTEGER PRIMARY KEY, revision INTEGER NOT NULL, name BLOB NOT NULL,
         prev_seq INTEGER NOT NULL, create_revision INTEGER NOT NULL, version INTEGER NOT NULL,
         lease INTEGER NOT NULL, value BLOB NOT NULL
     );
@@ -53,14 +55,23 @@ const SCHEMA: &str = "
     INSERT INTO pleach_meta (name, value) VALUES ('schema', 1), ('epoch', 0);
 ";
 
-const DIALECT: Dialect = Dialect {
-    on_key_conflict: "ON CONFLICT (key) DO UPDATE SET seq = excluded.seq, \
-        create_revision = excluded.create_revision, mod_revision = excluded.mod_revision, \
-        version = excluded.version, lease = excluded.lease",
-    on_name_conflict: "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-    size: "SELECT p.page_count * s.page_size, (p.page_count - f.freelist_count) * s.page_size \
-        FROM pragma_page_count p, pragma_page_size s, pragma_freelist_count f",
-};
+fn dialect() -> Dialect {
+    Dialect {
+        prefix: "pleach_".to_owned(),
+        has_numbers: false,
+        // A call costs nothing here, so a statement takes one row at a time.
+        rows: |columns| format!("VALUES ({})", vec!["?"; columns].join(", ")),
+        one_of: "= ?",
+        on_key_conflict: "ON CONFLICT (name) DO UPDATE SET seq = excluded.seq, \
+            create_revision = excluded.create_revision, mod_revision = excluded.mod_revision, \
+            version = excluded.version, lease = excluded.lease",
+        on_name_conflict: "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        size: "SELECT p.page_count * s.page_size, (p.page_count - f.freelist_count) * s.page_size \
+            FROM pragma_page_count p, pragma_page_size s, pragma_freelist_count f",
+        key_bytes_max: usize::MAX,
+        rows_come_all: false,
+    }
+}
 
 /// A file that can't be a store, or can't be one now.
 #[derive(Debug, thiserror::Error)]
@@ -273,7 +284,7 @@ impl Database for Sqlite {
     type Session = SqliteSession;
 
     fn dialect(&self) -> Dialect {
-        DIALECT
+        dialect()
     }
 
     async fn read<T: Send + 'static>(
@@ -355,7 +366,7 @@ impl SqliteSession {
         statement.execute([]).map(drop).map_err(|error| failure(&error))
     }
 
-    fn fetch_now(&mut self, sql: &str, args: &[Arg<'_>], each: Each<'_>) -> DbResult<()> {
+    fn fetch_now(&mut self, sql: &Sql, args: &[Arg<'_>], each: Each<'_>) -> DbResult<()> {
         let mut fetch = || -> rusqlite::Result<()> {
             let mut statement = self.connection.prepare_cached(sql)?;
             let mut rows = statement.query(rusqlite::params_from_iter(args))?;
@@ -369,7 +380,7 @@ impl SqliteSession {
         fetch().map_err(|error| failure(&error))
     }
 
-    fn execute_now(&mut self, sql: &str, rows: &[Vec<Arg<'_>>]) -> DbResult<()> {
+    fn execute_now(&mut self, sql: &Sql, rows: &[Vec<Arg<'_>>]) -> DbResult<()> {
         let execute = || -> rusqlite::Result<()> {
             let mut statement = self.connection.prepare_cached(sql)?;
             for row in rows {
@@ -406,12 +417,30 @@ impl Session for SqliteSession {
         }
     }
 
-    async fn fetch(&mut self, sql: &str, args: &[Arg<'_>], each: Each<'_>) -> DbResult<()> {
+    async fn fetch(&mut self, sql: &Sql, args: &[Arg<'_>], each: Each<'_>) -> DbResult<()> {
         self.fetch_now(sql, args, each)
     }
 
-    async fn execute_many(&mut self, sql: &str, rows: &[Vec<Arg<'_>>]) -> DbResult<()> {
+    async fn fetch_each(&mut self, sql: &Sql, values: &[Arg<'_>], each: Each<'_>) -> DbResult<()> {
+        values.iter().try_for_each(|value| self.fetch_now(sql, &[*value], each))
+    }
+
+    async fn execute_many(&mut self, sql: &Sql, rows: &[Vec<Arg<'_>>]) -> DbResult<()> {
         self.execute_now(sql, rows)
+    }
+
+    /// The file's lock is held as long as the session lives, so there is nothing to make sure of.
+    async fn recover(&mut self) -> DbResult<()> {
+        self.rollback().await;
+        Ok(())
+    }
+
+    fn keep_interval(&self) -> Option<Duration> {
+        None
+    }
+
+    async fn keep(&mut self) -> DbResult<()> {
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@
 //! with the value, in the order of `seq`; `prev_seq` leads to the row before it of the same key.
 //!
 //! ```text
-//!   pleach_key   key ─┬─ seq ────────────┐     a deleted key keeps its row, with version 0,
+//!   pleach_key  name ─┬─ seq ────────────┐     a deleted key keeps its row, with version 0,
 //!                     └ revisions, lease │     until compaction has passed it
 //!   pleach_log   seq 7 ── seq 12 ── seq 31     one chain of prev_seq for each key
 //! ```
@@ -13,119 +13,117 @@
 //! A list is a scan of `pleach_key` that fetches each value by its `seq`; a value is written once; the
 //! past of a key is its chain; compaction deletes what the chain behind a row `<= revision` holds.
 
-use super::session::Dialect;
-
-/// The tables, for every database. Types and bounds are those of the dialect that runs them.
-pub const TABLES: [&str; 2] = ["pleach_key", "pleach_log"];
+use super::session::{Dialect, Sql};
 
 /// All statements of the algorithm, built once for a database.
 #[derive(Clone, Debug)]
 pub struct Statements {
-    pub key: String,
-    pub key_only: String,
-    pub page: String,
-    pub page_open: String,
-    pub page_keys: String,
-    pub page_keys_open: String,
-    pub leased: String,
-    pub count: String,
-    pub count_open: String,
-    pub newer: String,
-    pub newer_open: String,
-    pub back: String,
-    pub log: String,
-    pub put_log: String,
-    pub put_key: String,
-    pub last: String,
-    pub garbage: String,
-    pub drop_log: String,
-    pub drop_key: String,
-    pub meta: String,
-    pub put_meta: String,
-    pub records: String,
-    pub put_record: String,
-    pub drop_record: String,
-    pub size: String,
+    pub key: Sql,
+    pub key_only: Sql,
+    pub each_key: Sql,
+    pub page: Sql,
+    pub page_open: Sql,
+    pub page_keys: Sql,
+    pub page_keys_open: Sql,
+    pub leased: Sql,
+    pub count: Sql,
+    pub count_open: Sql,
+    pub newer: Sql,
+    pub newer_open: Sql,
+    pub back: Sql,
+    pub log: Sql,
+    pub put_log: Sql,
+    pub put_key: Sql,
+    pub last: Sql,
+    pub garbage: Sql,
+    pub drop_log: Sql,
+    pub drop_key: Sql,
+    pub meta: Sql,
+    pub put_meta: Sql,
+    pub records: Sql,
+    pub put_record: Sql,
+    pub drop_record: Sql,
+    pub size: Sql,
 }
 
 // === impl Statements ===
 
 impl Statements {
-    pub fn new(dialect: Dialect) -> Self {
-        const KEY: &str = "k.key, k.seq, k.create_revision, k.mod_revision, k.version, k.lease";
+    pub fn new(dialect: &Dialect) -> Self {
+        const KEY: &str = "k.name, k.seq, k.create_revision, k.mod_revision, k.version, k.lease";
         const LOG: &str =
-            "l.seq, l.revision, l.key, l.create_revision, l.version, l.lease, l.value";
+            "l.seq, l.revision, l.name, l.create_revision, l.version, l.lease, l.value";
+        let sql = |text: &str| dialect.write(text);
         let values = "FROM pleach_key k JOIN pleach_log l ON l.seq = k.seq WHERE";
         let keys = "FROM pleach_key k WHERE";
-        let bounded = "k.key >= ? AND k.key < ?";
-        let open = "k.key >= ?";
+        let bounded = "k.name >= ? AND k.name < ?";
+        let open = "k.name >= ?";
         // What was deleted after the revision asked for may have existed at it.
-        let seen = "(k.version > 0 OR k.mod_revision > ?) ORDER BY k.key LIMIT ?";
-        let settled =
-            "coalesce(sum(CASE WHEN k.version > 0 AND k.mod_revision <= ? THEN 1 ELSE 0 END), 0)";
-        let counts =
-            format!("{settled}, coalesce(sum(CASE WHEN k.mod_revision > ? THEN 1 ELSE 0 END), 0)");
+        let seen = "(k.version > 0 OR k.mod_revision > ?) ORDER BY k.name LIMIT ?";
+        let settled = "count(CASE WHEN k.version > 0 AND k.mod_revision <= ? THEN 1 END)";
+        let counts = format!("{settled}, count(CASE WHEN k.mod_revision > ? THEN 1 END)");
+        let newer = |range: &str| {
+            format!(
+                "SELECT 0, {settled} {keys} {range} \
+                 UNION ALL SELECT k.seq, 0 {keys} {range} AND k.mod_revision > ?"
+            )
+        };
+        let (one_of, rows) = (dialect.one_of, dialect.rows);
+        let (on_key, on_name) = (dialect.on_key_conflict, dialect.on_name_conflict);
         Self {
-            key: format!("SELECT {KEY}, l.value {values} k.key = ?"),
-            key_only: format!("SELECT {KEY} {keys} k.key = ?"),
-            page: format!("SELECT {KEY}, l.value {values} {bounded} AND {seen}"),
-            page_open: format!("SELECT {KEY}, l.value {values} {open} AND {seen}"),
-            page_keys: format!("SELECT {KEY} {keys} {bounded} AND {seen}"),
-            page_keys_open: format!("SELECT {KEY} {keys} {open} AND {seen}"),
-            leased: format!(
-                "SELECT {KEY}, l.value {values} k.lease = ? AND k.lease <> 0 ORDER BY k.key"
-            ),
-            count: format!("SELECT {counts} {keys} {bounded}"),
-            count_open: format!("SELECT {counts} {keys} {open}"),
-            newer: format!(
-                "SELECT 0, {settled} {keys} {bounded} \
-                 UNION ALL SELECT k.seq, 0 {keys} {bounded} AND k.mod_revision > ?"
-            ),
-            newer_open: format!(
-                "SELECT 0, {settled} {keys} {open} \
-                 UNION ALL SELECT k.seq, 0 {keys} {open} AND k.mod_revision > ?"
-            ),
-            back: format!(
+            key: sql(&format!("SELECT {KEY}, l.value {values} k.name = ?")),
+            key_only: sql(&format!("SELECT {KEY} {keys} k.name = ?")),
+            each_key: sql(&format!("SELECT {KEY}, l.value {values} k.name {one_of}")),
+            page: sql(&format!("SELECT {KEY}, l.value {values} {bounded} AND {seen}")),
+            page_open: sql(&format!("SELECT {KEY}, l.value {values} {open} AND {seen}")),
+            page_keys: sql(&format!("SELECT {KEY} {keys} {bounded} AND {seen}")),
+            page_keys_open: sql(&format!("SELECT {KEY} {keys} {open} AND {seen}")),
+            leased: sql(&format!(
+                "SELECT {KEY}, l.value {values} k.lease = ? AND k.lease <> 0 ORDER BY k.name"
+            )),
+            count: sql(&format!("SELECT {counts} {keys} {bounded}")),
+            count_open: sql(&format!("SELECT {counts} {keys} {open}")),
+            newer: sql(&newer(bounded)),
+            newer_open: sql(&newer(open)),
+            back: sql(&format!(
                 "WITH RECURSIVE back(seq, revision, prev_seq) AS (\
                  SELECT seq, revision, prev_seq FROM pleach_log WHERE seq = ? \
                  UNION ALL SELECT p.seq, p.revision, p.prev_seq \
                  FROM back b JOIN pleach_log p ON p.seq = b.prev_seq WHERE b.revision > ?) \
                  SELECT {LOG} FROM back b JOIN pleach_log l ON l.seq = b.seq WHERE b.revision <= ?"
-            ),
-            log: format!(
+            )),
+            log: sql(&format!(
                 "SELECT {LOG}, p.revision, p.create_revision, p.version, p.lease, p.value \
                  FROM pleach_log l LEFT JOIN pleach_log p ON p.seq = l.prev_seq \
                  WHERE l.revision > ? AND l.revision <= ? ORDER BY l.revision, l.seq LIMIT ?"
-            ),
-            put_log: "INSERT INTO pleach_log \
-                 (seq, revision, key, prev_seq, create_revision, version, lease, value) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-                .to_owned(),
-            put_key: format!(
-                "INSERT INTO pleach_key (key, seq, create_revision, mod_revision, version, lease) \
-                 VALUES (?, ?, ?, ?, ?, ?) {}",
-                dialect.on_key_conflict
-            ),
-            last: "SELECT coalesce(max(seq), 0), coalesce(max(revision), 0) FROM pleach_log"
-                .to_owned(),
-            garbage: "SELECT seq, revision, key, prev_seq, version FROM pleach_log \
-                 WHERE revision >= ? AND revision <= ? ORDER BY revision, seq LIMIT ?"
-                .to_owned(),
-            drop_log: "DELETE FROM pleach_log WHERE seq = ? AND revision < ?".to_owned(),
-            drop_key: "DELETE FROM pleach_key WHERE key = ? AND seq = ?".to_owned(),
-            meta: "SELECT value FROM pleach_meta WHERE name = ?".to_owned(),
-            put_meta: format!(
-                "INSERT INTO pleach_meta (name, value) VALUES (?, ?) {}",
-                dialect.on_name_conflict
-            ),
-            records: "SELECT name, value FROM pleach_record WHERE name >= ? ORDER BY name"
-                .to_owned(),
-            put_record: format!(
-                "INSERT INTO pleach_record (name, value) VALUES (?, ?) {}",
-                dialect.on_name_conflict
-            ),
-            drop_record: "DELETE FROM pleach_record WHERE name = ?".to_owned(),
-            size: dialect.size.to_owned(),
+            )),
+            put_log: sql(&format!(
+                "INSERT INTO pleach_log \
+                 (seq, revision, name, prev_seq, create_revision, version, lease, value) {}",
+                rows(8)
+            )),
+            put_key: sql(&format!(
+                "INSERT INTO pleach_key \
+                 (name, seq, create_revision, mod_revision, version, lease) {} {on_key}",
+                rows(6)
+            )),
+            last: sql("SELECT coalesce(max(seq), 0), coalesce(max(revision), 0) FROM pleach_log"),
+            garbage: sql("SELECT seq, revision, name, prev_seq, version FROM pleach_log \
+                 WHERE revision >= ? AND revision <= ? ORDER BY revision, seq LIMIT ?"),
+            drop_log: sql(&format!("DELETE FROM pleach_log WHERE seq {one_of}")),
+            drop_key: sql(&format!(
+                // A seq stands in one row only, so it need not be said which key has which.
+                "DELETE FROM pleach_key WHERE name {one_of} AND seq {one_of}"
+            )),
+            meta: sql("SELECT value FROM pleach_meta WHERE name = ?"),
+            put_meta: sql(&format!("INSERT INTO pleach_meta (name, value) {} {on_name}", rows(2))),
+            records: sql("SELECT name, value FROM pleach_record WHERE name >= ? ORDER BY name"),
+            put_record: sql(&format!(
+                "INSERT INTO pleach_record (name, value) {} {on_name}",
+                rows(2)
+            )),
+            drop_record: sql(&format!("DELETE FROM pleach_record WHERE name {one_of}")),
+            size: sql(dialect.size),
         }
     }
 }

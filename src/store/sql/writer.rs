@@ -12,6 +12,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -38,6 +39,13 @@ const BATCH_WRITES_MAX: usize = 512;
 /// The bytes after which a batch is closed.
 const BATCH_BYTES_MAX: usize = 8 << 20;
 
+/// How long a write waits to learn what became of a commit that failed.
+const SETTLE_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// The pauses between attempts to get a lost store back.
+const RECOVER_PAUSE_MIN: Duration = Duration::from_millis(100);
+const RECOVER_PAUSE_MAX: Duration = Duration::from_secs(2);
+
 /// What the writer is asked for. Each is answered when it is durable.
 #[derive(Debug)]
 pub(super) enum Task {
@@ -57,9 +65,28 @@ pub(super) struct Writer<S> {
     pub queue: mpsc::Receiver<Task>,
     /// The place of the next row in the log.
     pub next_seq: i64,
+    /// The newest revision that the store is known to hold.
+    pub newest: Revision,
     pub compaction: Compaction,
     /// Taken from the queue, and left for a batch of its own.
     pub held: Option<Task>,
+}
+
+/// A batch, from its rows to its answers.
+struct Batch {
+    run: Run,
+    work: Work,
+    answers: Vec<Answer>,
+    /// What follows the last row that it adds to the log.
+    next_seq: i64,
+}
+
+/// Where a batch failed.
+enum Failure {
+    /// Before its commit: nothing of it was applied.
+    Before(DbError),
+    /// In its commit: it may have been applied.
+    Within(DbError),
 }
 
 /// A batch on its way.
@@ -94,7 +121,7 @@ impl<S: Session> Writer<S> {
                     self.compact_step().await;
                     continue;
                 }
-                Err(mpsc::error::TryRecvError::Empty) => match self.queue.recv().await {
+                Err(mpsc::error::TryRecvError::Empty) => match self.next().await {
                     Some(task) => task,
                     None => return,
                 },
@@ -103,6 +130,23 @@ impl<S: Session> Writer<S> {
             self.process(batch).await;
             if self.compaction.is_due() {
                 self.compact_step().await;
+            }
+        }
+    }
+
+    /// The next task, keeping the store meanwhile. `None` when there will be none.
+    async fn next(&mut self) -> Option<Task> {
+        let Some(interval) = self.session.keep_interval() else {
+            return self.queue.recv().await;
+        };
+        loop {
+            match tokio::time::timeout(interval, self.queue.recv()).await {
+                Ok(task) => return task,
+                Err(_) => {
+                    if let Err(error) = self.session.keep().await {
+                        self.take_trouble(error).await;
+                    }
+                }
             }
         }
     }
@@ -125,91 +169,226 @@ impl<S: Session> Writer<S> {
         batch
     }
 
-    async fn process(&mut self, batch: Vec<Task>) {
-        let mut answers = Vec::with_capacity(batch.len());
-        match self.commit(batch, &mut answers).await {
-            Ok(commits) => {
-                self.shared.journal.publish(&commits);
-                answers.into_iter().for_each(Answer::send);
+    async fn process(&mut self, tasks: Vec<Task>) {
+        let mut batch = Batch {
+            run: Run::new(self.shared.clock.shown()),
+            work: Work { records: Vec::new(), compact: None, compacted: Vec::new() },
+            answers: Vec::with_capacity(tasks.len()),
+            next_seq: self.next_seq,
+        };
+        match self.attempt(tasks, &mut batch).await {
+            Ok(()) => self.conclude(batch),
+            Err(Failure::Before(error)) => {
+                self.refuse(batch, &error);
+                self.take_trouble(error).await;
             }
-            Err((error, commits)) => {
-                self.session.rollback().await;
-                let error = self.settle(error, &commits).await;
-                if error.is_none() {
-                    self.shared.journal.publish(&commits);
-                } else {
-                    self.shared.journal.abort();
-                }
-                answers.into_iter().for_each(|answer| answer.send_or(error.clone()));
-            }
-        }
-    }
-
-    /// After a failed commit: asks the database whether it happened all the same. `None` where it did.
-    async fn settle(&mut self, error: DbError, commits: &[Arc<Commit>]) -> Option<StoreError> {
-        let name = &self.shared.name;
-        tracing::error!(store = %name, %error, "a commit failed");
-        let Some(last) = commits.last() else { return Some(self.shared.error(error)) };
-        match super::last(&mut self.session, &self.shared.statements).await {
-            Ok((seq, revision)) => {
-                self.next_seq = seq + 1;
-                (revision < last.revision).then(|| self.shared.error(error))
-            }
-            Err(second) => Some(StoreError::UnknownOutcome {
-                store: name.clone(),
-                reason: format!("{error}; then {second}").into(),
-            }),
+            Err(Failure::Within(error)) => self.settle(batch, error).await,
         }
     }
 
     /// The whole batch as one database transaction.
-    async fn commit(
-        &mut self,
-        batch: Vec<Task>,
-        answers: &mut Vec<Answer>,
-    ) -> Result<Vec<Arc<Commit>>, (DbError, Vec<Arc<Commit>>)> {
-        let mut run = Run::new(self.shared.clock.shown());
-        let mut work = Work { records: Vec::new(), compact: None, compacted: Vec::new() };
-        let prepared = self.prepare(&batch, &mut run).await;
-        for task in batch {
-            self.execute(task, &mut run, &mut work, prepared.is_ok(), answers).await;
-        }
-        let written = match prepared {
-            Ok(()) => self.write(&run, &work).await,
-            Err(error) => Err(error),
-        };
-        match written {
-            Ok(()) => {
-                if let Some(revision) = work.compact {
-                    self.shared.compacted.fetch_max(revision, Ordering::AcqRel);
-                    self.compaction.aim(revision);
+    async fn attempt(&mut self, tasks: Vec<Task>, batch: &mut Batch) -> Result<(), Failure> {
+        let mut failed = self.prepare(&tasks, &mut batch.run).await.err();
+        for task in tasks {
+            match task {
+                Task::Write(write, answer) => {
+                    let written = match failed {
+                        None => self.execute_write(write, &mut batch.run).await,
+                        // The answer is replaced by the reason why the batch failed.
+                        Some(_) => Ok(Err(self.shared.error(DbError::Failed(String::new())))),
+                    };
+                    let written = written.unwrap_or_else(|error| {
+                        let refused = Err(self.shared.error(error.clone()));
+                        failed = Some(error);
+                        refused
+                    });
+                    batch.answers.push(Answer::Written(answer, written));
                 }
-                work.compacted.into_iter().for_each(|done| self.compaction.tell(done));
-                Ok(run.commits)
+                Task::Remember(name, value, answer) => {
+                    batch.work.records.push((name, value));
+                    batch.answers.push(Answer::Done(answer));
+                }
+                Task::Compact(revision, answer, done) => {
+                    // The line never goes back: what is below is gone.
+                    if revision > self.shared.compacted.load(Ordering::Acquire) {
+                        batch.work.compact = batch.work.compact.max(Some(revision));
+                    }
+                    batch.work.compacted.push(done);
+                    batch.answers.push(Answer::Done(answer));
+                }
             }
-            Err(error) => Err((error, run.commits)),
+        }
+        match failed {
+            Some(error) => Err(Failure::Before(error)),
+            None => self.write(batch).await,
+        }
+    }
+
+    /// The batch is durable: says so to all who wait for it.
+    fn conclude(&mut self, batch: Batch) {
+        self.next_seq = batch.next_seq;
+        if let Some(last) = batch.run.commits.last() {
+            self.newest = last.revision;
+        }
+        if let Some(revision) = batch.work.compact {
+            self.shared.compacted.fetch_max(revision, Ordering::AcqRel);
+            self.compaction.aim(revision);
+        }
+        batch.work.compacted.into_iter().for_each(|done| self.compaction.tell(done));
+        self.shared.journal.publish(&batch.run.commits);
+        batch.answers.into_iter().for_each(Answer::send);
+    }
+
+    /// Nothing of the batch was applied.
+    fn refuse(&self, batch: Batch, error: &DbError) {
+        tracing::error!(store = %self.shared.name, %error, "a batch of writes failed");
+        self.shared.journal.abort();
+        let error = self.shared.error(error.clone());
+        // Refusals too: they were worked out on changes that are not there.
+        batch.answers.into_iter().for_each(|answer| answer.fail(error.clone()));
+    }
+
+    /// After a commit that failed: asks the database whether it happened all the same. Until that is
+    /// known nothing else is written, and nobody is told more than that it is not known.
+    async fn settle(&mut self, batch: Batch, error: DbError) {
+        tracing::error!(store = %self.shared.name, %error, "a commit failed");
+        let expected = batch.run.commits.last().map(|commit| commit.revision);
+        let mut asked = self.look(expected).await;
+        if asked.is_err() && self.session.keep_interval().is_some() {
+            let until = tokio::time::Instant::now() + SETTLE_WAIT_MAX;
+            while let Err(DbError::Lost(_)) = asked
+                && tokio::time::Instant::now() < until
+            {
+                tokio::time::sleep(RECOVER_PAUSE_MIN).await;
+                asked = match tokio::time::timeout_at(until, self.look(expected)).await {
+                    Ok(asked) => asked,
+                    Err(_) => break,
+                };
+            }
+        }
+        match asked {
+            Ok(true) => self.conclude(batch),
+            Ok(false) => self.refuse(batch, &error),
+            Err(second) => self.doubt(batch, &error, second).await,
+        }
+    }
+
+    /// Whether a revision was committed, once the session is in order again.
+    async fn look(&mut self, expected: Option<Revision>) -> DbResult<bool> {
+        self.session.recover().await?;
+        let newest = self.newest_there().await?;
+        // A batch that changed no key can be repeated by whoever asked for it.
+        Ok(expected.is_some_and(|expected| newest >= expected))
+    }
+
+    /// The newest revision that the store holds now.
+    async fn newest_there(&mut self) -> DbResult<Revision> {
+        let statements = &self.shared.statements;
+        let (_, newest) = super::last(&mut self.session, statements).await?;
+        let compacted = reader::meta(&mut self.session, statements, "compacted").await?;
+        let newest = newest.max(compacted.unwrap_or(-1));
+        if newest < self.newest {
+            return Err(DbError::Lost(format!(
+                "its newest revision is {newest}, but {} was committed before: the server lost \
+                 what it had promised, or this is a replica that is behind; make the right server \
+                 answer at this address, or restore all stores to one point in time",
+                self.newest
+            )));
+        }
+        Ok(newest)
+    }
+
+    /// The outcome of a commit stays unknown: its revisions stay open until it is known.
+    async fn doubt(&mut self, batch: Batch, error: &DbError, second: DbError) {
+        let unknown = StoreError::UnknownOutcome {
+            store: self.shared.name.clone(),
+            reason: format!("{error}; then {second}").into(),
+        };
+        let Batch { run, work, answers, next_seq } = batch;
+        answers.into_iter().for_each(|answer| answer.fail(unknown.clone()));
+        let expected = run.commits.last().map(|commit| commit.revision);
+        if !self.wait_for_store(second).await {
+            return;
+        }
+        let batch = Batch { run, work, answers: Vec::new(), next_seq };
+        // What was found while the store came back is still there.
+        match super::last(&mut self.session, &self.shared.statements).await {
+            Ok((_, newest)) if expected.is_some_and(|expected| newest >= expected) => {
+                self.conclude(batch);
+            }
+            Ok(_) => self.shared.journal.abort(),
+            Err(again) => Box::pin(self.doubt(batch, error, again)).await,
+        }
+    }
+
+    /// Deals with an error outside of a commit: waits where the store is lost.
+    async fn take_trouble(&mut self, error: DbError) {
+        match error {
+            DbError::Lost(_) | DbError::Fenced(_) => _ = self.wait_for_store(error).await,
+            DbError::Full(_) | DbError::Failed(_) => self.session.rollback().await,
+        }
+    }
+
+    /// Answers all that is asked with what the trouble is, until the session works again, the queue
+    /// ends or another node has the store for good. Says whether it works.
+    async fn wait_for_store(&mut self, first: DbError) -> bool {
+        let mut trouble = first;
+        let mut pause = RECOVER_PAUSE_MIN;
+        loop {
+            tracing::warn!(store = %self.shared.name, error = %trouble, "the store can't be used");
+            let error = self.shared.error(trouble.clone());
+            self.shared.trouble.send_replace(Some(error.clone()));
+            if matches!(trouble, DbError::Fenced(_)) {
+                self.shared.journal.abort();
+                while let Some(task) = self.queue.recv().await {
+                    task.refuse(error.clone());
+                }
+                return false;
+            }
+            let Some(recovered) = self.recover(pause, &error).await else { return false };
+            let found = match recovered {
+                Ok(()) => self.newest_there().await.map(drop),
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(()) => break,
+                Err(error) => trouble = error,
+            }
+            pause = (pause * 2).min(RECOVER_PAUSE_MAX);
+        }
+        tracing::info!(store = %self.shared.name, "the store is back");
+        self.shared.trouble.send_replace(None);
+        true
+    }
+
+    /// One attempt to recover after a pause, answering all that is asked meanwhile. `None` where the
+    /// queue ends.
+    async fn recover(&mut self, pause: Duration, error: &StoreError) -> Option<DbResult<()>> {
+        let session = &mut self.session;
+        let again = async move {
+            tokio::time::sleep(pause).await;
+            session.recover().await
+        };
+        tokio::pin!(again);
+        loop {
+            tokio::select! {
+                recovered = &mut again => return Some(recovered),
+                task = self.queue.recv() => task?.refuse(error.clone()),
+            }
         }
     }
 
     /// Begins the transaction and loads the single keys of all writes.
-    async fn prepare(&mut self, batch: &[Task], run: &mut Run) -> DbResult<()> {
+    async fn prepare(&mut self, tasks: &[Task], run: &mut Run) -> DbResult<()> {
         self.session.begin().await?;
-        for task in batch {
-            if let Task::Write(Write::Txn { txn, .. }, _) = task {
-                for key in txn.needs().keys {
-                    self.load_key(run, key).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn load_key(&mut self, run: &mut Run, key: Key) -> DbResult<()> {
-        if !run.known.contains(&key) {
-            let live = reader::newest(&mut self.session, &self.shared.statements, &key).await?;
-            run.known.insert(key);
-            run.learn(live);
-        }
+        let writes = tasks.iter().filter_map(|task| match task {
+            Task::Write(Write::Txn { txn, .. }, _) => Some(txn),
+            _ => None,
+        });
+        let keys = writes.flat_map(|txn| txn.needs().keys);
+        let new: Vec<Key> = keys.filter(|key| run.known.insert(key.clone())).collect();
+        let live = reader::newest_of(&mut self.session, &self.shared.statements, &new).await?;
+        run.learn(live);
         Ok(())
     }
 
@@ -236,7 +415,9 @@ impl<S: Session> Writer<S> {
         let mut read = Read::new(range.clone(), revision);
         let mut kvs = Vec::new();
         loop {
-            let page = reader::page(&mut self.session, &self.shared.statements, &read).await?;
+            let page =
+                reader::page(&mut self.session, &self.shared.statements, &self.shared.guess, &read)
+                    .await?;
             kvs.extend(page.kvs);
             let Some(next) = page.next else { return Ok(kvs) };
             read.range.start = next;
@@ -244,45 +425,13 @@ impl<S: Session> Writer<S> {
         }
     }
 
-    async fn execute(
-        &mut self,
-        task: Task,
-        run: &mut Run,
-        work: &mut Work,
-        is_prepared: bool,
-        answers: &mut Vec<Answer>,
-    ) {
-        match task {
-            Task::Write(write, answer) => {
-                let written = if is_prepared {
-                    self.execute_write(write, run).await
-                } else {
-                    // The answer is replaced by the reason why the batch failed.
-                    Ok(Written { revision: 0, result: Default::default() })
-                };
-                answers.push(Answer::Written(answer, written));
-            }
-            Task::Remember(name, value, answer) => {
-                work.records.push((name, value));
-                answers.push(Answer::Done(answer));
-            }
-            Task::Compact(revision, answer, done) => {
-                // The line never goes back: what is below is gone.
-                if revision > self.shared.compacted.load(Ordering::Acquire) {
-                    work.compact = work.compact.max(Some(revision));
-                }
-                work.compacted.push(done);
-                answers.push(Answer::Done(answer));
-            }
-        }
-    }
-
-    async fn execute_write(&mut self, write: Write, run: &mut Run) -> Result<Written> {
+    /// One write on the rows of the batch; refused or not. Fails where the database does.
+    async fn execute_write(&mut self, write: Write, run: &mut Run) -> DbResult<Result<Written>> {
         let shared = self.shared.clone();
         let mut allocate = || shared.journal.allocate();
         match write {
             Write::Txn { txn, dead_leases } => {
-                self.load_ranges(run, &txn).await.map_err(|error| shared.error(error))?;
+                self.load_ranges(run, &txn).await?;
                 let place = Place {
                     rows: &mut run.rows,
                     past: &run.past,
@@ -290,36 +439,39 @@ impl<S: Session> Writer<S> {
                     dead_leases: &dead_leases,
                 };
                 let compacted = shared.compacted.load(Ordering::Acquire);
-                let outcome = execute(&txn, place, compacted, &mut allocate)?;
-                run.add(outcome.commit);
-                Ok(Written { revision: outcome.revision, result: outcome.result })
+                let outcome = execute(&txn, place, compacted, &mut allocate);
+                Ok(outcome.map(|outcome| {
+                    run.add(outcome.commit);
+                    Written { revision: outcome.revision, result: outcome.result }
+                }))
             }
             Write::DeleteLeased(lease) => {
-                let live = reader::leased(&mut self.session, &shared.statements, lease).await;
-                run.learn_new(live.map_err(|error| shared.error(error))?);
+                let live = reader::leased(&mut self.session, &shared.statements, lease).await?;
+                run.learn_new(live);
                 let leased = in_range(&run.rows, &KeyRange::all()).filter(|kv| kv.lease == lease);
                 let mut rows: Rows = leased.map(|kv| (kv.key.clone(), kv.clone())).collect();
-                let commit = delete_all(&mut rows, &mut allocate)?;
+                let commit = match delete_all(&mut rows, &mut allocate) {
+                    Ok(commit) => commit,
+                    Err(error) => return Ok(Err(error)),
+                };
                 for event in commit.iter().flat_map(|commit| &commit.events) {
                     run.rows.remove(&event.kv.key);
                 }
                 run.add(commit);
-                Ok(Written { revision: run.before, result: Default::default() })
+                Ok(Ok(Written { revision: run.before, result: Default::default() }))
             }
         }
     }
 
     /// Writes what the batch changed, and commits.
-    async fn write(&mut self, run: &Run, work: &Work) -> DbResult<()> {
-        if run.commits.is_empty() && work.is_empty() {
+    async fn write(&mut self, batch: &mut Batch) -> Result<(), Failure> {
+        if batch.run.commits.is_empty() && batch.work.is_empty() {
             self.session.rollback().await;
             return Ok(());
         }
-        let next_seq = self.write_commits(run).await?;
-        self.write_work(work).await?;
-        self.session.commit().await?;
-        self.next_seq = next_seq;
-        Ok(())
+        batch.next_seq = self.write_commits(&batch.run).await.map_err(Failure::Before)?;
+        self.write_work(&batch.work).await.map_err(Failure::Before)?;
+        self.session.commit().await.map_err(Failure::Within)
     }
 
     async fn write_commits(&mut self, run: &Run) -> DbResult<i64> {
@@ -366,10 +518,10 @@ impl<S: Session> Writer<S> {
     async fn compact_step(&mut self) {
         let step = self.compaction.step(&mut self.session, &self.shared.statements).await;
         if let Err(error) = step {
-            self.session.rollback().await;
             tracing::warn!(store = %self.shared.name, %error, "a step of compaction failed");
             // The next compaction takes up where this one stopped.
             self.compaction.give_up();
+            self.take_trouble(error).await;
         }
     }
 }
@@ -447,12 +599,23 @@ impl Answer {
         }
     }
 
-    fn send_or(self, error: Option<StoreError>) {
-        match (self, error) {
-            (answer, None) => answer.send(),
-            // Refusals too: they were worked out on changes that are not there.
-            (Self::Written(answer, _), Some(error)) => drop(answer.send(Err(error))),
-            (Self::Done(answer), Some(error)) => drop(answer.send(Err(error))),
+    fn fail(self, error: StoreError) {
+        match self {
+            Self::Written(answer, _) => drop(answer.send(Err(error))),
+            Self::Done(answer) => drop(answer.send(Err(error))),
+        }
+    }
+}
+
+// === impl Task ===
+
+impl Task {
+    fn refuse(self, error: StoreError) {
+        match self {
+            Self::Write(_, answer) => drop(answer.send(Err(error))),
+            Self::Remember(_, _, answer) | Self::Compact(_, answer, _) => {
+                drop(answer.send(Err(error)));
+            }
         }
     }
 }

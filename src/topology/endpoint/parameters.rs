@@ -19,6 +19,7 @@ pub(super) enum Meaning {
     CaFile,
     CertFile,
     KeyFile,
+    TablePrefix,
     /// SQLite's ways to open a file that no store can work with, unless the value is the one given.
     MustBe(&'static str),
 }
@@ -116,6 +117,7 @@ pub(super) const POSTGRES: Table = &[
     ("sslsni", Ignored),
     ("statement_cache_capacity", Ignored),
     ("statement_cache_mode", Ignored),
+    ("table_prefix", TablePrefix),
     ("target_session_attrs", Ignored),
     ("tcp_user_timeout", Ignored),
     ("user", User),
@@ -148,6 +150,7 @@ pub(super) const MYSQL: Table = &[
     ("ssl-key", KeyFile),
     ("ssl-mode", TlsMode),
     ("strict", Ignored),
+    ("table_prefix", TablePrefix),
     ("timeTruncate", Ignored),
     ("timeout", Ignored),
     ("tls", TlsMode),
@@ -230,6 +233,13 @@ fn set(
         CaFile => database.ca_file = Some(value.into()),
         CertFile => database.cert_file = Some(value.into()),
         KeyFile => database.key_file = Some(value.into()),
+        TablePrefix => {
+            let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            if value.is_empty() || value.len() > 32 || !value.chars().all(is_plain) {
+                return bad("1 to 32 of the characters a-z, 0-9 and _");
+            }
+            database.table_prefix = value;
+        }
         TlsMode => {
             let mode = TLS_MODES.iter().find(|(text, _)| value.eq_ignore_ascii_case(text));
             let Some((_, mode)) = mode else {

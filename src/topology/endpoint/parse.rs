@@ -162,6 +162,7 @@ fn new_database<'a>(
         ca_file: None,
         cert_file: None,
         key_file: None,
+        table_prefix: super::TABLE_PREFIX.to_owned(),
         settings: BTreeMap::new(),
     };
     Ok((database, query))

@@ -1,7 +1,5 @@
 //! Compaction is a line: at and above it everything can be read, below it nothing.
 
-use std::path::Path;
-
 use futures::future::join_all;
 use pleach::{
     model::{KeyRange, Revision, StoreError},
@@ -11,7 +9,7 @@ use pleach::{
 use crate::{
     follow::{Follower, commits, soon},
     words::{FAMILIES, all_of, apply, bytes, delete, delete_op, get, key, kvs, list, put, put_op},
-    world::World,
+    world::{DATABASE, Place, World, server},
 };
 
 on_every_composition! {
@@ -114,7 +112,7 @@ async fn a_key_deleted_and_put_at_the_compacted_revision_shows_both_to_a_tail(wo
     let later = put(&*world.store, key(0, "b"), bytes("b")).await;
     world.store.compact(later, true).await.expect("it is compacted");
     assert_eq!(get(&*world.store, &key(0, "a"), later).await.expect("it is there").version, 1);
-    assert_eq!(world.rows(0), world.leaves[0].path.as_ref().map(|_| (2, 2)));
+    assert_eq!(world.rows(0).await, world.leaves[0].place.as_ref().map(|_| (2, 2)));
 }
 
 async fn a_tail_that_compaction_overtook_ends_or_misses_nothing(world: World) {
@@ -145,7 +143,7 @@ async fn compacted_rows_are_gone_from_the_tables(world: World) {
         live[world.composition.leaf_of(family)] += count;
     }
     for (leaf, live) in live.into_iter().enumerate() {
-        let Some(rows) = world.rows(leaf) else { continue };
+        let Some(rows) = world.rows(leaf).await else { continue };
         assert_eq!(rows, (live, live), "keys and log of leaf {leaf}");
     }
 }
@@ -156,7 +154,11 @@ async fn every_compaction_that_waits_returns_when_its_rows_are_gone(world: World
     let world = &world;
     let compact = |revision| async move {
         world.store.compact(revision, true).await.expect("it is compacted");
-        (0..world.leaves.len()).filter_map(|leaf| world.history_rows(leaf, revision)).sum()
+        let mut rows = 0;
+        for leaf in 0..world.leaves.len() {
+            rows += world.history_rows(leaf, revision).await.unwrap_or(0);
+        }
+        rows
     };
     // Those that meet in one batch must all be waited for.
     let left: Vec<usize> = join_all((1..5).map(|behind| last - behind).map(compact)).await;
@@ -191,24 +193,35 @@ async fn compaction_and_writes_do_not_wait_for_each_other(world: World) {
 
 impl World {
     /// The rows in the tables of a leaf: its keys and its log. `None` where it has no tables.
-    fn rows(&self, leaf: usize) -> Option<(usize, usize)> {
-        let path = self.leaves[leaf].path.as_deref()?;
-        let rows = |table| ask(path, &format!("SELECT count(*) FROM {table}"));
-        Some((rows("pleach_key"), rows("pleach_log")))
+    async fn rows(&self, leaf: usize) -> Option<(usize, usize)> {
+        let place = self.leaves[leaf].place.as_ref()?;
+        let keys = ask(place, "SELECT count(*) FROM pleach_key").await;
+        Some((keys, ask(place, "SELECT count(*) FROM pleach_log").await))
     }
 
     /// The rows of a leaf's log that only reads below `revision` could need.
-    fn history_rows(&self, leaf: usize, revision: Revision) -> Option<usize> {
-        let path = self.leaves[leaf].path.as_deref()?;
+    async fn history_rows(&self, leaf: usize, revision: Revision) -> Option<usize> {
+        let place = self.leaves[leaf].place.as_ref()?;
         let superseded = "SELECT count(*) FROM pleach_log old JOIN pleach_log new \
                           ON new.prev_seq = old.seq WHERE new.revision <= ";
-        Some(ask(path, &format!("{superseded}{revision}")))
+        Some(ask(place, &format!("{superseded}{revision}")).await)
     }
 }
 
-fn ask(path: &Path, sql: &str) -> usize {
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-    let connection = rusqlite::Connection::open_with_flags(path, flags).expect("it is a database");
-    let rows: i64 = connection.query_row(sql, [], |row| row.get(0)).expect("the tables are there");
-    usize::try_from(rows).expect("a count")
+async fn ask(place: &Place, sql: &str) -> usize {
+    match place {
+        Place::File(path) => {
+            let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+            let connection = rusqlite::Connection::open_with_flags(path, flags);
+            let connection = connection.expect("it is a database");
+            let rows: i64 =
+                connection.query_row(sql, [], |row| row.get(0)).expect("the tables are there");
+            usize::try_from(rows).expect("a count")
+        }
+        Place::Tables(kind, prefix) => {
+            let sql = format!("{};", sql.replace("pleach_", prefix));
+            let answer = server(*kind).await.sql(DATABASE, &sql).await.expect("it answers");
+            answer.trim().parse().expect("a count")
+        }
+    }
 }

@@ -65,8 +65,8 @@ impl DatabaseServer {
         Ok(Self { kind, daemon, port, authentication, flags: Vec::new(), is_installed: false })
     }
 
-    /// The server that the tests of this process share, each in databases of its own. It runs until
-    /// the process ends.
+    /// The server that the tests of this process share, each in databases of its own. It does not wait
+    /// for the disk, and runs until the process ends.
     pub(crate) async fn shared(kind: Kind) -> Result<&'static Self> {
         static POSTGRES: OnceCell<DatabaseServer> = OnceCell::const_new();
         static MARIADB: OnceCell<DatabaseServer> = OnceCell::const_new();
@@ -76,7 +76,7 @@ impl DatabaseServer {
         };
         server
             .get_or_try_init(async || {
-                let mut server = Self::new(kind)?;
+                let mut server = Self::new(kind)?.without_sync();
                 server.start().await?;
                 Ok(server)
             })

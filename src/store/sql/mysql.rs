@@ -1,0 +1,373 @@
+//! MySQL and MariaDB.
+//!
+//! There are no arrays: what stands for many rows is written in brackets, and repeated for as many
+//! rows as a statement takes. The counts are powers of four, so that few texts are prepared.
+
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use sqlx::{
+    AssertSqlSafe, Connection as _, Executor as _, MySqlConnection, Row as _, ValueRef as _,
+    mysql::{MySqlArguments, MySqlConnectOptions, MySqlRow, MySqlSslMode},
+};
+
+use super::{
+    remote::{Driver, Texts, failure_of_connection},
+    session::{Arg, Columns, DbError, DbResult, Dialect, Each, Sql},
+};
+use crate::topology::endpoint::{Database, Host, TlsMode};
+
+/// The longest key of an InnoDB index.
+const KEY_BYTES_MAX: usize = 3_072;
+
+/// The rows of one statement, greatest first.
+const ROWS_OF_STATEMENT: [usize; 5] = [256, 64, 16, 4, 1];
+
+/// The bytes of one statement, below every server's `max_allowed_packet`.
+const STATEMENT_BYTES_MAX: usize = 4 << 20;
+
+/// A MySQL or MariaDB server and how it is reached.
+#[derive(Debug)]
+pub struct Mysql {
+    database: Database,
+}
+
+// === impl Mysql ===
+
+impl Mysql {
+    /// The server, or the servers in turn, of an endpoint.
+    pub fn new(database: Database) -> Self {
+        Self { database }
+    }
+
+    fn options(&self, host: &Host) -> MySqlConnectOptions {
+        let Database { login, tls, .. } = &self.database;
+        let mut options =
+            MySqlConnectOptions::new().statement_cache_capacity(128).ssl_mode(match tls {
+                TlsMode::Disable => MySqlSslMode::Disabled,
+                TlsMode::Prefer => MySqlSslMode::Preferred,
+                TlsMode::Require => MySqlSslMode::Required,
+                TlsMode::VerifyCa => MySqlSslMode::VerifyCa,
+                TlsMode::VerifyFull => MySqlSslMode::VerifyIdentity,
+            });
+        options = match host {
+            Host::Tcp(host, port) => options.host(host.trim_matches(['[', ']'])).port(*port),
+            Host::Unix(path) => options.socket(path),
+        };
+        if let Some(login) = login {
+            options = options.username(&login.user);
+            if let Some(password) = &login.password {
+                options = options.password(password.expose());
+            }
+        }
+        if let Some(file) = &self.database.ca_file {
+            options = options.ssl_ca(file);
+        }
+        if let (Some(cert), Some(key)) = (&self.database.cert_file, &self.database.key_file) {
+            options = options.ssl_client_cert(cert).ssl_client_key(key);
+        }
+        options
+    }
+
+    async fn connect_to(&self, host: &Host) -> Result<MySqlConnection, sqlx::Error> {
+        const UNKNOWN_DATABASE: u16 = 1049;
+        let (options, name) = (self.options(host), &self.database.database);
+        match MySqlConnection::connect_with(&options.clone().database(name)).await {
+            Err(error) if code(&error) == Some(UNKNOWN_DATABASE) => {
+                // kine makes its database; the name is quoted as an identifier.
+                let mut admin = MySqlConnection::connect_with(&options).await?;
+                let create = format!("CREATE DATABASE IF NOT EXISTS `{}`", name.replace('`', "``"));
+                admin.execute(sqlx::raw_sql(AssertSqlSafe(create))).await?;
+                MySqlConnection::connect_with(&options.database(name)).await
+            }
+            connected => connected,
+        }
+    }
+
+    /// What each session is set to: nothing is ever cut, nothing waits long for a lock.
+    fn settings(&self) -> String {
+        let mut settings = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+            SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'), \
+            innodb_lock_wait_timeout = 5, autocommit = 1"
+            .to_owned();
+        for (name, value) in &self.database.settings {
+            let value = value.expose().replace('\\', "\\\\").replace('\'', "''");
+            settings.push_str(&format!(", {name} = '{value}'"));
+        }
+        settings
+    }
+}
+
+impl Driver for Mysql {
+    type Connection = MySqlConnection;
+
+    fn dialect(&self) -> Dialect {
+        Dialect {
+            prefix: self.database.table_prefix.clone(),
+            has_numbers: false,
+            rows: |columns| format!("VALUES [({})]", vec!["?"; columns].join(", ")),
+            one_of: "IN ([?])",
+            on_key_conflict: "ON DUPLICATE KEY UPDATE seq = VALUES(seq), \
+                create_revision = VALUES(create_revision), \
+                mod_revision = VALUES(mod_revision), version = VALUES(version), \
+                lease = VALUES(lease)",
+            on_name_conflict: "ON DUPLICATE KEY UPDATE value = VALUES(value)",
+            size: "SELECT CAST(coalesce(sum(data_length + index_length + data_free), 0) AS SIGNED), \
+                CAST(coalesce(sum(data_length + index_length), 0) AS SIGNED) \
+                FROM information_schema.tables WHERE table_schema = DATABASE() \
+                AND table_name IN ('pleach_log', 'pleach_key')",
+            key_bytes_max: KEY_BYTES_MAX,
+            rows_come_all: true,
+        }
+    }
+
+    fn texts(&self) -> Texts {
+        let tables = "SELECT count(*) FROM information_schema.tables \
+            WHERE table_schema = DATABASE() AND table_name =";
+        let schema = [
+            "CREATE TABLE IF NOT EXISTS pleach_record (name VARBINARY(512) PRIMARY KEY, \
+             value LONGBLOB NOT NULL) ENGINE=InnoDB ROW_FORMAT=DYNAMIC",
+            "CREATE TABLE IF NOT EXISTS pleach_key (name VARBINARY(3072) PRIMARY KEY, \
+             seq BIGINT NOT NULL, create_revision BIGINT NOT NULL, mod_revision BIGINT NOT NULL, \
+             version BIGINT NOT NULL, lease BIGINT NOT NULL, \
+             INDEX pleach_key_lease (lease)) ENGINE=InnoDB ROW_FORMAT=DYNAMIC",
+            "CREATE TABLE IF NOT EXISTS pleach_log (seq BIGINT PRIMARY KEY, \
+             revision BIGINT NOT NULL, name VARBINARY(3072) NOT NULL, prev_seq BIGINT NOT NULL, \
+             create_revision BIGINT NOT NULL, version BIGINT NOT NULL, lease BIGINT NOT NULL, \
+             value LONGBLOB NOT NULL, INDEX pleach_log_revision (revision)) \
+             ENGINE=InnoDB ROW_FORMAT=DYNAMIC",
+            // The last, since it says that all are there.
+            "CREATE TABLE IF NOT EXISTS pleach_meta (name VARBINARY(64) PRIMARY KEY, \
+             value BIGINT NOT NULL, note VARBINARY(1024)) ENGINE=InnoDB ROW_FORMAT=DYNAMIC; \
+             INSERT IGNORE INTO pleach_meta (name, value) \
+             VALUES ('schema', 1), ('epoch', 0), ('until', 0)",
+        ];
+        Texts {
+            schema: schema.map(str::to_owned).to_vec(),
+            has_kine: format!("{tables} 'kine'"),
+            has_tables: format!("{tables} 'pleach_meta'"),
+            lock: "SELECT GET_LOCK(CONCAT('pleach ', \
+                LEFT(MD5(CONCAT(DATABASE(), '/pleach_')), 24)), 0)"
+                .to_owned(),
+            now_ms: "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)",
+            durability: vec![
+                (
+                    "innodb_flush_log_at_trx_commit is not 1 in this server: \
+                     a crash of its machine loses writes that were acknowledged",
+                    "SELECT @@innodb_flush_log_at_trx_commit <> 1".to_owned(),
+                ),
+                (
+                    "sync_binlog is not 1 in this server: after a crash of its machine \
+                     replicas may lack writes that were acknowledged",
+                    "SELECT @@log_bin = 1 AND @@sync_binlog <> 1".to_owned(),
+                ),
+            ],
+        }
+    }
+
+    async fn connect(&self) -> DbResult<MySqlConnection> {
+        let mut failed = None;
+        for host in &self.database.hosts {
+            let mut connection = match self.connect_to(host).await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    failed = Some(failure(&error));
+                    continue;
+                }
+            };
+            match connection.execute(sqlx::raw_sql(AssertSqlSafe(self.settings()))).await {
+                Ok(_) => return Ok(connection),
+                Err(error) => failed = Some(failure(&error)),
+            }
+        }
+        Err(failed.unwrap_or_else(|| DbError::Failed("the endpoint names no host".to_owned())))
+    }
+
+    async fn run(connection: &mut MySqlConnection, sql: &Sql) -> DbResult<Option<i64>> {
+        let mut rows = sqlx::raw_sql(AssertSqlSafe(sql.clone())).fetch(connection);
+        let mut found = None;
+        while let Some(row) = rows.try_next().await.map_err(|error| failure(&error))? {
+            found = number(&row, 0);
+        }
+        Ok(found)
+    }
+
+    async fn fetch(
+        connection: &mut MySqlConnection,
+        sql: &Sql,
+        args: &[Arg<'_>],
+        each: Each<'_>,
+    ) -> DbResult<()> {
+        let mut bound = MySqlArguments::default();
+        args.iter().try_for_each(|arg| add(&mut bound, arg))?;
+        let mut rows = sqlx::query_with(AssertSqlSafe(sql.clone()), bound).fetch(connection);
+        while let Some(row) = rows.try_next().await.map_err(|error| failure(&error))? {
+            if each(&MysqlRow(row)).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch_each(
+        connection: &mut MySqlConnection,
+        sql: &Sql,
+        values: &[Arg<'_>],
+        each: Each<'_>,
+    ) -> DbResult<()> {
+        let rows: Vec<_> = values.iter().map(|value| vec![*value]).collect();
+        for rows in pieces(&rows) {
+            let mut bound = MySqlArguments::default();
+            rows.iter().flatten().try_for_each(|arg| add(&mut bound, arg))?;
+            let sql = AssertSqlSafe(repeated(sql, rows.len()));
+            let mut found = sqlx::query_with(sql, bound).fetch(&mut *connection);
+            while let Some(row) = found.try_next().await.map_err(|error| failure(&error))? {
+                // One page is never too long, and another piece may follow.
+                let _ = each(&MysqlRow(row));
+            }
+        }
+        Ok(())
+    }
+
+    async fn execute_many(
+        connection: &mut MySqlConnection,
+        sql: &Sql,
+        rows: &[Vec<Arg<'_>>],
+    ) -> DbResult<()> {
+        for rows in pieces(rows) {
+            let mut bound = MySqlArguments::default();
+            let mut from = 0;
+            // Each bracket takes the next columns of every row.
+            for bracket in sql.split('[').skip(1) {
+                let columns = bracket.split(']').next().unwrap_or("").matches('?').count();
+                for row in rows {
+                    row[from..from + columns].iter().try_for_each(|arg| add(&mut bound, arg))?;
+                }
+                from += columns;
+            }
+            let statement = sqlx::query_with(AssertSqlSafe(repeated(sql, rows.len())), bound);
+            statement.execute(&mut *connection).await.map_err(|error| failure(&error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows in as many pieces as there are statements to be.
+fn pieces<'r, 'a>(mut rows: &'r [Vec<Arg<'a>>]) -> Vec<&'r [Vec<Arg<'a>>]> {
+    let bytes_of = |row: &Vec<Arg<'_>>| -> usize {
+        let bytes = row.iter().map(|arg| match arg {
+            Arg::Bytes(bytes) => bytes.len(),
+            Arg::Int(_) | Arg::Text(_) => 16,
+        });
+        bytes.sum()
+    };
+    let mut pieces = Vec::new();
+    while !rows.is_empty() {
+        let fits = |count: &&usize| {
+            **count <= rows.len()
+                && rows[..**count].iter().map(bytes_of).sum::<usize>() <= STATEMENT_BYTES_MAX
+        };
+        let count = ROWS_OF_STATEMENT.iter().find(fits).copied().unwrap_or(1);
+        let (piece, rest) = rows.split_at(count);
+        pieces.push(piece);
+        rows = rest;
+    }
+    pieces
+}
+
+/// The text with each bracket repeated.
+fn repeated(sql: &str, times: usize) -> String {
+    let mut parts = sql.split('[');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (bracket, rest) = part.split_once(']').unwrap_or((part, ""));
+        text.push_str(&vec![bracket; times].join(", "));
+        text.push_str(rest);
+    }
+    text
+}
+
+fn add(bound: &mut MySqlArguments, arg: &Arg<'_>) -> DbResult<()> {
+    use sqlx::Arguments as _;
+    let added = match *arg {
+        Arg::Int(number) => bound.add(number),
+        Arg::Bytes(bytes) => bound.add(bytes),
+        // Names are kept as bytes, whatever the connection's character set is.
+        Arg::Text(text) => bound.add(text.as_bytes()),
+    };
+    added.map_err(|error| DbError::Failed(error.to_string()))
+}
+
+struct MysqlRow(MySqlRow);
+
+impl Columns for MysqlRow {
+    fn int(&self, column: usize) -> i64 {
+        number(&self.0, column).unwrap_or(0)
+    }
+
+    fn bytes(&self, column: usize) -> Bytes {
+        let value = self.0.try_get_raw(column).ok().filter(|value| !value.is_null());
+        let bytes =
+            value.and_then(|value| <&[u8] as sqlx::Decode<'_, sqlx::MySql>>::decode(value).ok());
+        Bytes::copy_from_slice(bytes.unwrap_or_default())
+    }
+}
+
+fn number(row: &MySqlRow, column: usize) -> Option<i64> {
+    if column >= row.len() { None } else { row.try_get_unchecked(column).ok() }
+}
+
+fn code(error: &sqlx::Error) -> Option<u16> {
+    let database = error.as_database_error()?;
+    Some(database.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()?.number())
+}
+
+fn failure(error: &sqlx::Error) -> DbError {
+    let Some(database) = error.as_database_error() else { return failure_of_connection(error) };
+    let said = database.message();
+    // https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
+    match code(error).unwrap_or(0) {
+        // The disk, the table, the tablespace is full.
+        1021 | 1114 | 3675 => DbError::Full(said.to_owned()),
+        // --read-only, --super-read-only, a transaction that only reads, InnoDB that only reads.
+        1290 | 1792 | 1836 | 1874 => DbError::Lost(format!(
+            "{said}; this server only reads: name the primary in the endpoint"
+        )),
+        // Shutdown, a killed connection.
+        1053 | 1927 | 3169 | 4031 => DbError::Lost(said.to_owned()),
+        1045 | 1698 => DbError::Failed(format!("{said}; check the endpoint's user and password")),
+        1044 | 1142 => DbError::Failed(format!(
+            "{said}; the user needs CREATE and INDEX on the database once, then SELECT, INSERT, \
+             UPDATE and DELETE on its tables"
+        )),
+        1153 => DbError::Failed(format!("{said}; raise the server's max_allowed_packet")),
+        number => DbError::Failed(format!("{said} ({number})")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_are_repeated_for_each_row() {
+        assert_eq!(
+            repeated("INSERT INTO t (a, b) VALUES [(?, ?)] ON x", 2),
+            "INSERT INTO t (a, b) VALUES (?, ?), (?, ?) ON x"
+        );
+        assert_eq!(
+            repeated("WHERE a IN ([?]) AND b IN ([?])", 3),
+            "WHERE a IN (?, ?, ?) AND b IN (?, ?, ?)"
+        );
+    }
+
+    #[test]
+    fn pieces_hold_all_rows_in_order_and_are_bounded() {
+        let value = vec![0; 1 << 20];
+        let small: Vec<_> = (0..327).map(|n| vec![Arg::Int(n)]).collect();
+        let sizes: Vec<_> = pieces(&small).iter().map(|piece| piece.len()).collect();
+        assert_eq!(sizes, [256, 64, 4, 1, 1, 1]);
+        let large = vec![vec![Arg::Bytes(&value)]; 6];
+        let sizes: Vec<_> = pieces(&large).iter().map(|piece| piece.len()).collect();
+        assert_eq!(sizes, [4, 1, 1]);
+    }
+}

@@ -1,0 +1,318 @@
+//! PostgreSQL, and what speaks its protocol.
+//!
+//! Many rows go in one statement as arrays, so that each statement has one text whatever their number.
+
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use sqlx::{
+    AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _, ValueRef as _,
+    postgres::{PgArguments, PgConnectOptions, PgRow, PgSslMode, PgValueFormat},
+};
+
+use super::{
+    remote::{Driver, Texts, failure_of_connection},
+    session::{Arg, Columns, DbError, DbResult, Dialect, Each, Sql},
+};
+use crate::topology::endpoint::{Database, Host, TlsMode};
+
+/// A third of a page of an index: the longest key that fits.
+const KEY_BYTES_MAX: usize = 2_600;
+
+/// A PostgreSQL server and how it is reached.
+#[derive(Debug)]
+pub struct Postgres {
+    database: Database,
+}
+
+// === impl Postgres ===
+
+impl Postgres {
+    /// The server, or the servers in turn, of an endpoint.
+    pub fn new(database: Database) -> Self {
+        Self { database }
+    }
+
+    fn options(&self, host: &Host, database: &str) -> PgConnectOptions {
+        let Database { login, tls, settings, .. } = &self.database;
+        let mut options = PgConnectOptions::new_without_pgpass()
+            .application_name("pleach")
+            .database(database)
+            .statement_cache_capacity(64)
+            .ssl_mode(match tls {
+                TlsMode::Disable => PgSslMode::Disable,
+                TlsMode::Prefer => PgSslMode::Prefer,
+                TlsMode::Require => PgSslMode::Require,
+                TlsMode::VerifyCa => PgSslMode::VerifyCa,
+                TlsMode::VerifyFull => PgSslMode::VerifyFull,
+            })
+            .options(settings.iter().map(|(name, value)| (name, value.expose())));
+        options = match host {
+            Host::Tcp(host, port) => options.host(host.trim_matches(['[', ']'])).port(*port),
+            Host::Unix(path) => options.socket(path),
+        };
+        if let Some(login) = login {
+            options = options.username(&login.user);
+            if let Some(password) = &login.password {
+                options = options.password(password.expose());
+            }
+        }
+        if let Some(file) = &self.database.ca_file {
+            options = options.ssl_root_cert(file);
+        }
+        if let (Some(cert), Some(key)) = (&self.database.cert_file, &self.database.key_file) {
+            options = options.ssl_client_cert(cert).ssl_client_key(key);
+        }
+        options
+    }
+
+    async fn connect_to(&self, host: &Host) -> Result<PgConnection, sqlx::Error> {
+        let name = &self.database.database;
+        match PgConnection::connect_with(&self.options(host, name)).await {
+            Err(error) if code(&error) == "3D000" => {
+                // kine makes its database; the name is quoted as an identifier.
+                let mut admin = PgConnection::connect_with(&self.options(host, "postgres")).await?;
+                let create = format!("CREATE DATABASE \"{}\"", name.replace('"', "\"\""));
+                admin.execute(sqlx::raw_sql(AssertSqlSafe(create))).await?;
+                PgConnection::connect_with(&self.options(host, name)).await
+            }
+            connected => connected,
+        }
+    }
+}
+
+impl Driver for Postgres {
+    type Connection = PgConnection;
+
+    fn dialect(&self) -> Dialect {
+        Dialect {
+            prefix: self.database.table_prefix.clone(),
+            has_numbers: true,
+            rows: |columns| format!("SELECT * FROM unnest({})", vec!["?"; columns].join(", ")),
+            one_of: "= ANY(?)",
+            on_key_conflict: "ON CONFLICT (name) DO UPDATE SET seq = excluded.seq, \
+                create_revision = excluded.create_revision, \
+                mod_revision = excluded.mod_revision, version = excluded.version, \
+                lease = excluded.lease",
+            on_name_conflict: "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            size: "SELECT s.size, s.size FROM (SELECT pg_total_relation_size('pleach_log') \
+                + pg_total_relation_size('pleach_key') AS size) s",
+            key_bytes_max: KEY_BYTES_MAX,
+            rows_come_all: true,
+        }
+    }
+
+    fn texts(&self) -> Texts {
+        let schema = self.database.settings.get("search_path").map(|path| {
+            let first = path.expose().split(',').next().unwrap_or_default();
+            let name = first.trim().trim_matches('"').replace('"', "\"\"").replace('$', "");
+            format!(
+                "DO $$ BEGIN IF current_schema() IS NULL THEN CREATE SCHEMA \"{name}\"; \
+                 END IF; END $$"
+            )
+        });
+        let tables = "SELECT count(*) FROM information_schema.tables \
+            WHERE table_schema = current_schema() AND table_name =";
+        let schema = schema.into_iter().chain([
+            "CREATE TABLE IF NOT EXISTS pleach_record (\
+             name text COLLATE \"C\" PRIMARY KEY, value bytea NOT NULL)"
+                .to_owned(),
+            "CREATE TABLE IF NOT EXISTS pleach_key (name bytea PRIMARY KEY, seq bigint NOT NULL, \
+             create_revision bigint NOT NULL, mod_revision bigint NOT NULL, \
+             version bigint NOT NULL, lease bigint NOT NULL)"
+                .to_owned(),
+            "CREATE INDEX IF NOT EXISTS pleach_key_lease ON pleach_key (lease) WHERE lease <> 0"
+                .to_owned(),
+            "CREATE TABLE IF NOT EXISTS pleach_log (seq bigint PRIMARY KEY, \
+             revision bigint NOT NULL, name bytea NOT NULL, prev_seq bigint NOT NULL, \
+             create_revision bigint NOT NULL, version bigint NOT NULL, lease bigint NOT NULL, \
+             value bytea NOT NULL)"
+                .to_owned(),
+            "CREATE INDEX IF NOT EXISTS pleach_log_revision ON pleach_log (revision)".to_owned(),
+            // The last, since it says that all are there.
+            "CREATE TABLE IF NOT EXISTS pleach_meta (\
+             name text COLLATE \"C\" PRIMARY KEY, value bigint NOT NULL, note bytea); \
+             INSERT INTO pleach_meta (name, value) \
+             VALUES ('schema', 1), ('epoch', 0), ('until', 0) ON CONFLICT (name) DO NOTHING"
+                .to_owned(),
+        ]);
+        Texts {
+            schema: schema.collect(),
+            has_kine: format!("{tables} 'kine'"),
+            has_tables: format!("{tables} 'pleach_meta'"),
+            lock: "SELECT pg_try_advisory_lock(\
+                hashtextextended(current_schema() || '/pleach_', 0))::int"
+                .to_owned(),
+            now_ms: "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+            durability: vec![(
+                "fsync is off in this server: a crash of its machine loses or damages the store",
+                "SELECT count(*) FROM pg_settings WHERE name = 'fsync' AND setting = 'off'"
+                    .to_owned(),
+            )],
+        }
+    }
+
+    async fn connect(&self) -> DbResult<PgConnection> {
+        let mut failed = None;
+        for host in &self.database.hosts {
+            let mut connection = match self.connect_to(host).await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    failed = Some(failure(&error));
+                    continue;
+                }
+            };
+            // A transaction that its owner left behind must not hold up the next one for long.
+            let settings = "SET synchronous_commit = on; SET lock_timeout = '5s'; \
+                SET idle_in_transaction_session_timeout = '20s'";
+            match connection.execute(sqlx::raw_sql(settings)).await {
+                Ok(_) => return Ok(connection),
+                Err(error) => failed = Some(failure(&error)),
+            }
+        }
+        Err(failed.unwrap_or_else(|| DbError::Failed("the endpoint names no host".to_owned())))
+    }
+
+    async fn run(connection: &mut PgConnection, sql: &Sql) -> DbResult<Option<i64>> {
+        let mut rows = sqlx::raw_sql(AssertSqlSafe(sql.clone())).fetch(connection);
+        let mut found = None;
+        while let Some(row) = rows.try_next().await.map_err(|error| failure(&error))? {
+            found = number(&row, 0);
+        }
+        Ok(found)
+    }
+
+    async fn fetch(
+        connection: &mut PgConnection,
+        sql: &Sql,
+        args: &[Arg<'_>],
+        each: Each<'_>,
+    ) -> DbResult<()> {
+        let mut bound = PgArguments::default();
+        for arg in args {
+            use sqlx::Arguments as _;
+            let added = match *arg {
+                Arg::Int(number) => bound.add(number),
+                Arg::Bytes(bytes) => bound.add(bytes),
+                Arg::Text(text) => bound.add(text),
+            };
+            added.map_err(|error| DbError::Failed(error.to_string()))?;
+        }
+        fetch(connection, sql, bound, each).await
+    }
+
+    async fn fetch_each(
+        connection: &mut PgConnection,
+        sql: &Sql,
+        values: &[Arg<'_>],
+        each: Each<'_>,
+    ) -> DbResult<()> {
+        let mut bound = PgArguments::default();
+        add_column(&mut bound, values.iter().copied())?;
+        fetch(connection, sql, bound, each).await
+    }
+
+    async fn execute_many(
+        connection: &mut PgConnection,
+        sql: &Sql,
+        rows: &[Vec<Arg<'_>>],
+    ) -> DbResult<()> {
+        let mut bound = PgArguments::default();
+        for column in 0..rows.first().map_or(0, Vec::len) {
+            add_column(&mut bound, rows.iter().map(|row| row[column]))?;
+        }
+        let statement = sqlx::query_with(AssertSqlSafe(sql.clone()), bound);
+        statement.execute(connection).await.map(drop).map_err(|error| failure(&error))
+    }
+}
+
+async fn fetch(
+    connection: &mut PgConnection,
+    sql: &Sql,
+    bound: PgArguments,
+    each: Each<'_>,
+) -> DbResult<()> {
+    let mut rows = sqlx::query_with(AssertSqlSafe(sql.clone()), bound).fetch(connection);
+    while let Some(row) = rows.try_next().await.map_err(|error| failure(&error))? {
+        if each(&PostgresRow(row)).is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Binds an array of what one column has in all rows.
+fn add_column<'a>(bound: &mut PgArguments, column: impl Iterator<Item = Arg<'a>>) -> DbResult<()> {
+    use sqlx::Arguments as _;
+    let (mut ints, mut bytes, mut texts) = (Vec::new(), Vec::new(), Vec::new());
+    for arg in column {
+        match arg {
+            Arg::Int(number) => ints.push(number),
+            Arg::Bytes(value) => bytes.push(value),
+            Arg::Text(text) => texts.push(text),
+        }
+    }
+    // A column has one type.
+    let added = if !bytes.is_empty() {
+        bound.add(bytes)
+    } else if !texts.is_empty() {
+        bound.add(texts)
+    } else {
+        bound.add(ints)
+    };
+    added.map_err(|error| DbError::Failed(error.to_string()))
+}
+
+struct PostgresRow(PgRow);
+
+impl Columns for PostgresRow {
+    fn int(&self, column: usize) -> i64 {
+        number(&self.0, column).unwrap_or(0)
+    }
+
+    fn bytes(&self, column: usize) -> Bytes {
+        let value = self.0.try_get_raw(column).ok().filter(|value| !value.is_null());
+        let bytes = value.and_then(|value| value.as_bytes().ok()).unwrap_or_default();
+        Bytes::copy_from_slice(bytes)
+    }
+}
+
+/// An integer of any width, in either of the protocol's formats.
+fn number(row: &PgRow, column: usize) -> Option<i64> {
+    if column >= row.len() {
+        return None;
+    }
+    let value = row.try_get_raw(column).ok().filter(|value| !value.is_null())?;
+    match (value.format(), value.as_bytes().ok()?) {
+        (PgValueFormat::Text, text) => std::str::from_utf8(text).ok()?.parse().ok(),
+        (PgValueFormat::Binary, bytes) => match bytes.len() {
+            8 => Some(i64::from_be_bytes(bytes.try_into().ok()?)),
+            4 => Some(i32::from_be_bytes(bytes.try_into().ok()?).into()),
+            _ => None,
+        },
+    }
+}
+
+fn code(error: &sqlx::Error) -> String {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.map_or_else(String::new, |code| code.into_owned())
+}
+
+fn failure(error: &sqlx::Error) -> DbError {
+    let Some(database) = error.as_database_error() else { return failure_of_connection(error) };
+    let code = code(error);
+    let said = database.message();
+    // https://www.postgresql.org/docs/current/errcodes-appendix.html
+    match (&code[..code.len().min(2)], &code[..]) {
+        (_, "53100") => DbError::Full(said.to_owned()),
+        (_, "25006") => DbError::Lost(format!(
+            "{said}; this server only reads: name the primary in the endpoint"
+        )),
+        ("08" | "57", _) if code != "57014" => DbError::Lost(said.to_owned()),
+        ("28", _) => DbError::Failed(format!("{said}; check the endpoint's user and password")),
+        (_, "42501") => DbError::Failed(format!(
+            "{said}; the user needs CREATE on the schema once, then SELECT, INSERT, UPDATE and \
+             DELETE on its tables"
+        )),
+        _ => DbError::Failed(format!("{said} ({code})")),
+    }
+}
