@@ -8,6 +8,8 @@
 mod bulk;
 #[path = "kubernetes/compaction.rs"]
 mod compaction;
+#[path = "kubernetes/fresh.rs"]
+mod fresh;
 #[path = "kubernetes/objects.rs"]
 mod objects;
 #[path = "kubernetes/pages.rs"]
@@ -76,6 +78,7 @@ async fn story(plane: &mut ControlPlane) -> Result<()> {
     phase("the controller manager renews its lease", workloads::lease_is_renewed(plane)).await?;
     phase("custom resources are listed, watched and changed", objects::widgets(plane)).await?;
     phase("server-side apply finds a conflict", objects::server_side_apply(plane)).await?;
+    phase("lists of a quiet resource are fresh", fresh::lists_of_a_quiet_resource(plane)).await?;
     for signal in [Signal::Terminate, Signal::Kill] {
         let purpose = format!("watches survive a restart of the server by {signal:?}");
         phase(&purpose, restart::watches_survive(plane, signal)).await?;
