@@ -14,12 +14,12 @@ const LAYERS: [&str; 10] =
 const MAY_NAME: [(&str, &[&str]); 4] = [
     ("model", &[]),
     ("clock", &["tokio"]),
-    ("store", &["tokio", "rusqlite"]),
+    ("store", &["tokio", "rusqlite", "sqlx"]),
     ("route", &["tokio"]),
 ];
 
 /// What only some layers may name.
-const CRATES: [&str; 5] = ["tonic", "prost", "rusqlite", "axum", "hyper"];
+const CRATES: [&str; 6] = ["tonic", "prost", "rusqlite", "sqlx", "axum", "hyper"];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -4,9 +4,9 @@
 //! password. A text that does not parse may have its password anywhere, so messages quote nothing of
 //! it but the scheme and the names of parameters.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{fmt, path::PathBuf};
 
-use super::secret::Secret;
+pub use crate::store::sql::address::{Database, Host, Login, Secret, TABLE_PREFIX, TlsMode};
 
 mod parameters;
 mod parse;
@@ -37,67 +37,6 @@ pub enum Endpoint {
         /// Who asks, where the etcd wants to know.
         login: Option<Login>,
     },
-}
-
-/// A database behind a socket. Formatting it shows where it is and who asks, and no settings.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Database {
-    /// Who asks; `None` for the driver's default.
-    pub login: Option<Login>,
-    /// Where the servers are; at least one.
-    pub hosts: Vec<Host>,
-    /// The database's name; `kubernetes` where none is given.
-    pub database: String,
-    /// How the connection is protected.
-    pub tls: TlsMode,
-    /// The authority that signed the server's certificate.
-    pub ca_file: Option<PathBuf>,
-    /// The client's certificate.
-    pub cert_file: Option<PathBuf>,
-    /// The client certificate's key.
-    pub key_file: Option<PathBuf>,
-    /// What the names of the store's tables begin with.
-    pub table_prefix: String,
-    /// Settings of the session, by name, for the server. Values are as secret as a password, since
-    /// nothing is known of them.
-    pub settings: BTreeMap<String, Secret>,
-}
-
-/// A user, and the password if there is one. Formatting it hides a user that is no plain name, since
-/// a slip in the colon makes the password a part of it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Login {
-    /// The name.
-    pub user: String,
-    /// The password.
-    pub password: Option<Secret>,
-}
-
-/// A server's address.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Host {
-    /// A name or address (IPv6 in brackets), and a port.
-    Tcp(String, u16),
-    /// A socket in the file system.
-    Unix(PathBuf),
-}
-
-/// What tables' names begin with where the endpoint does not say.
-pub const TABLE_PREFIX: &str = "pleach_";
-
-/// How a connection to a database is protected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TlsMode {
-    /// Not at all.
-    Disable,
-    /// With TLS where the server has it.
-    Prefer,
-    /// With TLS, whoever the server is.
-    Require,
-    /// With TLS, and the server's certificate is signed as expected.
-    VerifyCa,
-    /// With TLS, and the certificate names the host as well.
-    VerifyFull,
 }
 
 /// Why a text is no endpoint. Shows nothing that could be a password.
@@ -188,63 +127,6 @@ impl fmt::Display for Endpoint {
                     _ => f.write_str(&urls),
                 }
             }
-        }
-    }
-}
-
-// === impl Database ===
-
-impl Database {
-    fn identity(&self) -> String {
-        let mut hosts: Vec<String> =
-            self.hosts.iter().map(|host| host.to_string().to_lowercase()).collect();
-        hosts.sort();
-        // PostgreSQL keeps separate tables per schema, so two schemas are two stores.
-        let schema = self.settings.get("search_path").map_or("", Secret::expose);
-        let prefix = &self.table_prefix;
-        format!("{}/{}/{schema}/{prefix}", hosts.join(","), self.database)
-    }
-}
-
-impl fmt::Debug for Database {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for Database {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(login) = &self.login {
-            write!(f, "{login}@")?;
-        }
-        let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
-        write!(f, "{}/{}", hosts.join(","), self.database)
-    }
-}
-
-// === impl Login ===
-
-impl fmt::Display for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        f.write_str(if self.user.chars().all(is_plain) { &self.user } else { "***" })?;
-        self.password.as_ref().map_or(Ok(()), |password| write!(f, ":{password}"))
-    }
-}
-
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-// === impl Host ===
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix({})", path.display()),
         }
     }
 }

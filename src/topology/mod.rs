@@ -23,7 +23,6 @@ mod duration;
 pub mod endpoint;
 mod message;
 mod schema;
-pub mod secret;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -31,9 +30,8 @@ mod yaml;
 
 pub use self::duration::parse as parse_duration;
 pub use self::{
-    endpoint::{Endpoint, EndpointError},
+    endpoint::{Endpoint, EndpointError, Secret},
     message::{Mistake, Mistakes},
-    secret::Secret,
 };
 
 /// The name of the default store, which no backend may have.

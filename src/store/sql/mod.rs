@@ -5,6 +5,7 @@
 //! [`sqlite`] gives it. Revisions come from the node's clock and stand in the rows, so that the
 //! database alone is the store: a process keeps nothing that it could lose.
 
+pub mod address;
 mod checkpoint;
 mod compact;
 pub mod mysql;

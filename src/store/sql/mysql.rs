@@ -11,10 +11,10 @@ use sqlx::{
 };
 
 use super::{
+    address::{Database, Host, TlsMode},
     remote::{Driver, Texts, failure_of_connection},
     session::{Arg, Columns, DbError, DbResult, Dialect, Each, Sql},
 };
-use crate::topology::endpoint::{Database, Host, TlsMode};
 
 /// The longest key of an InnoDB index.
 const KEY_BYTES_MAX: usize = 3_072;

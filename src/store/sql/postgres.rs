@@ -10,10 +10,10 @@ use sqlx::{
 };
 
 use super::{
+    address::{Database, Host, TlsMode},
     remote::{Driver, Texts, failure_of_connection},
     session::{Arg, Columns, DbError, DbResult, Dialect, Each, Sql},
 };
-use crate::topology::endpoint::{Database, Host, TlsMode};
 
 /// A third of a page of an index: the longest key that fits.
 const KEY_BYTES_MAX: usize = 2_600;
