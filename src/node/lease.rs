@@ -11,7 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 
 use super::Node;
 use crate::{
@@ -27,6 +30,9 @@ pub const TTL_MIN: i64 = 2;
 
 /// How long to wait before ending a lease is tried again, where a store can't be reached.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How many expired leases are ended at once.
+const ENDED_AT_ONCE_MAX: usize = 64;
 
 /// The leases' records are named by this and their id.
 const RECORDS: &str = "lease/";
@@ -138,30 +144,34 @@ impl Lessor {
             tokio::pin!(changed);
             changed.as_mut().enable();
             {
-                let mut table = lock(&self.table);
-                let Some(lease) = table.leases.get_mut(&id) else {
-                    return Err(StoreError::LeaseNotFound(id));
-                };
-                lease.is_ending = true;
-                let (entered, expiry) = (lease.entered, lease.expiry);
-                table.expiries.remove(&(expiry, id));
-                if entered == 0 {
-                    return Ok(());
+                match lock(&self.table).mark_ending(id) {
+                    None => return Err(StoreError::LeaseNotFound(id)),
+                    Some(0) => return Ok(()),
+                    Some(_) => {}
                 }
             }
             changed.await;
         }
     }
 
-    /// Waits until a lease has expired.
+    /// Waits until a lease has expired. From then on nothing keeps it alive.
     async fn expired(&self) -> LeaseId {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let next = lock(&self.table).expiries.first().copied();
+            let next = {
+                let mut table = lock(&self.table);
+                let next = table.expiries.first().copied();
+                if let Some((expiry, id)) = next
+                    && expiry <= Instant::now()
+                {
+                    table.mark_ending(id);
+                    return id;
+                }
+                next
+            };
             match next {
-                Some((expiry, id)) if expiry <= Instant::now() => return id,
                 Some((expiry, _)) => {
                     // Either way the first is looked at again.
                     let _ = tokio::time::timeout_at(expiry, changed).await;
@@ -179,6 +189,15 @@ impl Table {
         let expiry = Instant::now() + seconds(ttl);
         self.expiries.insert((expiry, id));
         self.leases.insert(id, Lease { ttl, expiry, entered: 0, is_ending: false });
+    }
+
+    /// From now on no write enters the lease. Returns how many have.
+    fn mark_ending(&mut self, id: LeaseId) -> Option<usize> {
+        let lease = self.leases.get_mut(&id)?;
+        lease.is_ending = true;
+        let (entered, expiry) = (lease.entered, lease.expiry);
+        self.expiries.remove(&(expiry, id));
+        Some(entered)
     }
 
     /// Sets when a lease expires, also one whose end has failed.
@@ -229,17 +248,20 @@ impl Node {
                 id if table.leases.contains_key(&id) => return Err(GrantError::Exists),
                 id => id,
             };
+            // Its id is taken, but no write may name it before it is durable.
             table.insert(id, ttl);
+            table.mark_ending(id);
             id
         };
         let kept = Bytes::copy_from_slice(&ttl.to_be_bytes());
-        if let Err(error) = self.root.remember(&record(id), Some(kept)).await {
-            let mut table = lock(&self.lessor.table);
-            if let Some(lease) = table.leases.remove(&id) {
-                table.expiries.remove(&(lease.expiry, id));
-            }
+        let kept = self.root.remember(&record(id), Some(kept)).await;
+        let mut table = lock(&self.lessor.table);
+        if let Err(error) = kept {
+            table.leases.remove(&id);
             return Err(error.into());
         }
+        table.insert(id, ttl);
+        drop(table);
         self.lessor.changed.notify_waiters();
         Ok((id, ttl))
     }
@@ -314,13 +336,20 @@ impl Node {
         by_expiry.into_keys().map(|(_, id)| id).collect()
     }
 
-    /// Ends leases as they expire, for ever.
+    /// Ends leases as they expire, for ever. Many at once, so that a store which does not answer holds
+    /// up the leases of its own keys only.
     pub async fn expire_leases(self: Arc<Self>) {
+        let turns = Arc::new(Semaphore::new(ENDED_AT_ONCE_MAX));
         loop {
             let id = self.lessor.expired().await;
-            if let Err(error) = self.revoke_lease(id).await {
-                tracing::warn!(lease = id, %error, "an expired lease could not be ended");
-            }
+            let turn = turns.clone().acquire_owned().await;
+            let node = self.clone();
+            tokio::spawn(async move {
+                let _turn = turn;
+                if let Err(error) = node.revoke(id).await {
+                    tracing::warn!(lease = id, %error, "an expired lease could not be ended");
+                }
+            });
         }
     }
 }

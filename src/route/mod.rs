@@ -165,14 +165,24 @@ impl Store for Router {
         match &write {
             Write::Txn { txn, .. } => self.place(txn)?.apply(write).await,
             Write::DeleteLeased(_) => {
+                // One after the other, so that revisions come in the stores' order; a store that
+                // fails does not save the keys of the others.
                 let mut last: Option<Written> = None;
+                let mut failed = None;
                 for store in self.stores() {
-                    let written = store.apply(write.clone()).await?;
-                    let is_later =
-                        last.as_ref().is_none_or(|last| written.revision > last.revision);
-                    last = if is_later { Some(written) } else { last };
+                    match store.apply(write.clone()).await {
+                        Ok(written) => {
+                            let is_later =
+                                last.as_ref().is_none_or(|last| written.revision > last.revision);
+                            last = if is_later { Some(written) } else { last };
+                        }
+                        Err(error) => failed = failed.or(Some(error)),
+                    }
                 }
-                Ok(last.expect("a router has at least its default store"))
+                match (failed, last) {
+                    (None, Some(last)) => Ok(last),
+                    (failed, _) => Err(failed.expect("a router has at least its default store")),
+                }
             }
         }
     }

@@ -107,10 +107,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Where the store can't be reached.
     async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>>;
 
-    /// The bytes that it takes on disk.
+    /// The bytes that it takes on disk; where it can't be reached in time, as last measured.
     ///
     /// # Errors
-    /// Where the store can't be reached.
+    /// None where that is known.
     async fn size(&self) -> Result<Size>;
 
     /// The stores that hold the keys of a range, as one store. Reads and tails of what it returns

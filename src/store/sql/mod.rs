@@ -17,9 +17,12 @@ pub mod sqlite;
 pub mod statements;
 mod writer;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -44,6 +47,9 @@ use crate::{
 
 /// The most writes that wait for the writer; who comes later waits to be let in.
 const QUEUE_WRITES_MAX: usize = 1_024;
+
+/// How long a measurement of the size may hold up whoever asks; then the last one has to do.
+const SIZE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// A store in the database `D`.
 #[derive(Debug)]
@@ -71,6 +77,8 @@ struct Shared {
     key_bytes_max: usize,
     /// Why it can't be used at present.
     trouble: watch::Sender<Option<StoreError>>,
+    /// The size as it was last measured.
+    size: Mutex<Size>,
 }
 
 // === impl SqlStore ===
@@ -105,6 +113,7 @@ impl<D: Database> SqlStore<D> {
             guess: Guess::new(dialect.rows_come_all),
             key_bytes_max: dialect.key_bytes_max,
             trouble: watch::Sender::new(None),
+            size: Mutex::default(),
         });
         let (queue, tasks) = mpsc::channel(QUEUE_WRITES_MAX);
         let writer_shared = shared.clone();
@@ -132,6 +141,24 @@ impl<D: Database> SqlStore<D> {
         self.inner.shared.check_usable()?;
         self.queue.send(task).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
+    }
+}
+
+impl<D: Database> SqlStore<D> {
+    async fn measure(&self) -> DbResult<Size> {
+        let shared = self.inner.shared.clone();
+        let job: session::Job<D::Session, Size> = Box::new(move |session| {
+            let shared = shared.clone();
+            Box::pin(async move {
+                let both = |columns: &dyn Columns| Size {
+                    total: u64::try_from(columns.int(0)).unwrap_or(0),
+                    in_use: u64::try_from(columns.int(1)).unwrap_or(0),
+                };
+                let found = rows(session, &shared.statements.size, &[], both).await?;
+                Ok(found.first().copied().unwrap_or_default())
+            })
+        });
+        self.inner.database.read(false, job).await
     }
 }
 
@@ -244,22 +271,15 @@ impl<D: Database> Store for SqlStore<D> {
     }
 
     async fn size(&self) -> Result<Size> {
-        let shared = self.inner.shared.clone();
-        let size = self.inner.database.read(
-            false,
-            Box::new(move |session| {
-                let shared = shared.clone();
-                Box::pin(async move {
-                    let both = |columns: &dyn Columns| Size {
-                        total: u64::try_from(columns.int(0)).unwrap_or(0),
-                        in_use: u64::try_from(columns.int(1)).unwrap_or(0),
-                    };
-                    let found = rows(session, &shared.statements.size, &[], both).await?;
-                    Ok(found.first().copied().unwrap_or_default())
-                })
-            }),
-        );
-        size.await.map_err(|error| self.inner.shared.error(error))
+        let shared = &self.inner.shared;
+        let measure = tokio::time::timeout(SIZE_WAIT_MAX, self.measure());
+        let measured = match shared.check_usable() {
+            Ok(()) => measure.await.ok().and_then(Result::ok),
+            Err(_) => None,
+        };
+        let mut last = shared.size.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = measured.unwrap_or(*last);
+        Ok(*last)
     }
 
     fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
