@@ -102,7 +102,9 @@ impl Daemon {
             }
             None => Command::new(program),
         };
-        command.current_dir(&self.folder).env("HOME", &self.folder).stdin(Stdio::null());
+        // In a folder for temporary files that it shared, MariaDB would delete those of others.
+        command.env("TMPDIR", &self.folder).env("HOME", &self.folder);
+        command.current_dir(&self.folder).stdin(Stdio::null());
         command
     }
 

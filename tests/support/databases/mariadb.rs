@@ -33,7 +33,7 @@ pub(super) fn server(daemon: &Daemon, port: u16, flags: &[String]) -> Result<Com
     for (flag, name) in [("datadir", "data"), ("socket", "socket"), ("pid-file", "pid")] {
         mariadbd.arg(format!("--{flag}={}", daemon.file(name)));
     }
-    mariadbd.arg(format!("--tmpdir={}", daemon.folder().display())).args(flags);
+    mariadbd.args(flags);
     Ok(mariadbd)
 }
 
