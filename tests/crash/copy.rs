@@ -9,10 +9,9 @@ use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 
 use crate::{
-    ONE_AT_A_TIME,
-    rng::Rng,
-    seed,
+    ONE_AT_A_TIME, seed,
     support::process::eventually,
+    support::rng::Rng,
     world::{Stores, World},
 };
 

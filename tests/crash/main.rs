@@ -11,7 +11,6 @@ mod support;
 mod compaction;
 mod copy;
 mod ledger;
-mod rng;
 mod stop;
 mod witness;
 mod world;
@@ -26,7 +25,7 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::sync::Mutex;
 
 use crate::{
-    rng::Rng,
+    support::rng::Rng,
     world::{Stores, World},
 };
 

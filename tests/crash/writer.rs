@@ -19,7 +19,7 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     ledger::{Change, Ledger},
-    rng::Rng,
+    support::rng::Rng,
 };
 
 /// Keys that a client has at most, so that a full comparison after each crash stays cheap.

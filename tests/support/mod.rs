@@ -11,4 +11,6 @@ pub(crate) mod http;
 pub(crate) mod node;
 pub(crate) mod peers;
 pub(crate) mod process;
+pub(crate) mod proxy;
+pub(crate) mod rng;
 pub(crate) mod server;

@@ -62,7 +62,8 @@ pub(super) fn administrator(server: &DatabaseServer, database: &str) -> tokio::p
 pub(super) fn user_at(address: SocketAddr, database: &str) -> tokio::process::Command {
     let mut psql = psql(database);
     psql.arg(format!("--host={}", address.ip())).arg(format!("--port={}", address.port()));
-    psql.args(["--username", USER]).env("PGPASSWORD", PASSWORD);
+    // In clear, so that a proxy can read along.
+    psql.args(["--username", USER]).env("PGPASSWORD", PASSWORD).env("PGSSLMODE", "disable");
     psql
 }
 
