@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{rng::Rng, server::ROUTED_PREFIXES};
+use crate::{rng::Rng, server::ROUTES};
 
 /// The keys of one store, and ranges that stay inside it.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub struct Group {
 #[derive(Clone, Debug)]
 pub struct Keys {
     pub groups: Vec<Group>,
+    /// Prefixes that span stores.
+    spanning: Vec<Bytes>,
 }
 
 /// A range as requests write it: key and range end.
@@ -96,18 +98,20 @@ impl Keys {
     /// Keys under each routed prefix, and some that no route takes. The last group is the
     /// default store's.
     pub fn routed() -> Self {
-        let mut groups: Vec<Group> = ROUTED_PREFIXES.iter().map(|p| Group::routed(p)).collect();
+        let mut groups: Vec<Group> =
+            ROUTES.iter().map(|(_, prefix)| Group::routed(prefix)).collect();
         let rest = [&b"\0"[..], b"/", b"z/1", b"z/2", b"z/\xff", b"\xc3\x28", b"\xff", b"z/3"];
         groups.push(Group {
             keys: rest.map(Bytes::from_static).to_vec(),
             prefixes: vec![Bytes::from_static(b"z/"), Bytes::from_static(b"\xff")],
             is_contiguous: false,
         });
-        Self { groups }
+        Self { groups, spanning: ["/", "/n/", "/n/m/"].map(Bytes::from).to_vec() }
     }
 
     fn of_one_store(keys: Vec<Bytes>, prefixes: Vec<Bytes>) -> Self {
-        Self { groups: vec![Group { keys, prefixes, is_contiguous: true }] }
+        let groups = vec![Group { keys, prefixes, is_contiguous: true }];
+        Self { groups, spanning: Vec::new() }
     }
 
     pub fn is_routed(&self) -> bool {
@@ -126,6 +130,9 @@ impl Keys {
         let is_bound = group.is_some() && self.is_routed();
         let chosen = self.group(group, rng);
         match rng.weighted(&[(38, 's'), (27, 'p'), (22, 'b'), (6, 'f'), (5, 'a'), (2, 'e')]) {
+            'p' if !is_bound && self.is_routed() && rng.chance(50) => {
+                prefix(rng.pick(&self.spanning))
+            }
             'p' => prefix(rng.pick(&chosen.prefixes)),
             'b' if !is_bound => (self.key(None, rng), self.key(None, rng)),
             'b' if chosen.is_contiguous => (rng.pick(&chosen.keys), rng.pick(&chosen.keys)),

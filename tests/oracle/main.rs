@@ -13,6 +13,7 @@ mod chronicle;
 mod differences;
 mod generate;
 mod keys;
+mod nested;
 mod request;
 mod rng;
 mod run;
@@ -64,13 +65,20 @@ async fn a_lone_node_answers_as_etcd_does() -> Result<()> {
 async fn a_node_of_five_stores_answers_as_etcd_does_where_requests_allow() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     let kind = Kind::NodeOfFiveStores.or_as_asked();
-    sequences(seed(), kind, requests() * 40 / 100, Keys::routed, Flavour::Anything).await
+    sequences(seed(), kind, requests() * 25 / 100, Keys::routed, Flavour::Anything).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_nested_routers_answers_as_etcd_does_where_requests_allow() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let kind = Kind::NodeOfNestedRouters.or_as_asked();
+    sequences(seed(), kind, requests() * 15 / 100, Keys::routed, Flavour::Anything).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expired_leases_take_their_keys_in_key_order_and_one_revision() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
-    for kind in [Kind::Node, Kind::NodeOfFiveStores] {
+    for kind in [Kind::Node, Kind::NodeOfFiveStores, Kind::NodeOfNestedRouters] {
         expire(kind.or_as_asked()).await?;
     }
     Ok(())

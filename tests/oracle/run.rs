@@ -15,7 +15,7 @@ use crate::{
     differences::{anonymous, settle},
     generate::{FAR, Seen, Step},
     request::{Answer, Client, Request, revision_of},
-    server::{Kind, ROUTED_PREFIXES, Server},
+    server::{Kind, ROUTES, Server},
     watch::{Listener, Spoil},
 };
 
@@ -138,7 +138,7 @@ impl Run {
             starts: BTreeMap::new(),
             chosen: BTreeSet::new(),
             opened_at: 0,
-            right_is_routed: right == Kind::NodeOfFiveStores,
+            right_is_routed: right.is_routed(),
             tally: BTreeMap::new(),
         };
         let everything = pb::WatchCreateRequest {
@@ -219,10 +219,16 @@ impl Run {
         let Answer::Refused { code: Code::InvalidArgument, message } = &answer else {
             bail!("not refused with INVALID_ARGUMENT: {answer:?}");
         };
-        let routes = ROUTED_PREFIXES.map(|prefix| &prefix[1..]);
-        let is_named = |route: &&&str| message.contains(&format!("`{route}`"));
-        let named = routes.iter().chain(&["main"]).filter(is_named);
-        ensure!(named.count() == 2, "not both routes are named: {message}");
+        // A route to a router is called by the names of all stores behind it.
+        let named: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+        let mut stores: Vec<&str> = named.iter().flat_map(|route| route.split('+')).collect();
+        let is_known =
+            |name: &&str| ROUTES.iter().any(|(route, _)| name == route) || *name == "main";
+        stores.sort();
+        ensure!(
+            named.len() == 2 && stores.iter().all(is_known) && stores.is_sorted_by(|a, b| a < b),
+            "not two routes are named: {message}"
+        );
         Ok(())
     }
 

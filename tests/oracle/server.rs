@@ -1,4 +1,4 @@
-//! Server processes of the test's own: a real etcd, or the node under test.
+//! Servers of the test's own: a real etcd, or the node under test.
 
 use std::{
     env,
@@ -13,7 +13,10 @@ use anyhow::{Context as _, Result, bail};
 use pleach::proto::etcdserverpb as pb;
 use tempfile::TempDir;
 
-use crate::request::{Answer, Client, Request};
+use crate::{
+    nested::NestedNode,
+    request::{Answer, Client, Request},
+};
 
 /// A single etcd elects itself after a second; the rest is for a busy machine.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -26,17 +29,28 @@ pub enum Kind {
     /// Differs from other etcds in one known way, to prove what the oracle does with a difference.
     EtcdWithSmallTxns,
     Node,
-    /// A node whose routes send four of the five prefixes to stores of their own.
+    /// A node whose routes send four prefixes to stores of their own.
     NodeOfFiveStores,
+    /// The same five stores behind routers whose stores are routers.
+    NodeOfNestedRouters,
 }
 
-/// A running process with fresh data. It is killed, by its process id, when this value goes.
+/// A running server with fresh data. It ends when this value goes.
 #[derive(Debug)]
 pub struct Server {
-    process: Child,
+    host: Host,
     log: PathBuf,
-    pub url: String,
+    url: String,
     _data: TempDir,
+}
+
+/// Where a server runs.
+#[derive(Debug)]
+enum Host {
+    /// In a process of its own. It is killed, by its process id, when this value goes.
+    Process(Child),
+    /// In this one.
+    Here { _node: NestedNode },
 }
 
 // === impl Kind ===
@@ -49,6 +63,11 @@ impl Kind {
             _ => self,
         }
     }
+
+    /// Whether mutations over two stores are refused.
+    pub fn is_routed(self) -> bool {
+        matches!(self, Self::NodeOfFiveStores | Self::NodeOfNestedRouters)
+    }
 }
 
 // === impl Server ===
@@ -58,26 +77,27 @@ impl Server {
     pub async fn start(kind: Kind) -> Result<(Self, Client)> {
         let data = TempDir::new()?;
         let log = data.path().join("log");
-        let url = format!("http://127.0.0.1:{}", free_port()?);
-        let mut command = match kind {
-            Kind::Etcd => etcd(data.path(), &url)?,
+        let address = format!("127.0.0.1:{}", free_port()?);
+        let url = format!("http://{address}");
+        let host = match kind {
+            Kind::Etcd => Host::spawn(etcd(data.path(), &url)?, &log)?,
             Kind::EtcdWithSmallTxns => {
                 let mut command = etcd(data.path(), &url)?;
                 command.args(["--max-txn-ops", "3"]);
-                command
+                Host::spawn(command, &log)?
             }
-            Kind::Node => node(data.path(), &url),
+            Kind::Node => Host::spawn(node(data.path(), &url), &log)?,
             Kind::NodeOfFiveStores => {
                 let topology = write_topology(data.path())?;
                 let mut command = node(data.path(), &url);
                 command.arg("--topology").arg(topology);
-                command
+                Host::spawn(command, &log)?
+            }
+            Kind::NodeOfNestedRouters => {
+                Host::Here { _node: NestedNode::start(data.path(), &address, &url).await? }
             }
         };
-        let output = File::create(&log)?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let process = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-        let mut server = Self { process, log, url, _data: data };
+        let mut server = Self { host, log, url, _data: data };
         let client = server.ready().await?;
         Ok((server, client))
     }
@@ -86,7 +106,9 @@ impl Server {
         let deadline = Instant::now() + START_WAIT_MAX;
         let probe = Request::Range(pb::RangeRequest { key: "ready".into(), ..Default::default() });
         loop {
-            if let Some(status) = self.process.try_wait()? {
+            if let Host::Process(process) = &mut self.host
+                && let Some(status) = process.try_wait()?
+            {
                 bail!("the server ended with {status} at its start:\n{}", self.last_words());
             }
             if let Ok(mut client) = Client::connect(&self.url).await
@@ -101,7 +123,8 @@ impl Server {
         }
     }
 
-    /// The end of what the process wrote, for the report of a failure.
+    /// The end of what the process wrote, for the report of a failure. What runs here writes
+    /// nothing.
     pub fn last_words(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let tail = &log[log.len().saturating_sub(3000)..];
@@ -109,11 +132,24 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+// === impl Host ===
+
+impl Host {
+    fn spawn(mut command: Command, log: &Path) -> Result<Self> {
+        let output = File::create(log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let process = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        Ok(Self::Process(process))
+    }
+}
+
+impl Drop for Host {
     fn drop(&mut self) {
-        // Both fail only when the process has ended already, which is what is wanted.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        if let Self::Process(process) = self {
+            // Both fail only when the process has ended already, which is what is wanted.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 }
 
@@ -145,14 +181,15 @@ fn node(data: &Path, url: &str) -> Command {
     command
 }
 
-/// The prefixes that `Kind::NodeOfFiveStores` routes, each also the name of its route but for the
-/// slash. All else goes to the default store.
-pub const ROUTED_PREFIXES: [&str; 4] = ["/a", "/b", "/c", "/d"];
+/// The routes of a routed node: names, and the prefixes below which they take all keys. What is
+/// left goes to the default store, which is called `main`. The prefixes lie so that routers can
+/// stand behind one another.
+pub const ROUTES: [(&str, &str); 4] =
+    [("a", "/a"), ("b", "/n/b"), ("c", "/n/m/c"), ("d", "/n/m/d")];
 
 fn write_topology(data: &Path) -> Result<PathBuf> {
     let mut text = String::from("backends:\n");
-    for prefix in ROUTED_PREFIXES {
-        let name = &prefix[1..];
+    for (name, prefix) in ROUTES {
         let endpoint = format!("sqlite://{}", data.join(name).with_extension("db").display());
         text +=
             &format!("- name: {name}\n  endpoint: {endpoint}\n  prefix:\n    prefix: {prefix}\n");
