@@ -10,13 +10,12 @@ use tempfile::TempDir;
 
 use crate::{
     ONE_AT_A_TIME, seed,
-    support::process::eventually,
-    support::rng::Rng,
+    support::{process::eventually, rng::Rng},
     world::{Stores, World},
 };
 
 const COPIES: u64 = 6;
-const LOAD_MS_MAX: u64 = 150;
+const LOAD_MS_MAX: usize = 150;
 const STOP_WAIT_MAX: Duration = Duration::from_secs(10);
 /// A frame of the log is a page and its header; half of one is what a cut leaves.
 const HALF_A_FRAME: usize = 2_060;
@@ -40,7 +39,7 @@ async fn a_copy_of_the_files_has_every_write_that_was_acknowledged_before_it() -
 async fn copy_under_load(world: &mut World, rng: &mut Rng, is_damaged: bool) -> Result<()> {
     let channel = world.start().await?;
     let load = world.load(&channel);
-    tokio::time::sleep(Duration::from_millis(30 + rng.below(LOAD_MS_MAX))).await;
+    tokio::time::sleep(Duration::from_millis(30 + rng.below(LOAD_MS_MAX) as u64)).await;
     world.node.signal("STOP")?;
     wait_stopped(world.node.id()?).await?;
     let copy = TempDir::with_prefix("pleach-copy-")?;

@@ -31,9 +31,9 @@ use crate::{
 
 const CRASHES: u64 = 200;
 /// The longest that the clients write before a kill.
-const LOAD_MS_MAX: u64 = 120;
+const LOAD_MS_MAX: usize = 120;
 /// The longest that a node gets whose kill falls into its start.
-const START_US_MAX: u64 = 60_000;
+const START_US_MAX: usize = 60_000;
 
 /// Nodes of two tests at once would only share the same cores.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
@@ -78,14 +78,14 @@ async fn crash_under_load(world: &mut World, rng: &mut Rng) -> Result<()> {
     let channel = world.start().await?;
     let load = world.load(&channel);
     // Not a wait for anything: when the kill comes is the one thing that is left to chance.
-    tokio::time::sleep(Duration::from_millis(rng.below(LOAD_MS_MAX))).await;
+    tokio::time::sleep(Duration::from_millis(rng.below(LOAD_MS_MAX) as u64)).await;
     world.kill()?;
     world.end_of(load).await
 }
 
 async fn crash_at_start(world: &mut World, rng: &mut Rng) -> Result<()> {
     world.node.spawn()?;
-    tokio::time::sleep(Duration::from_micros(rng.below(START_US_MAX))).await;
+    tokio::time::sleep(Duration::from_micros(rng.below(START_US_MAX) as u64)).await;
     world.kill()
 }
 

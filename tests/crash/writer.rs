@@ -119,7 +119,7 @@ impl Writer {
         {
             return vec![create];
         }
-        let index = self.rng.below(self.ledger.live.len() as u64) as usize;
+        let index = self.rng.below(self.ledger.live.len());
         let key = self.ledger.live.keys().nth(index).expect("below the length").clone();
         let update = Change { key: key.clone(), value: create.value.clone() };
         match choice {

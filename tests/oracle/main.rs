@@ -15,6 +15,7 @@ mod generate;
 mod keys;
 mod nested;
 mod request;
+#[path = "../support/rng.rs"]
 mod rng;
 mod run;
 mod server;

@@ -18,6 +18,8 @@ mod fault;
 mod history;
 mod lists;
 mod node;
+#[path = "../support/rng.rs"]
+#[allow(dead_code, reason = "others draw in more ways")]
 mod rng;
 mod schedule;
 mod store;
