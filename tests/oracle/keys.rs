@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{rng::Rng, server::ROUTES};
+use crate::{server::ROUTES, support::rng::Rng};
 
 /// The keys of one store, and ranges that stay inside it.
 #[derive(Clone, Debug)]

@@ -9,14 +9,15 @@
 // A test binary exports nothing: `pub` means "to the other modules" here.
 #![allow(unreachable_pub)]
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod chronicle;
 mod differences;
 mod generate;
 mod keys;
 mod nested;
 mod request;
-#[path = "../support/rng.rs"]
-mod rng;
 mod run;
 mod server;
 mod shrink;
@@ -37,10 +38,10 @@ use crate::{
     generate::{Flavour, Generator, Step},
     keys::Keys,
     request::{Answer, Request},
-    rng::Rng,
     run::Run,
     server::Kind,
     shrink::shortest,
+    support::rng::Rng,
 };
 
 const REQUESTS_TOTAL: usize = 200_000;
@@ -205,7 +206,7 @@ async fn sequence(run: &mut Run, mut generator: Generator, steps: usize, kind: K
         taken.push(step);
         if let Err(difference) = Box::pin(run.step(&taken[index])).await {
             let words = run.last_words();
-            let shortest = shortest(kind, &taken).await;
+            let shortest = if may_shrink() { shortest(kind, &taken).await } else { None };
             let last = taken.len().saturating_sub(STEPS_PRINTED);
             bail!(
                 "step {index}: {:?}\n{difference:#}\n\nthe steps before it:\n{}\n\n\
@@ -241,6 +242,10 @@ fn seed() -> u64 {
 fn requests() -> usize {
     let given = env::var("PLEACH_ORACLE_REQUESTS").ok();
     given.and_then(|count| count.parse().ok()).unwrap_or(REQUESTS_TOTAL)
+}
+
+fn may_shrink() -> bool {
+    env::var("PLEACH_ORACLE_SHRINK").as_deref() != Ok("0")
 }
 
 // --- leases that run out ---

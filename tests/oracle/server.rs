@@ -3,7 +3,6 @@
 use std::{
     env,
     fs::{self, File},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -16,6 +15,7 @@ use tempfile::TempDir;
 use crate::{
     nested::NestedNode,
     request::{Answer, Client, Request},
+    support::peers::{free_port, peer},
 };
 
 /// A single etcd elects itself after a second; the rest is for a busy machine.
@@ -154,18 +154,8 @@ impl Drop for Host {
 }
 
 fn etcd(data: &Path, url: &str) -> Result<Command> {
-    let peers = env::var_os("PLEACH_PEERS_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers"), PathBuf::from);
-    let program = peers.join("etcd");
-    if !program.is_file() {
-        bail!(
-            "the oracle needs a real etcd at {}: run `tests/peers/build etcd`, or set \
-             PLEACH_PEERS_DIR to where one is",
-            program.display()
-        );
-    }
     let peer_url = format!("http://127.0.0.1:{}", free_port()?);
-    let mut command = Command::new(program);
+    let mut command = Command::new(peer("etcd")?);
     command.args(["--name", "oracle", "--log-level", "error", "--unsafe-no-fsync"]);
     command.arg("--data-dir").arg(data.join("etcd"));
     command.args(["--listen-client-urls", url, "--advertise-client-urls", url]);
@@ -197,9 +187,4 @@ fn write_topology(data: &Path) -> Result<PathBuf> {
     let path = data.join("topology.yaml");
     fs::write(&path, text)?;
     Ok(path)
-}
-
-/// A port that was free a moment ago. Nobody can promise more; a clash fails the start loudly.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

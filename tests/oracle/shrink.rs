@@ -1,9 +1,6 @@
 //! Looks for a shorter way to a difference: fewer steps on fresh servers that still end in one.
 
-use std::{
-    env,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::{generate::Step, run::Run, server::Kind};
 
@@ -14,9 +11,6 @@ const SEARCH_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// The shortest list of steps found that ends in a difference, with the difference.
 pub async fn shortest(kind: Kind, steps: &[Step]) -> Option<(Vec<Step>, String)> {
-    if env::var("PLEACH_ORACLE_SHRINK").as_deref() == Ok("0") {
-        return None;
-    }
     let deadline = Instant::now() + SEARCH_TIME_MAX;
     let is_over = |tries| tries >= TRIES_MAX || Instant::now() > deadline;
     let mut best = replay(kind, steps).await?;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use pleach::proto::etcdserverpb::{self as pb, request_op::Request as Op};
 
 use super::{Generator, Seen, Step};
-use crate::{request::Request, rng::Rng};
+use crate::{request::Request, support::rng::Rng};
 
 // === impl Generator ===
 

@@ -16,7 +16,7 @@ use pleach::proto::etcdserverpb::{
 use crate::{
     keys::Keys,
     request::{Answer, Request},
-    rng::Rng,
+    support::rng::Rng,
 };
 
 /// What a run does next. Steps are plain values: a failing run is repeated from its steps.
