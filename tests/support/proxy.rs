@@ -39,7 +39,7 @@ use super::{peers::free_port, rng::Rng};
 
 const CHUNK_BYTES_MAX: usize = 16 << 10;
 /// How long a random fault lasts at most.
-const TROUBLE_MS_MAX: u64 = 100;
+const TROUBLE_MS_MAX: usize = 100;
 
 /// How connections fare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,16 +201,16 @@ impl Proxy {
     /// Makes trouble of some kind for some time, which the seed decides and the answer tells. All
     /// is well again when this returns.
     pub(crate) async fn trouble(&self, rng: &mut Rng) -> Result<String> {
-        let lasting = Duration::from_millis(rng.below(TROUBLE_MS_MAX));
+        let lasting = Duration::from_millis(rng.below(TROUBLE_MS_MAX) as u64);
         let way = if rng.below(2) == 0 { Way::Requests } else { Way::Answers };
         let is_cut = rng.below(2) == 0;
         let mode = match rng.below(6) {
-            0 => Mode::Delay(Duration::from_millis(1 + rng.below(20))),
+            0 => Mode::Delay(Duration::from_millis(1 + rng.below(20) as u64)),
             1 => Mode::Stall,
             2 => Mode::StallOf(way),
             3 => Mode::Refuse,
             4 => {
-                let bytes = rng.below(2_000) as usize;
+                let bytes = rng.below(2_000);
                 self.truncate(way, bytes);
                 sleep(lasting).await;
                 self.shared.once().truncation = None;
