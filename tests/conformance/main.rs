@@ -6,6 +6,7 @@
 //!   model/        random sequences of operations, with `Memory` as the oracle
 //!   concurrency   many writers and readers at once
 //!   planted       stores with a defect, which the promises above must notice
+//!   trouble       what stores in databases promise when socket, server or another owner fail
 //! ```
 //!
 //! A new leaf joins the suite by a [`world::Composition`]; a new promise joins by a function in
@@ -52,5 +53,6 @@ mod model;
 mod planted;
 mod promises;
 mod stalled;
+mod trouble;
 mod words;
 mod world;

@@ -243,7 +243,7 @@ impl World {
 }
 
 /// Tables that no other world of this process has.
-fn new_prefix() -> String {
+pub(crate) fn new_prefix() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     format!("world{}_", COUNT.fetch_add(1, Ordering::Relaxed))
 }
@@ -279,32 +279,38 @@ async fn open_leaf(name: &str, place: Option<Place>, clock: &SharedClock) -> Lea
             let join = if url.contains('?') { '&' } else { '?' };
             let endpoint = Endpoint::parse(&format!("{url}{join}table_prefix={prefix}"));
             let endpoint = endpoint.expect("a good endpoint");
+            let open = async {
+                loop {
+                    match open_database(name, &endpoint, &clock).await {
+                        Err(remote::OpenError::InUse { .. }) => tokio::task::yield_now().await,
+                        opened => return opened.expect("the database can be opened"),
+                    }
+                }
+            };
             // What drivers do when they connect is large, and belongs on the heap.
-            soon("letting tables go", Box::pin(open_tables(name, &endpoint, &clock))).await
+            soon("letting tables go", Box::pin(open)).await
         }
     };
     Leaf { store, place }
 }
 
-async fn open_tables(name: &str, endpoint: &Endpoint, clock: &SharedClock) -> Arc<dyn Store> {
+/// Opens what is behind the endpoint of a database.
+pub(crate) async fn open_database(
+    name: &str,
+    endpoint: &Endpoint,
+    clock: &SharedClock,
+) -> Result<Arc<dyn Store>, remote::OpenError> {
     let readers = remote::Readers { open_max: 4, life_time_max: Duration::MAX };
-    let place = endpoint.to_string();
-    loop {
-        let clock = clock.clone();
-        let opened: Result<Arc<dyn Store>, _> = match endpoint.clone() {
-            Endpoint::Postgres(database) => {
-                let driver = Postgres::new(database);
-                remote::open(name, &place, driver, readers, OWNER, clock).await.map(|it| it as _)
-            }
-            Endpoint::Mysql(database) => {
-                let driver = Mysql::new(database);
-                remote::open(name, &place, driver, readers, OWNER, clock).await.map(|it| it as _)
-            }
-            other => panic!("{other} is no database"),
-        };
-        match opened {
-            Err(remote::OpenError::InUse { .. }) => tokio::task::yield_now().await,
-            opened => return opened.expect("the database can be opened"),
+    let (place, clock) = (endpoint.to_string(), clock.clone());
+    match endpoint.clone() {
+        Endpoint::Postgres(database) => {
+            let driver = Postgres::new(database);
+            Ok(remote::open(name, &place, driver, readers, OWNER, clock).await?)
         }
+        Endpoint::Mysql(database) => {
+            let driver = Mysql::new(database);
+            Ok(remote::open(name, &place, driver, readers, OWNER, clock).await?)
+        }
+        other => panic!("{other} is no database"),
     }
 }

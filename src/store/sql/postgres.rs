@@ -110,8 +110,9 @@ impl Driver for Postgres {
                  END IF; END $$"
             )
         });
-        let tables = "SELECT count(*) FROM information_schema.tables \
-            WHERE table_schema = current_schema() AND table_name =";
+        // Unlike information_schema this shows tables that the user may not touch, too.
+        let tables = "SELECT count(*) FROM pg_catalog.pg_tables \
+            WHERE schemaname = current_schema() AND tablename =";
         let schema = schema.into_iter().chain([
             "CREATE TABLE IF NOT EXISTS pleach_record (\
              name text COLLATE \"C\" PRIMARY KEY, value bytea NOT NULL)"

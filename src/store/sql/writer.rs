@@ -333,7 +333,7 @@ impl<S: Session> Writer<S> {
     /// ends or another node has the store for good. Says whether it works.
     async fn wait_for_store(&mut self, first: DbError) -> bool {
         let mut trouble = first;
-        let mut pause = RECOVER_PAUSE_MIN;
+        let mut pause = Duration::ZERO;
         loop {
             tracing::warn!(store = %self.shared.name, error = %trouble, "the store can't be used");
             let error = self.shared.error(trouble.clone());
@@ -354,7 +354,7 @@ impl<S: Session> Writer<S> {
                 Ok(()) => break,
                 Err(error) => trouble = error,
             }
-            pause = (pause * 2).min(RECOVER_PAUSE_MAX);
+            pause = (pause * 2).clamp(RECOVER_PAUSE_MIN, RECOVER_PAUSE_MAX);
         }
         tracing::info!(store = %self.shared.name, "the store is back");
         self.shared.trouble.send_replace(None);
