@@ -29,6 +29,7 @@ mod workloads;
 use std::{future::Future, time::Instant};
 
 use anyhow::{Context as _, Result};
+use restart::Blow;
 use support::{controlplane::ControlPlane, process::Signal, server::Flavour};
 use tokio::sync::Mutex;
 
@@ -51,6 +52,15 @@ async fn kubernetes_lives_on_a_node_with_four_stores() {
         return;
     }
     tell_the_story_to(Flavour::FourStores).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubernetes_lives_on_a_node_with_stores_in_databases() {
+    if Flavour::etcd_is_asked_for() {
+        eprintln!("etcd has one store only: the first test tells it the story");
+        return;
+    }
+    tell_the_story_to(Flavour::MixedStores).await;
 }
 
 async fn tell_the_story_to(flavour: Flavour) {
@@ -81,13 +91,17 @@ async fn story(plane: &mut ControlPlane) -> Result<()> {
     phase("lists of a quiet resource are fresh", fresh::lists_of_a_quiet_resource(plane)).await?;
     for signal in [Signal::Terminate, Signal::Kill] {
         let purpose = format!("watches survive a restart of the server by {signal:?}");
-        phase(&purpose, restart::watches_survive(plane, signal)).await?;
+        phase(&purpose, restart::watches_survive(plane, Blow::Server(signal))).await?;
     }
     if plane.server.flavour() == Flavour::FourStores {
         phase("each store holds its own keys", async {
             stores::each_holds_its_own_keys(plane.path())
         })
         .await?;
+    }
+    for at in 0..plane.server.databases().len() {
+        let purpose = format!("watches survive a kill and restart of database {at}");
+        phase(&purpose, restart::watches_survive(plane, Blow::Database(at))).await?;
     }
     let old_page = compaction::remember_a_page(plane).await?;
     phase("the lease is renewed after that, too", workloads::lease_is_renewed(plane)).await?;

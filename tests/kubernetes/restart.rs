@@ -56,10 +56,19 @@ struct Ledger {
     deleted: BTreeSet<String>,
 }
 
-/// Restarts the server while four kinds of objects are written. Raw watches and one of kubectl's
-/// must show every acknowledged write, once and in order, and end at what a list shows.
-pub(crate) async fn watches_survive(plane: &mut ControlPlane, signal: Signal) -> Result<()> {
-    let printer = start_kubectl_watch(plane, signal)?;
+/// What is stopped and started again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Blow {
+    /// The server, by a signal.
+    Server(Signal),
+    /// A database that holds the keys of a route, by SIGKILL to all its processes.
+    Database(usize),
+}
+
+/// Strikes while four kinds of objects are written. Raw watches and one of kubectl's must show every
+/// acknowledged write, once and in order, and end at what a list shows.
+pub(crate) async fn watches_survive(plane: &mut ControlPlane, blow: Blow) -> Result<()> {
+    let printer = start_kubectl_watch(plane, blow)?;
     eventually("kubectl watches", DEADLINE, async || {
         ensure!(!printer.output()?.is_empty(), "it has printed nothing");
         Ok(())
@@ -67,16 +76,19 @@ pub(crate) async fn watches_survive(plane: &mut ControlPlane, signal: Signal) ->
     .await?;
     let mut writers = Vec::new();
     for resource in [CONFIGMAPS, PODS, LEASES, WIDGETS] {
-        writers.push(Writer::start(resource, plane.api, signal).await?);
+        writers.push(Writer::start(resource, plane.api, blow).await?);
     }
-    writes_go_on(&writers).await?;
+    writes_go_on(writers.iter()).await?;
     let begin = Instant::now();
-    plane.server.stop(signal).await?;
+    blow.strike(plane).await?;
     let stopped = begin.elapsed();
-    api_server_misses_its_store(plane, &writers).await?;
-    plane.server.start().await?;
+    match blow {
+        Blow::Server(_) => api_server_misses_its_store(plane, &writers).await?,
+        Blow::Database(_) => only_its_objects_are_refused(&writers).await?,
+    }
+    blow.mend(plane).await?;
     let started = begin.elapsed();
-    writes_go_on(&writers).await?;
+    writes_go_on(writers.iter()).await?;
     let back = begin.elapsed();
     eprintln!(
         "   stopped after {stopped:.1?}, started after {started:.1?}, written to after {back:.1?}"
@@ -94,7 +106,7 @@ pub(crate) async fn watches_survive(plane: &mut ControlPlane, signal: Signal) ->
             history.events.len(),
         );
         stores::server_holds_what_is_listed(plane, resource).await?;
-        ensure!(history.resumed == 0, "the restart ended the watch of {}", resource.plural);
+        ensure!(history.resumed == 0, "{blow:?} ended the watch of {}", resource.plural);
         if resource.plural == PODS.plural {
             kubectl_has_printed(&printer, &ledger).await?;
         }
@@ -102,13 +114,39 @@ pub(crate) async fn watches_survive(plane: &mut ControlPlane, signal: Signal) ->
     Ok(())
 }
 
+// === impl Blow ===
+
+impl Blow {
+    /// A part of objects' names.
+    fn name(self) -> String {
+        match self {
+            Self::Server(signal) => format!("{signal:?}").to_lowercase(),
+            Self::Database(at) => format!("database-{at}"),
+        }
+    }
+
+    async fn strike(self, plane: &mut ControlPlane) -> Result<()> {
+        match self {
+            Self::Server(signal) => plane.server.stop(signal).await,
+            Self::Database(at) => plane.server.databases()[at].kill().await,
+        }
+    }
+
+    async fn mend(self, plane: &mut ControlPlane) -> Result<()> {
+        match self {
+            Self::Server(_) => plane.server.start().await,
+            Self::Database(at) => plane.server.databases()[at].start().await,
+        }
+    }
+}
+
 // === impl Writer ===
 
 impl Writer {
-    async fn start(resource: Resource, api: Api, signal: Signal) -> Result<Self> {
+    async fn start(resource: Resource, api: Api, blow: Blow) -> Result<Self> {
         let witness = Witness::of(resource, api).await?;
         let progress = Arc::new(Progress::default());
-        let round = format!("{signal:?}").to_lowercase();
+        let round = blow.name();
         let shared = Arc::clone(&progress);
         let task = tokio::spawn(async move {
             let outcome = write(resource, api, round, shared).await;
@@ -185,7 +223,7 @@ async fn write_one(
 }
 
 /// Waits until each writer has got through some more writes than now.
-async fn writes_go_on(writers: &[Writer]) -> Result<()> {
+async fn writes_go_on(writers: impl Iterator<Item = &Writer>) -> Result<()> {
     for writer in writers {
         let acknowledged = || writer.progress.acknowledged.load(Ordering::Relaxed);
         let goal = acknowledged() + WRITES_AROUND;
@@ -216,6 +254,18 @@ async fn api_server_misses_its_store(plane: &ControlPlane, writers: &[Writer]) -
         Ok(())
     })
     .await
+}
+
+/// Waits until some object of the database is refused, while those of the others go on.
+async fn only_its_objects_are_refused(writers: &[Writer]) -> Result<()> {
+    eventually("writes are refused", DEADLINE, async || {
+        let refused = |writer: &Writer| writer.progress.refused.load(Ordering::Relaxed);
+        ensure!(writers.iter().any(|writer| refused(writer) > 0), "all are taken");
+        Ok(())
+    })
+    .await?;
+    let others = [CONFIGMAPS.plural, WIDGETS.plural];
+    writes_go_on(writers.iter().filter(|writer| others.contains(&writer.resource.plural))).await
 }
 
 // === impl Ledger ===
@@ -249,12 +299,12 @@ impl Ledger {
 
 /// kubectl does not take up a watch that ends. So what it prints to the end also proves that the
 /// API server's own watch went on through the restart.
-fn start_kubectl_watch(plane: &ControlPlane, signal: Signal) -> Result<Process> {
+fn start_kubectl_watch(plane: &ControlPlane, blow: Blow) -> Result<Process> {
     let line =
         "{.object.metadata.namespace}/{.object.metadata.name} {.object.metadata.resourceVersion}";
     let format = format!("jsonpath={line}{{\"\\n\"}}");
     let arguments = ["get", "pods", "-A", "--watch", "--output-watch-events", "-o", &format];
-    plane.start_kubectl(&format!("kubectl-watch-{signal:?}"), &arguments)
+    plane.start_kubectl(&format!("kubectl-watch-{}", blow.name()), &arguments)
 }
 
 async fn kubectl_has_printed(printer: &Process, ledger: &Ledger) -> Result<()> {

@@ -41,6 +41,7 @@ use crate::{
     run::Run,
     server::Kind,
     shrink::shortest,
+    support::databases::Kind as DatabaseKind,
     support::rng::Rng,
 };
 
@@ -59,15 +60,15 @@ async fn a_lone_node_answers_as_etcd_does() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     let kind = Kind::Node.or_as_asked();
     let seed = seed();
-    sequences(seed, kind, requests() * 45 / 100, Keys::hostile, Flavour::Anything).await?;
-    sequences(seed, kind, requests() * 15 / 100, Keys::kubernetes, Flavour::Kubernetes).await
+    sequences(seed, kind, requests() * 35 / 100, Keys::hostile, Flavour::Anything).await?;
+    sequences(seed, kind, requests() * 10 / 100, Keys::kubernetes, Flavour::Kubernetes).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_of_five_stores_answers_as_etcd_does_where_requests_allow() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     let kind = Kind::NodeOfFiveStores.or_as_asked();
-    sequences(seed(), kind, requests() * 25 / 100, Keys::routed, Flavour::Anything).await
+    sequences(seed(), kind, requests() * 20 / 100, Keys::routed, Flavour::Anything).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -75,6 +76,18 @@ async fn a_node_of_nested_routers_answers_as_etcd_does_where_requests_allow() ->
     let _turn = ONE_AT_A_TIME.lock().await;
     let kind = Kind::NodeOfNestedRouters.or_as_asked();
     sequences(seed(), kind, requests() * 15 / 100, Keys::routed, Flavour::Anything).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_with_stores_in_databases_answer_as_etcd_does() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let kind = Kind::NodeOfMixedStores.or_as_asked();
+    sequences(seed(), kind, requests() * 8 / 100, Keys::routed, Flavour::Anything).await?;
+    for database in [DatabaseKind::Postgres, DatabaseKind::MariaDb] {
+        let kind = Kind::NodeInDatabase(database).or_as_asked();
+        sequences(seed(), kind, requests() * 6 / 100, Keys::hostile, Flavour::Anything).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 //! Servers of the test's own: a real etcd, or the node under test.
 
 use std::{
+    collections::BTreeMap,
     env,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -15,7 +16,10 @@ use tempfile::TempDir;
 use crate::{
     nested::NestedNode,
     request::{Answer, Client, Request},
-    support::peers::{free_port, peer},
+    support::{
+        databases::{self, DatabaseServer},
+        peers::{free_port, peer},
+    },
 };
 
 /// A single etcd elects itself after a second; the rest is for a busy machine.
@@ -31,6 +35,10 @@ pub enum Kind {
     Node,
     /// A node whose routes send four prefixes to stores of their own.
     NodeOfFiveStores,
+    /// The same, with two of the five in PostgreSQL and MariaDB.
+    NodeOfMixedStores,
+    /// A node whose one store is in a database.
+    NodeInDatabase(databases::Kind),
     /// The same five stores behind routers whose stores are routers.
     NodeOfNestedRouters,
 }
@@ -66,7 +74,7 @@ impl Kind {
 
     /// Whether mutations over two stores are refused.
     pub fn is_routed(self) -> bool {
-        matches!(self, Self::NodeOfFiveStores | Self::NodeOfNestedRouters)
+        matches!(self, Self::NodeOfFiveStores | Self::NodeOfMixedStores | Self::NodeOfNestedRouters)
     }
 }
 
@@ -88,9 +96,22 @@ impl Server {
             }
             Kind::Node => Host::spawn(node(data.path(), &url), &log)?,
             Kind::NodeOfFiveStores => {
-                let topology = write_topology(data.path())?;
+                let topology = write_topology(data.path(), &BTreeMap::new())?;
                 let mut command = node(data.path(), &url);
                 command.arg("--topology").arg(topology);
+                Host::spawn(command, &log)?
+            }
+            Kind::NodeOfMixedStores => {
+                let mut elsewhere = BTreeMap::new();
+                elsewhere.insert("b", database(databases::Kind::Postgres).await?);
+                elsewhere.insert("d", database(databases::Kind::MariaDb).await?);
+                let mut command = node(data.path(), &url);
+                command.arg("--topology").arg(write_topology(data.path(), &elsewhere)?);
+                Host::spawn(command, &log)?
+            }
+            Kind::NodeInDatabase(kind) => {
+                let mut command = node(data.path(), &url);
+                command.arg("--endpoint").arg(database(kind).await?);
                 Host::spawn(command, &log)?
             }
             Kind::NodeOfNestedRouters => {
@@ -177,10 +198,18 @@ fn node(data: &Path, url: &str) -> Command {
 pub const ROUTES: [(&str, &str); 4] =
     [("a", "/a"), ("b", "/n/b"), ("c", "/n/m/c"), ("d", "/n/m/d")];
 
-fn write_topology(data: &Path) -> Result<PathBuf> {
+/// The endpoint of a new database.
+async fn database(kind: databases::Kind) -> Result<String> {
+    let server = DatabaseServer::shared(kind).await?;
+    Ok(server.url(&server.new_database().await?))
+}
+
+/// `elsewhere` has the endpoints of the routes that lie in no file.
+fn write_topology(data: &Path, elsewhere: &BTreeMap<&str, String>) -> Result<PathBuf> {
     let mut text = String::from("backends:\n");
     for (name, prefix) in ROUTES {
-        let endpoint = format!("sqlite://{}", data.join(name).with_extension("db").display());
+        let file = || format!("sqlite://{}", data.join(name).with_extension("db").display());
+        let endpoint = elsewhere.get(name).cloned().unwrap_or_else(file);
         text +=
             &format!("- name: {name}\n  endpoint: {endpoint}\n  prefix:\n    prefix: {prefix}\n");
     }

@@ -9,9 +9,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
+    databases::{self, DatabaseServer},
     peers::{free_port, peer},
     process::{Process, Signal, eventually},
 };
+
+/// The name of each route's database.
+pub(crate) const DATABASE: &str = "kubernetes";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flavour {
@@ -20,6 +24,8 @@ pub(crate) enum Flavour {
     LoneNode,
     /// A node whose routes send pods of a namespace, leases and widgets to stores of their own.
     FourStores,
+    /// The same, with the pods in PostgreSQL and the leases in MariaDB.
+    MixedStores,
 }
 
 /// A server that can be stopped, and started again on the same port and data.
@@ -29,6 +35,7 @@ pub(crate) struct Server {
     client_url: String,
     peer_url: String,
     process: Option<Process>,
+    databases: Vec<DatabaseServer>,
 }
 
 // === impl Flavour ===
@@ -46,7 +53,8 @@ impl Server {
     /// Chooses ports and writes what the server needs into the folder. Nothing runs yet.
     pub(crate) fn new(flavour: Flavour, folder: &Path) -> Result<Self> {
         if flavour == Flavour::FourStores {
-            fs::write(folder.join("topology.yaml"), topology(folder))?;
+            let file = |name: &str| format!("sqlite://{}/{name}.db", folder.display());
+            write_topology(folder, &file("pods"), &file("leases"))?;
         }
         Ok(Self {
             flavour,
@@ -54,6 +62,7 @@ impl Server {
             client_url: format!("http://127.0.0.1:{}", free_port()?),
             peer_url: format!("http://127.0.0.1:{}", free_port()?),
             process: None,
+            databases: Vec::new(),
         })
     }
 
@@ -71,6 +80,10 @@ impl Server {
         let process = match self.flavour {
             Flavour::Etcd => self.start_etcd()?,
             Flavour::LoneNode | Flavour::FourStores => self.start_pleach()?,
+            Flavour::MixedStores => {
+                self.start_databases().await?;
+                self.start_pleach()?
+            }
         };
         let process = self.process.insert(process);
         let endpoint = &self.client_url;
@@ -90,6 +103,26 @@ impl Server {
 
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
         self.process.as_mut().context("the server does not run")?.ensure_running()
+    }
+
+    /// The databases of the routes; they run as long as this server is kept.
+    async fn start_databases(&mut self) -> Result<()> {
+        if !self.databases.is_empty() {
+            return Ok(());
+        }
+        for kind in [databases::Kind::Postgres, databases::Kind::MariaDb] {
+            let mut database = DatabaseServer::new(kind)?;
+            database.start().await?;
+            database.create_database(DATABASE).await?;
+            self.databases.push(database);
+        }
+        let urls: Vec<_> = self.databases.iter().map(|server| server.url(DATABASE)).collect();
+        write_topology(&self.folder, &urls[0], &urls[1])
+    }
+
+    /// Where the stores of [`Flavour::MixedStores`] are: PostgreSQL, then MariaDB.
+    pub(crate) fn databases(&mut self) -> &mut [DatabaseServer] {
+        &mut self.databases
     }
 
     fn start_etcd(&self) -> Result<Process> {
@@ -113,7 +146,7 @@ impl Server {
             format!("--advertise-client-urls={client_url}"),
             format!("--data-dir={}", folder.join("data").display()),
         ];
-        if self.flavour == Flavour::FourStores {
+        if matches!(self.flavour, Flavour::FourStores | Flavour::MixedStores) {
             arguments.push(format!("--topology={}", folder.join("topology.yaml").display()));
         }
         Process::start("pleach", Path::new(env!("CARGO_BIN_EXE_pleach")), folder, &arguments)
@@ -121,20 +154,21 @@ impl Server {
 }
 
 /// Three routes in HariKube's form; the default store takes the rest.
-fn topology(folder: &Path) -> String {
-    let folder = folder.display();
-    format!(
+fn write_topology(folder: &Path, pods: &str, leases: &str) -> Result<()> {
+    let shown = folder.display();
+    let text = format!(
         "\
 backends:
   - name: team-a-pods
-    endpoint: sqlite://{folder}/pods.db
+    endpoint: {pods}
     namespace: {{ namespace: team-a, kinds: [pods] }}
   - name: leases
-    endpoint: sqlite://{folder}/leases.db
+    endpoint: {leases}
     prefix: {{ prefix: leases }}
   - name: widgets
-    endpoint: sqlite://{folder}/widgets.db
+    endpoint: sqlite://{shown}/widgets.db
     customresource: {{ group: pleach.example.com, kind: widgets }}
 "
-    )
+    );
+    Ok(fs::write(folder.join("topology.yaml"), text)?)
 }
