@@ -95,6 +95,10 @@ const MEANT_ELSEWHERE: &[(&str, &str)] = &[
         "etcd drops or sends them by chance, also without their previous values; one history must be the beginning of the other",
     ),
     (
+        "a compaction at the revision of a transaction that deleted a key and put it again",
+        "etcd loses the put, and ends when the key is read; it is not asked",
+    ),
+    (
         "mutations over two stores",
         "a routed node refuses them with both routes' names; etcd is not asked",
     ),

@@ -223,7 +223,7 @@ async fn sequence(run: &mut Run, mut generator: Generator, steps: usize, kind: K
             let last = taken.len().saturating_sub(STEPS_PRINTED);
             bail!(
                 "step {index}: {:?}\n{difference:#}\n\nthe steps before it:\n{}\n\n\
-                 a shorter way to a difference:\n{}\n\nthe server's log:\n{words}\n\n\
+                 a shorter way to a difference:\n{}\n\nthe servers' logs:\n{words}\n\n\
                  not compared:\n{}",
                 taken[index],
                 lines(&taken[last..]),

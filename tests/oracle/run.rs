@@ -170,6 +170,11 @@ impl Run {
 
     async fn ask(&mut self, request: &Request) -> Result<()> {
         if let Request::Compact(compaction) = request
+            && self.seen.fatal_to_compact.contains(&compaction.revision)
+        {
+            return Ok(());
+        }
+        if let Request::Compact(compaction) = request
             && compaction.revision > self.seen.compacted
             && compaction.revision <= self.seen.revision
         {
@@ -371,9 +376,10 @@ impl Run {
         Ok(())
     }
 
-    /// The end of what the server under test wrote, for a report.
+    /// The ends of what both servers wrote, for a report.
     pub fn last_words(&self) -> String {
-        self.right.server.last_words()
+        let [left, right] = [&self.left, &self.right].map(|side| side.server.last_words());
+        format!("left:\n{left}\nright:\n{right}")
     }
 
     /// Both sides at once, for tests that wait for something without asking.

@@ -54,6 +54,9 @@ pub enum Flavour {
 pub struct Seen {
     pub revision: i64,
     pub compacted: i64,
+    /// Where a transaction may have deleted a key and put it again. Compacted at such a revision,
+    /// etcd loses the put, and ends when the key is read.
+    pub fatal_to_compact: BTreeSet<i64>,
     pub leases: BTreeSet<i64>,
     /// Of each stream, the watchers that live.
     pub watchers: BTreeMap<usize, BTreeSet<i64>>,
@@ -98,6 +101,9 @@ impl Seen {
     }
 
     fn learn_from_txn(&mut self, request: &pb::TxnRequest, answer: &pb::TxnResponse) {
+        if txn::deletes_to_the_end(request) {
+            self.fatal_to_compact.insert(self.revision);
+        }
         let ops = if answer.succeeded { &request.success } else { &request.failure };
         for (op, done) in ops.iter().zip(&answer.responses) {
             match (&op.request, &done.response) {

@@ -143,7 +143,7 @@ fn keep_from_etcds_panic(txn: &mut pb::TxnRequest) {
     }
 }
 
-fn deletes_to_the_end(txn: &pb::TxnRequest) -> bool {
+pub(super) fn deletes_to_the_end(txn: &pb::TxnRequest) -> bool {
     txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
         Some(Op::RequestDeleteRange(delete)) => delete.range_end == "\0",
         Some(Op::RequestTxn(nested)) => deletes_to_the_end(nested),
