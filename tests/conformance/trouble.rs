@@ -79,6 +79,7 @@ on_every_database! {
     a_node_that_lost_the_store_writes_and_reads_nothing,
     a_server_that_lost_what_it_acknowledged_is_not_served,
     a_lock_that_another_program_holds_is_waited_for_in_bounds,
+    a_store_that_is_never_idle_is_kept,
     a_database_of_kine_is_refused_by_name,
     tables_of_a_newer_version_are_refused,
     a_wrong_password_is_said_and_not_shown,
@@ -339,6 +340,15 @@ async fn a_lock_that_another_program_holds_is_waited_for_in_bounds(bed: Bed) {
     });
     assert!(is_unavailable(&error), "{error}");
     bed.put_again("a", "3").await;
+}
+
+async fn a_store_that_is_never_idle_is_kept(bed: Bed) {
+    // Longer than the lease of its owner, without a pause in which it could be extended.
+    let until = Instant::now() + Duration::from_secs(11);
+    while Instant::now() < until {
+        bed.try_put("a", "1").await.expect("all is well");
+        assert_eq!(bed.value("a").await.as_deref(), Some("1"));
+    }
 }
 
 async fn a_database_of_kine_is_refused_by_name(bed: Bed) {

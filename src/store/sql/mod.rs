@@ -27,7 +27,10 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
 use self::{
     compact::Compaction,
@@ -124,6 +127,7 @@ impl<D: Database> SqlStore<D> {
                 queue: tasks,
                 next_seq: seq + 1,
                 newest,
+                kept: Instant::now(),
                 compaction: Compaction::resume(walked, compacted),
                 held: None,
             };

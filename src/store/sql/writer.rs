@@ -16,7 +16,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     Shared,
@@ -67,6 +70,8 @@ pub(super) struct Writer<S> {
     pub next_seq: i64,
     /// The newest revision that the store is known to hold.
     pub newest: Revision,
+    /// When the store was last kept for longer.
+    pub kept: Instant,
     pub compaction: Compaction,
     /// Taken from the queue, and left for a batch of its own.
     pub held: Option<Task>,
@@ -119,6 +124,7 @@ impl<S: Session> Writer<S> {
                 Err(mpsc::error::TryRecvError::Disconnected) => return,
                 Err(mpsc::error::TryRecvError::Empty) if self.compaction.is_due() => {
                     self.compact_step().await;
+                    self.keep_where_due().await;
                     continue;
                 }
                 Err(mpsc::error::TryRecvError::Empty) => match self.next().await {
@@ -128,6 +134,7 @@ impl<S: Session> Writer<S> {
             };
             let batch = self.fill(first);
             self.process(batch).await;
+            self.keep_where_due().await;
             if self.compaction.is_due() {
                 self.compact_step().await;
             }
@@ -136,18 +143,30 @@ impl<S: Session> Writer<S> {
 
     /// The next task, keeping the store meanwhile. `None` when there will be none.
     async fn next(&mut self) -> Option<Task> {
-        let Some(interval) = self.session.keep_interval() else {
-            return self.queue.recv().await;
-        };
         loop {
-            match tokio::time::timeout(interval, self.queue.recv()).await {
+            let Some(due) = self.keep_due() else { return self.queue.recv().await };
+            match tokio::time::timeout_at(due, self.queue.recv()).await {
                 Ok(task) => return task,
-                Err(_) => {
-                    if let Err(error) = self.session.keep().await {
-                        self.take_trouble(error).await;
-                    }
-                }
+                Err(_) => self.keep().await,
             }
+        }
+    }
+
+    /// When the store must be kept for longer, where that is needed at all.
+    fn keep_due(&self) -> Option<Instant> {
+        self.session.keep_interval().map(|interval| self.kept + interval)
+    }
+
+    async fn keep_where_due(&mut self) {
+        if self.keep_due().is_some_and(|due| due <= Instant::now()) {
+            self.keep().await;
+        }
+    }
+
+    async fn keep(&mut self) {
+        self.kept = Instant::now();
+        if let Err(error) = self.session.keep().await {
+            self.take_trouble(error).await;
         }
     }
 
@@ -255,9 +274,9 @@ impl<S: Session> Writer<S> {
         let expected = batch.run.commits.last().map(|commit| commit.revision);
         let mut asked = self.look(expected).await;
         if asked.is_err() && self.session.keep_interval().is_some() {
-            let until = tokio::time::Instant::now() + SETTLE_WAIT_MAX;
+            let until = Instant::now() + SETTLE_WAIT_MAX;
             while let Err(DbError::Lost(_)) = asked
-                && tokio::time::Instant::now() < until
+                && Instant::now() < until
             {
                 tokio::time::sleep(RECOVER_PAUSE_MIN).await;
                 asked = match tokio::time::timeout_at(until, self.look(expected)).await {

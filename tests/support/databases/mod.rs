@@ -75,7 +75,7 @@ impl DatabaseServer {
             Kind::MariaDb => &MARIADB,
         };
         server
-            .get_or_try_init(async || {
+            .get_or_try_init(|| async move {
                 let mut server = Self::new(kind)?.without_sync();
                 server.start().await?;
                 Ok(server)
