@@ -377,6 +377,25 @@ async fn a_wrong_password_is_said_and_not_shown(bed: Bed) {
     assert!(!format!("{error:?} {endpoint:?}").contains("not-the-password"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_does_not_travel_in_clear() {
+    let open = async |server: &DatabaseServer, more: &str| {
+        let url = server.url("kubernetes").replace("?sslmode=disable", more);
+        let endpoint = Endpoint::parse(&url).expect("a good endpoint");
+        open_database("pods", &endpoint, &fresh_clock()).await
+    };
+    let server = DatabaseServer::new(Kind::Postgres).expect("a folder can be made");
+    let server = server.without_sync().with_authentication("password");
+    let mut server = server.with_tls().expect("certificates can be made");
+    Box::pin(server.start()).await.expect("the server starts");
+    server.create_database("kubernetes").await.expect("a database can be made");
+    let error = Box::pin(open(&server, "?sslmode=disable")).await.expect_err("it is refused");
+    assert!(error.to_string().contains("set sslmode=require"), "{error}");
+    Box::pin(open(&server, "?sslmode=require")).await.expect("it is encrypted");
+    let authority = format!("?sslmode=verify-full&sslrootcert={}", server.authority());
+    Box::pin(open(&server, &authority)).await.expect("it is encrypted and verified");
+}
+
 async fn keys_beyond_the_limit_are_refused_and_those_at_it_are_kept_whole(bed: Bed) {
     let prefix = key(DATABASE_FAMILY, "").len();
     let mut rng = Rng::new(1);

@@ -2,6 +2,8 @@
 //!
 //! Many rows go in one statement as arrays, so that each statement has one text whatever their number.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use sqlx::{
@@ -9,8 +11,13 @@ use sqlx::{
     postgres::{PgArguments, PgConnectOptions, PgRow, PgSslMode, PgValueFormat},
 };
 
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
 use super::{
-    address::{Database, Host, TlsMode},
+    address::{Database, Host, Login, TlsMode},
     remote::{Driver, Texts, failure_of_connection},
     session::{Arg, Columns, DbError, DbResult, Dialect, Each, Sql},
 };
@@ -22,6 +29,8 @@ const KEY_BYTES_MAX: usize = 2_600;
 #[derive(Debug)]
 pub struct Postgres {
     database: Database,
+    /// Whether the server was found not to ask for passwords in clear.
+    is_discreet: AtomicBool,
 }
 
 // === impl Postgres ===
@@ -29,7 +38,7 @@ pub struct Postgres {
 impl Postgres {
     /// The server, or the servers in turn, of an endpoint.
     pub fn new(database: Database) -> Self {
-        Self { database }
+        Self { database, is_discreet: AtomicBool::new(false) }
     }
 
     fn options(&self, host: &Host, database: &str) -> PgConnectOptions {
@@ -63,6 +72,36 @@ impl Postgres {
             options = options.ssl_client_cert(cert).ssl_client_key(key);
         }
         options
+    }
+
+    /// Refuses a server that would have the password in clear. The driver would send it without a
+    /// word, so a connection without a password asks first.
+    async fn check_discretion(&self, host: &Host) -> DbResult<()> {
+        let (Some(Login { user, password: Some(_) }), Host::Tcp(name, port)) =
+            (&self.database.login, host)
+        else {
+            return Ok(());
+        };
+        let may_be_clear = matches!(self.database.tls, TlsMode::Disable | TlsMode::Prefer);
+        if !may_be_clear || self.is_discreet.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let prefers_tls = self.database.tls == TlsMode::Prefer;
+        let name = name.trim_matches(['[', ']']);
+        let asked = asks_in_clear((name, *port), prefers_tls, user, &self.database.database).await;
+        match asked {
+            Ok(true) => Err(DbError::Failed(
+                "the server asks for the password in clear, and this connection is not encrypted; \
+                 set sslmode=require or verify-full in the endpoint, or have the server use \
+                 scram-sha-256"
+                    .to_owned(),
+            )),
+            Ok(false) => {
+                self.is_discreet.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => Err(DbError::Lost(error.to_string())),
+        }
     }
 
     async fn connect_to(&self, host: &Host) -> Result<PgConnection, sqlx::Error> {
@@ -155,6 +194,10 @@ impl Driver for Postgres {
     async fn connect(&self) -> DbResult<PgConnection> {
         let mut failed = None;
         for host in &self.database.hosts {
+            if let Err(error) = self.check_discretion(host).await {
+                failed = Some(error);
+                continue;
+            }
             let mut connection = match self.connect_to(host).await {
                 Ok(connection) => connection,
                 Err(error) => {
@@ -224,6 +267,36 @@ impl Driver for Postgres {
         let statement = sqlx::query_with(AssertSqlSafe(sql.clone()), bound);
         statement.execute(connection).await.map(drop).map_err(|error| failure(&error))
     }
+}
+
+/// Whether a server asks this user for a password in clear, on a connection without TLS.
+/// <https://www.postgresql.org/docs/current/protocol-message-formats.html> has the messages.
+async fn asks_in_clear(
+    address: (&str, u16),
+    prefers_tls: bool,
+    user: &str,
+    database: &str,
+) -> std::io::Result<bool> {
+    const SSL_REQUEST: i32 = 80_877_103;
+    const PROTOCOL_3: i32 = 196_608;
+    const AUTHENTICATION: u8 = b'R';
+    const CLEARTEXT_PASSWORD: i32 = 3;
+    let mut stream = TcpStream::connect(address).await?;
+    if prefers_tls {
+        stream.write_i32(8).await?;
+        stream.write_i32(SSL_REQUEST).await?;
+        if stream.read_u8().await? == b'S' {
+            return Ok(false);
+        }
+    }
+    let parameters = format!("user\0{user}\0database\0{database}\0\0");
+    let length = i32::try_from(8 + parameters.len()).unwrap_or(i32::MAX);
+    stream.write_i32(length).await?;
+    stream.write_i32(PROTOCOL_3).await?;
+    stream.write_all(parameters.as_bytes()).await?;
+    let (kind, _, method) =
+        (stream.read_u8().await?, stream.read_i32().await?, stream.read_i32().await?);
+    Ok(kind == AUTHENTICATION && method == CLEARTEXT_PASSWORD)
 }
 
 async fn fetch(
