@@ -1,7 +1,8 @@
 //! The ledger: clients under load, a node that is killed again and again, and every acknowledged
 //! write accounted for.
 //!
-//! `PLEACH_CRASHES=…` sets how many kills all tests do together, `PLEACH_SEED=…` repeats the
+//! `PLEACH_CRASHES=…` sets how many kills the tests on files do together, and how many of the node each
+//! test on a database does, which kills the server a quarter as often; `PLEACH_SEED=…` repeats the
 //! choices of a run; where in the node's work a kill falls, no seed can repeat.
 #![allow(clippy::large_futures, reason = "the future of a test is on the heap once, and alone")]
 
@@ -25,7 +26,7 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::sync::Mutex;
 
 use crate::{
-    support::rng::Rng,
+    support::{databases::Kind, rng::Rng},
     world::{Stores, World},
 };
 
@@ -50,19 +51,35 @@ async fn a_node_of_four_stores_keeps_every_acknowledged_write_through_kills() ->
     crashes(Stores::Four, crash_count()? - crash_count()? / 2).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_on_postgresql_keeps_every_acknowledged_write_through_kills_of_both() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    Box::pin(crashes(Stores::Database(Kind::Postgres), crash_count()? * 5 / 4)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_on_mariadb_keeps_every_acknowledged_write_through_kills_of_both() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    Box::pin(crashes(Stores::Database(Kind::MariaDb), crash_count()? * 5 / 4)).await
+}
+
 /// Kills under load, and now and then while the node is starting.
 async fn crashes(stores: Stores, count: u64) -> Result<()> {
     let seed = seed()?;
     let begin = Instant::now();
     println!("PLEACH_SEED={seed}");
     let mut rng = Rng::new(seed);
-    let mut world = World::new(stores, seed)?;
+    let mut world = match stores {
+        Stores::One | Stores::Four => World::new(stores, seed)?,
+        Stores::Database(kind) => World::in_database(kind, seed).await?,
+    };
     let witnesses = world.watch()?;
     for crash in 0..count {
-        let killed = if rng.below(5) == 0 {
-            crash_at_start(&mut world, &mut rng).await
-        } else {
-            crash_under_load(&mut world, &mut rng).await
+        let is_databases_turn = world.database.is_some() && crash % 5 == 4;
+        let killed = match rng.below(5) {
+            _ if is_databases_turn => crash_of_database(&mut world, &mut rng).await,
+            0 => crash_at_start(&mut world, &mut rng).await,
+            _ => crash_under_load(&mut world, &mut rng).await,
         };
         killed.with_context(|| format!("crash {crash} of {stores:?}, PLEACH_SEED={seed}"))?;
     }
@@ -79,6 +96,16 @@ async fn crash_under_load(world: &mut World, rng: &mut Rng) -> Result<()> {
     let load = world.load(&channel);
     // Not a wait for anything: when the kill comes is the one thing that is left to chance.
     tokio::time::sleep(Duration::from_millis(rng.below(LOAD_MS_MAX) as u64)).await;
+    world.kill()?;
+    world.end_of(load).await
+}
+
+/// The node survives and serves again; then it is killed, too.
+async fn crash_of_database(world: &mut World, rng: &mut Rng) -> Result<()> {
+    let channel = world.start().await?;
+    let load = world.load(&channel);
+    tokio::time::sleep(Duration::from_millis(rng.below(LOAD_MS_MAX) as u64)).await;
+    world.kill_database(&channel).await?;
     world.kill()?;
     world.end_of(load).await
 }

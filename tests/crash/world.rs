@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +14,11 @@ use tonic::transport::Channel;
 
 use crate::{
     ledger::{Event, Row},
-    support::node::Node,
+    support::{
+        databases::{DatabaseServer, Kind},
+        node::Node,
+        process::eventually,
+    },
     witness::Witness,
     writer::{Shared, Writer},
 };
@@ -25,11 +30,15 @@ pub(crate) const END: &str = "/t";
 /// Prefixes that have a store of their own, where the node has several. The fourth has none.
 const ROUTED: [&str; 3] = ["/s0", "/s1", "/s2"];
 const WRITERS: u64 = 16;
+/// How long a store may take to come back when its server has.
+const SERVES_WITHIN: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stores {
     One,
     Four,
+    /// One, in a server that may be killed, too.
+    Database(Kind),
 }
 
 #[derive(Debug)]
@@ -38,6 +47,8 @@ pub(crate) struct World {
     pub(crate) writers: Vec<Writer>,
     pub(crate) shared: Arc<Shared>,
     stores: Stores,
+    /// Where the store is, for [`Stores::Database`].
+    pub(crate) database: Option<DatabaseServer>,
     pub(crate) folder: TempDir,
 }
 
@@ -49,14 +60,39 @@ pub(crate) type Load = JoinSet<Result<Writer>>;
 impl World {
     pub(crate) fn new(stores: Stores, seed: u64) -> Result<Self> {
         let folder = TempDir::with_prefix("pleach-crash-")?;
-        let node = node_in(&folder, stores)?;
+        let node = node_in(&folder, stores, &[])?;
         let shared = Arc::new(Shared::default());
         let writer = |index| {
             let prefix = format!("/s{}/w{index}/", index % 4);
             Writer::new(prefix, shared.clone(), seed ^ (index << 32))
         };
         let writers = (0..WRITERS).map(writer).collect();
-        Ok(Self { node, writers, shared, stores, folder })
+        Ok(Self { node, writers, shared, stores, database: None, folder })
+    }
+
+    /// A node whose store is in a server of its own.
+    pub(crate) async fn in_database(kind: Kind, seed: u64) -> Result<Self> {
+        let mut server = DatabaseServer::new(kind)?.without_sync();
+        server.start().await?;
+        server.create_database("crash").await?;
+        let mut world = Self::new(Stores::Database(kind), seed)?;
+        let endpoint = format!("--endpoint={}", server.url("crash"));
+        world.node = node_in(&world.folder, world.stores, &[&endpoint])?;
+        world.database = Some(server);
+        Ok(world)
+    }
+
+    /// SIGKILL for the server, which is started again. The node lives on, and serves when this
+    /// returns.
+    pub(crate) async fn kill_database(&mut self, channel: &Channel) -> Result<()> {
+        self.shared.is_doomed.store(true, Ordering::SeqCst);
+        let server = self.database.as_mut().context("the store is in no server")?;
+        server.kill().await?;
+        server.start().await?;
+        eventually("the node serves again", SERVES_WITHIN, async || {
+            everything(channel).await.map(drop)
+        })
+        .await
     }
 
     /// Watchers of each writer's keys, and one of all.
@@ -167,12 +203,12 @@ impl World {
 
     /// A node of the same form over a copy of the data, for which `copy` is an empty folder.
     pub(crate) fn node_over(&self, copy: &TempDir) -> Result<Node> {
-        node_in(copy, self.stores)
+        node_in(copy, self.stores, &[])
     }
 }
 
-fn node_in(folder: &TempDir, stores: Stores) -> Result<Node> {
-    let node = Node::new(folder.path(), &["--log-level=warn"])?;
+fn node_in(folder: &TempDir, stores: Stores, more: &[&str]) -> Result<Node> {
+    let node = Node::new(folder.path(), &[&["--log-level=warn"], more].concat())?;
     if stores == Stores::Four { node.with_routes(&ROUTED) } else { Ok(node) }
 }
 

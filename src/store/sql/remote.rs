@@ -45,6 +45,11 @@ const LEASE: Duration = Duration::from_secs(10);
 /// How often the owner extends it.
 const KEEP_INTERVAL: Duration = Duration::from_secs(3);
 
+/// How long to wait for the lock of an owner that died a moment ago: its server ends the connection
+/// when it notices.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// What an owner's clock and the database's may differ by within one lease.
 const LEASE_DOUBT: Duration = Duration::from_secs(1);
 
@@ -271,6 +276,7 @@ impl<D: Driver> Opening<'_, D> {
     async fn take(&self) -> Result<RemoteSession<D>, OpenError> {
         let mut session = RemoteSession::new(self.driver.clone());
         self.prepare(&mut session).await?;
+        let begun = Instant::now();
         loop {
             let started = Instant::now();
             let is_free = session.number(&self.sql(&self.driver.texts().lock)).await;
@@ -282,6 +288,9 @@ impl<D: Driver> Opening<'_, D> {
                     tenure.extend(started);
                     session.title = Some(self.title(epoch, tenure));
                     return Ok(session);
+                }
+                Err(_) if !is_free && begun.elapsed() < LOCK_WAIT_MAX => {
+                    tokio::time::sleep(LOCK_PAUSE).await;
                 }
                 Err(claim) if !is_free => {
                     let owner = claim.owner;
