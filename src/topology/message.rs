@@ -74,7 +74,8 @@ impl Mistakes {
     pub(super) fn new(file: &str, text: &str, mut list: Vec<Mistake>, shown_keys: &[&str]) -> Self {
         list.sort_by_key(|mistake| (mistake.line, mistake.column));
         list.dedup();
-        let lines: Vec<&str> = text.lines().collect();
+        // As YAML counts them: a carriage return alone ends a line too.
+        let lines: Vec<&str> = text.lines().flat_map(|line| line.split('\r')).collect();
         for mistake in &mut list {
             let line = mistake.line.checked_sub(1).and_then(|index| lines.get(index));
             mistake.excerpt = line.and_then(|line| showable(line, shown_keys));

@@ -6,7 +6,7 @@ use super::{
     Backend, BackendTls, Compaction, DEFAULT_NAME, Endpoint, Mistake, Mistakes, Pool, Topology,
     message::quote,
     walk::{Fields, Walk, choice},
-    yaml::{self, Node, Place, Style, Value},
+    yaml::{self, Node, Place, Value},
 };
 use crate::route::rule::{Part, Reason, Rule, RuleError};
 
@@ -249,16 +249,11 @@ fn place_of(fields: &Fields<'_, '_>, part: Part, offset: usize) -> Option<Place>
         Part::Namespace => fields.node("namespace"),
         Part::Kinds(index) => fields.texts("kinds").get(index).map(|kind| kind.0),
     }?;
-    let Value::Text { text, style } = &node.value else {
-        return Some(node.place);
+    let column = match node.value {
+        Value::Text { lead: Some(lead), .. } if offset > 0 => node.place.column + lead + offset,
+        _ => node.place.column,
     };
-    let offset = match style {
-        Style::Plain => offset,
-        // Behind an escape, a character stands elsewhere in the file than in the text.
-        Style::Quoted if offset > 0 && !text.contains(['\\', '\'', '"', '\n']) => offset + 1,
-        _ => 0,
-    };
-    Some(Place { column: node.place.column + offset, ..node.place })
+    Some(Place { column, ..node.place })
 }
 
 fn tls(fields: &Fields<'_, '_>) -> BackendTls {

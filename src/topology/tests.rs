@@ -163,6 +163,15 @@ fn broken_yaml_is_refused_where_it_breaks() {
 }
 
 #[test]
+fn a_line_ends_where_yaml_says_so() {
+    let lines = ["# one", "backends:", "- a"];
+    let shown = mistakes(&lines.join("\n"));
+    assert!(shown.ends_with("\n 3 | - a\n   |   ^"), "{shown}");
+    assert_eq!(mistakes(&lines.join("\r\n")), shown);
+    assert_eq!(mistakes(&lines.join("\r")), shown);
+}
+
+#[test]
 fn unknown_keys_are_named_at_every_level() {
     insta::assert_snapshot!(
         mistakes("backend:\n- name: a\nreplicas: 3\n"),
@@ -404,6 +413,23 @@ fn rules_without_meaning_are_refused_at_their_place() {
            |                   ^
         "#
     );
+}
+
+/// A character of a text is pointed at only where the file has the text as it is.
+#[test]
+fn a_bad_character_is_pointed_at_where_it_can_be_found() {
+    let column = |key: &str| {
+        let text = format!("default: sqlite\nbackends: [{{name: a, regexp: {{key: {key}}}}}]");
+        let mistakes = Topology::parse(&text, "topology.yaml").unwrap_err();
+        let bad = mistakes.iter().find(|mistake| mistake.found.contains("unclosed group"));
+        bad.unwrap().column - "backends: [{name: a, regexp: {key: ".len()
+    };
+    assert_eq!(column("aaa("), 4);
+    assert_eq!(column("!x aaa("), 7);
+    assert_eq!(column("'aaa('"), 5);
+    for otherwise in ["'a''a('", r#""\x61aa(""#, "a\n a(", "'a\n\n a('", "\"\\\n aaaaaaa(\""] {
+        assert_eq!(column(otherwise), 1, "{otherwise}");
+    }
 }
 
 #[test]

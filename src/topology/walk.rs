@@ -208,7 +208,7 @@ impl<'w, 'n> Fields<'w, 'n> {
 /// A text that may mean a number or a truth value: one without quotes.
 fn plain(node: &Node) -> Option<&str> {
     match &node.value {
-        Value::Text { text, style: Style::Plain } => Some(text),
+        Value::Text { text, style: Style::Plain, .. } => Some(text),
         _ => None,
     }
 }
@@ -216,7 +216,7 @@ fn plain(node: &Node) -> Option<&str> {
 fn describe(node: &Node) -> String {
     match &node.value {
         _ if node.is_null() => "empty".to_owned(),
-        Value::Text { text, style: Style::Plain } => quote(text),
+        Value::Text { text, style: Style::Plain, .. } => quote(text),
         Value::Text { .. } => "a quoted text".to_owned(),
         Value::List(_) => "a list".to_owned(),
         Value::Map(_) => "a mapping".to_owned(),

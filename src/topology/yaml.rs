@@ -22,10 +22,13 @@ pub(super) struct Node {
 
 #[derive(Debug)]
 pub(super) enum Value {
-    /// A text; `style` says whether it may also mean a number or a truth value.
+    /// A text; `style` says whether it may also mean a number or a truth value. It begins `lead`
+    /// columns behind the node's place; `None` where the file has it in other words, with escapes or
+    /// in several lines.
     Text {
         text: String,
         style: Style,
+        lead: Option<usize>,
     },
     List(Vec<Rc<Node>>),
     /// In file order, duplicates included.
@@ -35,8 +38,8 @@ pub(super) enum Value {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     Plain,
+    /// In quotes, in a block, or with a tag.
     Quoted,
-    Block,
 }
 
 /// Why there is no tree.
@@ -81,12 +84,12 @@ impl Builder {
                 return Err(SyntaxError { place, problem });
             }
             Event::Scalar(text, style, anchor, tag) => {
+                let lead = lead(&text, style, span);
                 let style = match style {
                     ScalarStyle::Plain if tag.is_none() => Style::Plain,
-                    ScalarStyle::Literal | ScalarStyle::Folded => Style::Block,
                     _ => Style::Quoted,
                 };
-                let value = Value::Text { text: text.into_owned(), style };
+                let value = Value::Text { text: text.into_owned(), style, lead };
                 self.add(anchor, Node { place, value });
             }
             Event::SequenceStart(_, anchor, _) => self.begin(place, anchor, false),
@@ -148,7 +151,7 @@ impl Node {
     /// Whether the file says nothing here.
     pub(super) fn is_null(&self) -> bool {
         let nothing = ["", "~", "null", "Null", "NULL"];
-        matches!(&self.value, Value::Text { text, style: Style::Plain } if nothing.contains(&&text[..]))
+        matches!(&self.value, Value::Text { text, style: Style::Plain, .. } if nothing.contains(&&text[..]))
     }
 }
 
@@ -166,6 +169,20 @@ impl From<&ScanError> for SyntaxError {
     fn from(error: &ScanError) -> Self {
         Self { place: Place::from(*error.marker()), problem: error.kind().to_string() }
     }
+}
+
+/// How far behind the beginning of a scalar its text begins, where the two are of the same letters:
+/// folding and every escape leave less of the text than there is in the file.
+fn lead(text: &str, style: ScalarStyle, span: Span) -> Option<usize> {
+    let quotes = match style {
+        ScalarStyle::Plain => 0,
+        ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => 1,
+        ScalarStyle::Literal | ScalarStyle::Folded => return None,
+    };
+    let length = span.end.index() - span.start.index();
+    let is_verbatim =
+        span.start.line() == span.end.line() && length == text.chars().count() + 2 * quotes;
+    is_verbatim.then_some(quotes)
 }
 
 fn pairs(children: Vec<Rc<Node>>) -> Vec<(Rc<Node>, Rc<Node>)> {

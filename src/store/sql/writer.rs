@@ -272,23 +272,28 @@ impl<S: Session> Writer<S> {
     async fn settle(&mut self, batch: Batch, error: DbError) {
         tracing::error!(store = %self.shared.name, %error, "a commit failed");
         let expected = batch.run.commits.last().map(|commit| commit.revision);
-        let mut asked = self.look(expected).await;
-        if asked.is_err() && self.session.keep_interval().is_some() {
-            let until = Instant::now() + SETTLE_WAIT_MAX;
-            while let Err(DbError::Lost(_)) = asked
-                && Instant::now() < until
-            {
-                tokio::time::sleep(RECOVER_PAUSE_MIN).await;
-                asked = match tokio::time::timeout_at(until, self.look(expected)).await {
-                    Ok(asked) => asked,
-                    Err(_) => break,
-                };
+        let asked = match self.session.keep_interval() {
+            None => self.look(expected).await,
+            Some(_) => {
+                let until = Instant::now() + SETTLE_WAIT_MAX;
+                let asked = tokio::time::timeout_at(until, self.look_again(expected)).await;
+                asked.unwrap_or_else(|_| Err(DbError::Lost("its server stays away".to_owned())))
             }
-        }
+        };
         match asked {
             Ok(true) => self.conclude(batch),
             Ok(false) => self.refuse(batch, &error),
             Err(second) => self.doubt(batch, &error, second).await,
+        }
+    }
+
+    /// Looks until the server can be reached.
+    async fn look_again(&mut self, expected: Option<Revision>) -> DbResult<bool> {
+        loop {
+            match self.look(expected).await {
+                Err(DbError::Lost(_)) => tokio::time::sleep(RECOVER_PAUSE_MIN).await,
+                looked => return looked,
+            }
         }
     }
 
@@ -357,6 +362,9 @@ impl<S: Session> Writer<S> {
             tracing::warn!(store = %self.shared.name, error = %trouble, "the store can't be used");
             let error = self.shared.error(trouble.clone());
             self.shared.trouble.send_replace(Some(error.clone()));
+            if let Some(task) = self.held.take() {
+                task.refuse(error.clone());
+            }
             if matches!(trouble, DbError::Fenced(_)) {
                 self.shared.journal.abort();
                 while let Some(task) = self.queue.recv().await {
