@@ -95,7 +95,11 @@ impl fmt::Display for Database {
             write!(f, "{login}@")?;
         }
         let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
-        write!(f, "{}/{}", hosts.join(","), self.database)
+        write!(f, "{}/{}", hosts.join(","), self.database)?;
+        match &self.table_prefix[..] {
+            TABLE_PREFIX => Ok(()),
+            prefix => write!(f, "?table_prefix={prefix}"),
+        }
     }
 }
 

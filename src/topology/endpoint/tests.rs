@@ -55,6 +55,19 @@ fn postgres_urls_are_read() {
 }
 
 #[test]
+fn a_table_prefix_is_a_part_of_where_a_store_is() {
+    for scheme in ["postgres", "mysql"] {
+        let plain = parse(&format!("{scheme}://db/x"));
+        let other = parse(&format!("{scheme}://db/x?table_prefix=a_"));
+        assert_ne!(plain.identity(), other.identity());
+        assert!(other.to_string().ends_with("/x?table_prefix=a_"), "{other}");
+        assert_eq!(parse(&other.to_string()), other);
+        let said = error(&format!("{scheme}://db/x?table_prefix=a'; DROP"));
+        assert!(said.contains("a-z, 0-9 and _"), "{said}");
+    }
+}
+
+#[test]
 fn mysql_is_read_in_go_s_form_and_as_a_url() {
     let db = database("mysql://root:p@s/w:(d?#@tcp(172.17.0.1:3306)/kube?tls=skip-verify&loc=A/B");
     assert_eq!(db.hosts, [Host::Tcp("172.17.0.1".into(), 3306)]);
