@@ -6,9 +6,11 @@
 //! `regexp ^/registry/`), and keys, which are all other entries.
 #![no_main]
 
+mod dice;
+
 use std::ops::Range;
 
-use libfuzzer_sys::fuzz_target;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use pleach::{
     clock::{Clock, Lane, REVISION_MAX, SharedClock},
     model::{
@@ -22,10 +24,26 @@ use pleach::{
     store::memory::Memory,
 };
 
+use crate::dice::Dice;
+
 /// Bounds on the work for one input: every rule is asked for the square of the keys.
 const RULES_MAX: usize = 3;
 const KEYS_MAX: usize = 3;
 const KINDS_MAX: usize = 2;
+
+/// Words that matter to rules, each with what stands behind it.
+const WORDS: [&str; 10] = [
+    "namespace ",
+    "prefix ",
+    "customresource ",
+    "regexp ",
+    "/registry/",
+    "a.b/",
+    "services/",
+    "specs/",
+    "endpoints/",
+    "/",
+];
 
 /// A rule as a user describes it.
 enum Description<'i> {
@@ -84,6 +102,32 @@ fuzz_target!(|input: &[u8]| {
     }
     check_router(&samples, &asked, &keys);
 });
+
+fuzz_mutator!(|input: &mut [u8], size: usize, size_max: usize, seed: u32| {
+    let mut dice = Dice::new(seed);
+    let changed = (dice.below(2) == 0).then(|| change(&input[..size], &mut dice));
+    match changed.filter(|changed| changed.len() <= size_max) {
+        Some(changed) => {
+            input[..changed.len()].copy_from_slice(&changed);
+            changed.len()
+        }
+        None => fuzzer_mutate(input, size, size_max),
+    }
+});
+
+/// Adds, takes away or replaces a word.
+fn change(input: &[u8], dice: &mut Dice) -> Vec<u8> {
+    let mut words: Vec<&[u8]> = input.split_inclusive(|byte| b";/ ".contains(byte)).collect();
+    let known = dice.below(WORDS.len() + words.len());
+    let word = WORDS.get(known).map_or_else(|| words[known - WORDS.len()], |word| word.as_bytes());
+    let at = dice.below(words.len() + 1);
+    let replaced = at..words.len().min(at + dice.below(2));
+    match dice.below(3) {
+        0 => drop(words.splice(replaced, [])),
+        _ => drop(words.splice(replaced, [word])),
+    }
+    words.concat()
+}
 
 fn in_order(mut keys: Vec<Key>) -> Vec<Key> {
     keys.sort();

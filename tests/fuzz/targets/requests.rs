@@ -6,6 +6,8 @@
 //! operations.
 #![no_main]
 
+mod dice;
+
 use std::{collections::BTreeMap, fmt::Debug, sync::LazyLock, time::Duration};
 
 use bytes::Bytes;
@@ -31,6 +33,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
+use crate::dice::Dice;
+
 const ROUTES: [&str; 2] = ["/a", "/b"];
 const KEYS: [&str; 6] = ["/a", "/a/1", "/a/2", "/b/1", "/b/2", "/c"];
 /// A lease that there is; every other key has it.
@@ -45,9 +49,6 @@ struct Pair {
     routed: Face,
     plain: Face,
 }
-
-/// Random choices that follow from a number.
-struct Dice(u32);
 
 /// What is answered, or the code and the text that clients look at.
 type Answered<A> = Result<A, (Code, String)>;
@@ -76,10 +77,10 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fuzz_mutator!(|input: &mut [u8], size: usize, size_max: usize, seed: u32| {
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let txn = TxnRequest::decode(&input[..size]).ok().filter(|_| dice.below(2) == 0);
     let changed = txn.map(|mut txn| {
-        dice.change(&mut txn);
+        change(&mut txn, &mut dice);
         txn.encode_to_vec()
     });
     match changed.filter(|changed| changed.len() <= size_max) {
@@ -90,6 +91,42 @@ fuzz_mutator!(|input: &mut [u8], size: usize, size_max: usize, seed: u32| {
         None => fuzzer_mutate(input, size, size_max),
     }
 });
+
+/// Adds, repeats, nests or takes away an operation.
+fn change(txn: &mut TxnRequest, dice: &mut Dice) {
+    let ops = if dice.below(3) > 0 { &mut txn.success } else { &mut txn.failure };
+    if ops.is_empty() || dice.below(6) == 0 {
+        return ops.push(RequestOp { request: Some(new_op(dice)) });
+    }
+    let at = dice.below(ops.len());
+    match dice.below(6) {
+        0 => drop(ops.remove(at)),
+        1 => ops.push(ops[at].clone()),
+        2 => {
+            let inner = TxnRequest { success: vec![ops[at].clone()], ..TxnRequest::default() };
+            ops[at].request = Some(Op::RequestTxn(inner));
+        }
+        _ => match &mut ops[at].request {
+            Some(Op::RequestTxn(inner)) => change(inner, dice),
+            request => *request = Some(new_op(dice)),
+        },
+    }
+}
+
+fn new_op(dice: &mut Dice) -> Op {
+    let key = some_key(dice);
+    let range_end = if dice.below(2) == 0 { Bytes::new() } else { some_key(dice) };
+    match dice.below(3) {
+        0 => Op::RequestPut(PutRequest { key, ..PutRequest::default() }),
+        1 => Op::RequestDeleteRange(DeleteRangeRequest { key, range_end, prev_kv: true }),
+        _ => Op::RequestRange(RangeRequest { key, range_end, ..RangeRequest::default() }),
+    }
+}
+
+fn some_key(dice: &mut Dice) -> Bytes {
+    let keys = [&KEYS[..], &["\0"]].concat();
+    Bytes::from(keys[dice.below(keys.len())])
+}
 
 /// A node in memory, with a store for each route.
 async fn face(routes: &[&str]) -> Face {
@@ -119,58 +156,6 @@ where
 {
     let answer = verb(face, Request::new(request.clone())).await;
     answer.map(Response::into_inner).map_err(|error| (error.code(), error.message().to_owned()))
-}
-
-// === impl Dice ===
-
-impl Dice {
-    fn below(&mut self, end: usize) -> usize {
-        // The constants of Numerical Recipes; the upper bits are the better ones.
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (self.0 >> 8) as usize % end
-    }
-
-    fn change(&mut self, txn: &mut TxnRequest) {
-        let ops = if self.below(3) > 0 { &mut txn.success } else { &mut txn.failure };
-        if ops.is_empty() || self.below(6) == 0 {
-            return ops.push(RequestOp { request: Some(self.op()) });
-        }
-        let at = self.below(ops.len());
-        let inner = match &mut ops[at].request {
-            Some(Op::RequestTxn(inner)) => Some(inner),
-            _ => None,
-        };
-        match (self.below(6), inner) {
-            (0, _) => drop(ops.remove(at)),
-            (1, _) => ops.push(ops[at].clone()),
-            (2, _) => {
-                let (success, whole) = (vec![ops[at].clone()], TxnRequest::default());
-                ops[at].request = Some(Op::RequestTxn(TxnRequest { success, ..whole }));
-            }
-            (_, Some(inner)) => self.change(inner),
-            (_, None) => ops[at].request = Some(self.op()),
-        }
-    }
-
-    fn op(&mut self) -> Op {
-        let key = self.key();
-        match (self.below(3), self.below(3)) {
-            (0, _) => Op::RequestPut(PutRequest { key, ..PutRequest::default() }),
-            (1, end) => {
-                let range_end = if end == 0 { Bytes::new() } else { self.key() };
-                Op::RequestDeleteRange(DeleteRangeRequest { key, range_end, prev_kv: true })
-            }
-            (_, end) => {
-                let range_end = if end == 0 { Bytes::new() } else { self.key() };
-                Op::RequestRange(RangeRequest { key, range_end, ..RangeRequest::default() })
-            }
-        }
-    }
-
-    fn key(&mut self) -> Bytes {
-        let keys = [&KEYS[..], &["\0"]].concat();
-        Bytes::from(keys[self.below(keys.len())])
-    }
 }
 
 // === impl Pair ===
