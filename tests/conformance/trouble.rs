@@ -80,6 +80,7 @@ on_every_database! {
     a_server_that_lost_what_it_acknowledged_is_not_served,
     a_lock_that_another_program_holds_is_waited_for_in_bounds,
     a_store_that_is_never_idle_is_kept,
+    the_first_of_many_versions_can_be_read,
     a_database_of_kine_is_refused_by_name,
     tables_of_a_newer_version_are_refused,
     a_wrong_password_is_said_and_not_shown,
@@ -349,6 +350,16 @@ async fn a_store_that_is_never_idle_is_kept(bed: Bed) {
         bed.try_put("a", "1").await.expect("all is well");
         assert_eq!(bed.value("a").await.as_deref(), Some("1"));
     }
+}
+
+/// Databases bound how far a recursive query goes, and some cut its answer without a word.
+async fn the_first_of_many_versions_can_be_read(bed: Bed) {
+    let first = bed.try_put("a", "first").await.expect("all is well");
+    for version in 0..1_200 {
+        bed.try_put("a", &version.to_string()).await.expect("all is well");
+    }
+    let kv = get(&*bed.router, &key(DATABASE_FAMILY, "a"), first).await.expect("it was there");
+    assert_eq!(&kv.value[..], b"first");
 }
 
 async fn a_database_of_kine_is_refused_by_name(bed: Bed) {
