@@ -14,8 +14,8 @@ use tokio::{
 
 use crate::{
     client::Trouble,
+    meter::{Meter, Processes},
     options::Plan,
-    process,
     report::{Figures, Metric, median, quantile},
 };
 
@@ -45,18 +45,10 @@ struct Window {
 /// After a refusal a client pauses, so that a server that refuses at once is not hammered.
 pub(crate) const PAUSE_AFTER_REFUSAL: Duration = Duration::from_millis(5);
 
-/// CPU times of the server and of this process, to be subtracted.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CpuMeter {
-    pid: u32,
-    server: Duration,
-    client: Duration,
-}
-
 /// Runs the clients and returns the row's figures.
 pub(crate) async fn run<W: Work>(
     plan: &Plan,
-    pid: u32,
+    processes: Processes,
     clients: Vec<W>,
 ) -> Result<(Figures, Refusals)> {
     let opens = Instant::now() + plan.warm_up;
@@ -66,9 +58,9 @@ pub(crate) async fn run<W: Work>(
         clients.into_iter().map(|client| repeat(client, window)).collect();
 
     sleep_until(window.opens).await;
-    let meter = CpuMeter::start(pid)?;
+    let meter = Meter::start(processes)?;
     sleep_until(window.closes).await;
-    let (server, client) = meter.read()?;
+    let times = meter.read()?;
 
     let mut tally = Tally::default();
     while let Some(part) = tasks.join_next().await {
@@ -85,8 +77,7 @@ pub(crate) async fn run<W: Work>(
         if !alone {
             figures.push((Metric::Longest, tally.longest));
         }
-        figures.push((Metric::ServerCpu, server.as_secs_f64() * 1e6 / operations));
-        figures.push((Metric::ClientCpu, client.as_secs_f64() * 1e6 / operations));
+        figures.extend(times.figures(operations));
     }
     Ok((figures, tally.refusals))
 }
@@ -133,20 +124,5 @@ impl Tally {
         for (message, times) in part.refusals {
             *self.refusals.entry(message).or_default() += times;
         }
-    }
-}
-
-// === impl CpuMeter ===
-
-impl CpuMeter {
-    pub(crate) fn start(pid: u32) -> Result<Self> {
-        let client = process::cpu(std::process::id())?;
-        Ok(CpuMeter { pid, server: process::cpu(pid)?, client })
-    }
-
-    /// The server's and the client's time since the start.
-    pub(crate) fn read(&self) -> Result<(Duration, Duration)> {
-        let client = process::cpu(std::process::id())?;
-        Ok((process::cpu(self.pid)? - self.server, client - self.client))
     }
 }

@@ -11,7 +11,7 @@ use crate::{disk, options::Plan};
 pub(crate) struct Machine(Vec<(&'static str, String)>);
 
 impl Machine {
-    /// Also refuses a directory on which durability costs nothing.
+    /// Also refuses a directory on which durability costs nothing, and a store that is not installed.
     pub(crate) fn read(plan: &Plan) -> Result<Self> {
         fs::create_dir_all(&plan.directory)?;
         let cores = thread::available_parallelism()?;
@@ -33,11 +33,17 @@ impl Machine {
         for peer in &plan.peers {
             facts.push((peer.name(), peer.version(&plan.peers_directory)?));
         }
+        for store in plan.peers.iter().filter_map(|peer| peer.store()) {
+            if facts.iter().all(|(name, _)| *name != store.name()) {
+                facts.push((store.name(), store.version(&plan.peers_directory)?));
+            }
+        }
         Ok(Machine(facts))
     }
 
     pub(crate) fn text(&self) -> String {
-        self.0.iter().map(|(name, value)| format!("{name:>12}  {value}\n")).collect()
+        let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        self.0.iter().map(|(name, value)| format!("{name:>width$}  {value}\n")).collect()
     }
 
     pub(crate) fn markdown(&self) -> String {

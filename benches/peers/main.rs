@@ -1,4 +1,4 @@
-//! The same API-server-shaped load on etcd, kine and a node, in turn, on one machine.
+//! The same API-server-shaped load on etcd, kine and nodes, in turn, on one machine.
 //!
 //! Rounds visit the peers forwards, then backwards, row by row, so that a drift of the machine
 //! falls on all alike. Every answer is checked: a wrong one ends the bench with an error. An answer
@@ -20,13 +20,20 @@ mod keys;
 mod listing;
 mod load;
 mod machine;
+mod meter;
 mod options;
+mod peer;
 mod process;
+mod program;
 mod report;
 mod rows;
 mod sections;
 mod server;
+mod serving;
 mod shapes;
+mod store;
+#[path = "../../tests/support/mod.rs"]
+mod support;
 mod watching;
 mod writing;
 

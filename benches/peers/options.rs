@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
 
-use crate::{rows::Row, server::Peer};
+use crate::{peer::Peer, rows::Row};
 
 /// Compare a node with its peers on this machine.
 #[derive(Debug, Parser)]
@@ -72,7 +72,7 @@ impl Options {
         let peers_directory =
             env::var_os("PLEACH_PEERS_DIR").map_or_else(|| root.join("target/peers"), Into::into);
         for peer in &self.peers {
-            peer.require(&peers_directory)?;
+            peer.program().require(&peers_directory)?;
         }
         let sized = |full: usize, quick: usize| if self.quick { quick } else { full };
         let rounds = self.rounds.unwrap_or(sized(5, 1) as u32);

@@ -4,24 +4,30 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use crate::{load::Refusals, options::Plan, server::Peer};
+use crate::{
+    load::Refusals,
+    options::Plan,
+    peer::{Pair, Peer},
+};
 
 /// One turn's figures.
 pub(crate) type Figures = Vec<(Metric, f64)>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// In the order of a row's lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Metric {
     Throughput,
     Median,
     P99,
     Longest,
-    ServerCpu,
-    ClientCpu,
     EventMedian,
     EventP99,
     AfterAnswerMedian,
     AfterAnswerP99,
     LastEventMedian,
+    ServerCpu,
+    StoreCpu,
+    ClientCpu,
     AppendMedian,
     AppendP99,
     OverwriteMedian,
@@ -66,6 +72,7 @@ impl Metric {
             Metric::P99 => "p99 ms",
             Metric::Longest => "longest ms",
             Metric::ServerCpu => "server CPU µs/op",
+            Metric::StoreCpu => "store CPU µs/op",
             Metric::ClientCpu => "client CPU µs/op",
             Metric::EventMedian => "sent→event median ms",
             Metric::EventP99 => "sent→event p99 ms",
@@ -131,36 +138,56 @@ impl Report {
         }
     }
 
-    /// A node if one was measured, else the first peer.
-    fn subject(&self) -> usize {
-        self.peers.iter().position(|&peer| peer == Peer::Pleach).unwrap_or(0)
-    }
-
     fn table(&self) -> Table {
-        let subject = self.subject();
-        let others: Vec<_> = (0..self.peers.len()).filter(|&other| other != subject).collect();
+        let pairs = Pair::of(&self.peers);
         let mut head = vec!["row".to_owned(), "metric".to_owned()];
         head.extend(self.peers.iter().map(|peer| peer.name().to_owned()));
-        head.extend(others.iter().map(|&other| format!("× {}", self.peers[other].name())));
+        head.extend(pairs.iter().map(|&pair| self.comparison(&pairs, pair)));
         let mut cells = vec![head];
         for row in &self.rows {
-            let lines = self.lines.iter().filter(|line| line.row == *row);
-            for (index, line) in lines.enumerate() {
+            let mut lines: Vec<_> = self.lines.iter().filter(|line| line.row == *row).collect();
+            // A metric that only later peers have would come last otherwise.
+            lines.sort_by_key(|line| line.metric);
+            for (index, line) in lines.into_iter().enumerate() {
                 let name = if index == 0 { row } else { "" };
                 let mut cell = vec![name.to_owned(), line.metric.label().to_owned()];
                 cell.extend(line.rounds.iter().map(|rounds| spread(rounds)));
-                cell.extend(others.iter().map(|&other| line.ratio(subject, other)));
+                cell.extend(pairs.iter().map(|&pair| self.ratio(line, pair)));
                 cells.push(cell);
             }
         }
         Table(cells)
     }
 
+    /// The head of a column of ratios, which names the subject only where there are several.
+    fn comparison(&self, all: &[Pair], pair: Pair) -> String {
+        let other = self.peers[pair.other].name();
+        match only_subject(all) {
+            Some(_) => format!("× {other}"),
+            None => format!("{} × {other}", self.peers[pair.subject].name()),
+        }
+    }
+
+    fn ratio(&self, line: &Line, pair: Pair) -> String {
+        let with_store = |column: usize| self.peers[column].store().is_some();
+        // A server that keeps its data itself does what elsewhere is the store's work.
+        let is_like = with_store(pair.subject) == with_store(pair.other);
+        if line.metric == Metric::ServerCpu && !is_like {
+            return "–".to_owned();
+        }
+        line.ratio(pair)
+    }
+
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        if self.peers.len() > 1 {
-            let subject = self.peers[self.subject()].name();
-            notes.push(format!("× NAME: how many times better {subject} is than NAME."));
+        let pairs = Pair::of(&self.peers);
+        match only_subject(&pairs) {
+            Some(subject) => {
+                let subject = self.peers[subject].name();
+                notes.push(format!("× NAME: how many times better {subject} is than NAME."));
+            }
+            None if pairs.is_empty() => {}
+            None => notes.push("A × B: how many times better A is than B.".to_owned()),
         }
         for ((row, peer), refusals) in &self.refusals {
             for (message, times) in refusals {
@@ -203,8 +230,8 @@ impl Line {
         &mut all[index]
     }
 
-    fn ratio(&self, subject: usize, other: usize) -> String {
-        let (subject, other) = (&self.rounds[subject], &self.rounds[other]);
+    fn ratio(&self, pair: Pair) -> String {
+        let (subject, other) = (&self.rounds[pair.subject], &self.rounds[pair.other]);
         if subject.is_empty() || other.is_empty() {
             return "–".to_owned();
         }
@@ -249,6 +276,12 @@ impl Table {
         }
         text
     }
+}
+
+/// The subject of all pairs, if it is the same one.
+fn only_subject(pairs: &[Pair]) -> Option<usize> {
+    let first = pairs.first()?.subject;
+    pairs.iter().all(|pair| pair.subject == first).then_some(first)
 }
 
 /// The median of the rounds, with the range where there were several.

@@ -18,7 +18,8 @@ use tonic::{Status, Streaming, transport::Channel};
 use crate::{
     client::{Connections, Trouble, revision},
     keys::{Key, Set, prefix_end},
-    load::{CpuMeter, Refusals, Tally},
+    load::{Refusals, Tally},
+    meter::{self, Meter, Processes},
     options::Plan,
     report::{Figures, Metric, median, quantile},
     shapes,
@@ -152,7 +153,7 @@ async fn current_revision(kv: &mut KvClient<Channel>) -> Result<i64> {
 pub(crate) async fn measure(
     plan: &Plan,
     port: u16,
-    pid: u32,
+    processes: Processes,
     count: usize,
 ) -> Result<(Figures, Refusals)> {
     let mut watchers = Watchers::open(port, count).await?;
@@ -166,13 +167,13 @@ pub(crate) async fn measure(
     while going && Instant::now() < warm {
         going = writer.write(&mut watchers, count, &mut Times::default(), &mut tally).await?;
     }
-    let meter = CpuMeter::start(pid)?;
+    let meter = Meter::start(processes)?;
     let closes = Instant::now() + plan.window;
     while going && Instant::now() < closes && times.last_since_sent.len() < WRITES_MAX {
         going = writer.write(&mut watchers, count, &mut times, &mut tally).await?;
     }
-    let (server, client) = meter.read()?;
-    Ok((times.figures(count, server, client), tally.refusals))
+    let cpu = meter.read()?;
+    Ok((times.figures(count, cpu), tally.refusals))
 }
 
 struct Writer {
@@ -239,7 +240,7 @@ impl Writer {
 // === impl Times ===
 
 impl Times {
-    fn figures(&self, watchers: usize, server: Duration, client: Duration) -> Figures {
+    fn figures(&self, watchers: usize, cpu: meter::Times) -> Figures {
         let writes = self.last_since_sent.len() as f64;
         if writes == 0.0 {
             return Figures::new();
@@ -253,8 +254,7 @@ impl Times {
         if watchers > 1 {
             figures.push((Metric::LastEventMedian, median(&self.last_since_sent)));
         }
-        figures.push((Metric::ServerCpu, server.as_secs_f64() * 1e6 / writes));
-        figures.push((Metric::ClientCpu, client.as_secs_f64() * 1e6 / writes));
+        figures.extend(cpu.figures(writes));
         figures
     }
 }

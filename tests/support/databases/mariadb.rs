@@ -65,7 +65,7 @@ fn mariadb(database: &str) -> tokio::process::Command {
 }
 
 /// Servers lie in a folder that only root searches.
-fn program(name: &str) -> Result<PathBuf> {
+pub(super) fn program(name: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin".into()])

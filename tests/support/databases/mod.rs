@@ -47,6 +47,21 @@ pub(crate) struct DatabaseServer {
     is_installed: bool,
 }
 
+// === impl Kind ===
+
+impl Kind {
+    /// What the server's program says of itself. An error where it is not installed.
+    pub(crate) fn version(self) -> Result<String> {
+        let program = match self {
+            Kind::Postgres => postgres::program("postgres")?,
+            Kind::MariaDb => mariadb::program("mariadbd")?,
+        };
+        let output = std::process::Command::new(program).arg("--version").output()?;
+        ensure!(output.status.success(), "{self:?} does not say its version: {}", output.status);
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
 // === impl DatabaseServer ===
 
 impl DatabaseServer {

@@ -75,7 +75,7 @@ fn psql(database: &str) -> tokio::process::Command {
 }
 
 /// A program of the newest version that is installed.
-fn program(name: &str) -> Result<PathBuf> {
+pub(super) fn program(name: &str) -> Result<PathBuf> {
     let versions = fs::read_dir(VERSIONS).into_iter().flatten().flatten();
     let number = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
     versions

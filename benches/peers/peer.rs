@@ -1,0 +1,117 @@
+//! What is measured: a program, with its data in files of its own or in a server behind it; and
+//! which of them are held against each other.
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::{program::Program, store};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Peer {
+    Etcd,
+    Kine,
+    Pleach,
+    KinePostgres,
+    PleachPostgres,
+    KineMariadb,
+    PleachMariadb,
+    PleachEtcd,
+}
+
+/// Two columns of the table: the first is said to be so many times better than the second.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pair {
+    pub(crate) subject: usize,
+    pub(crate) other: usize,
+}
+
+// === impl Peer ===
+
+impl Peer {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Peer::Etcd => "etcd",
+            Peer::Kine => "kine",
+            Peer::Pleach => "pleach",
+            Peer::KinePostgres => "kine-postgres",
+            Peer::PleachPostgres => "pleach-postgres",
+            Peer::KineMariadb => "kine-mariadb",
+            Peer::PleachMariadb => "pleach-mariadb",
+            Peer::PleachEtcd => "pleach-etcd",
+        }
+    }
+
+    /// What answers the load.
+    pub(crate) fn program(self) -> Program {
+        match self {
+            Peer::Etcd => Program::Etcd,
+            Peer::Kine | Peer::KinePostgres | Peer::KineMariadb => Program::Kine,
+            Peer::Pleach | Peer::PleachPostgres | Peer::PleachMariadb | Peer::PleachEtcd => {
+                Program::Pleach
+            }
+        }
+    }
+
+    /// The server behind it that holds its data. None where its own files do.
+    pub(crate) fn store(self) -> Option<store::Kind> {
+        match self {
+            Peer::Etcd | Peer::Kine | Peer::Pleach => None,
+            Peer::KinePostgres | Peer::PleachPostgres => Some(store::Kind::Postgres),
+            Peer::KineMariadb | Peer::PleachMariadb => Some(store::Kind::MariaDb),
+            Peer::PleachEtcd => Some(store::Kind::Etcd),
+        }
+    }
+
+    fn is_node(self) -> bool {
+        self.program() == Program::Pleach
+    }
+
+    /// What the binary says of itself, and what matters of how it is started.
+    pub(crate) fn version(self, peers_directory: &Path) -> Result<String> {
+        let version = self.program().version(peers_directory)?;
+        Ok(match self {
+            Peer::Kine => format!("{version}, SQLite with synchronous=FULL"),
+            Peer::KinePostgres | Peer::KineMariadb => format!("{version}, its default pool"),
+            _ => version,
+        })
+    }
+
+    /// Whether a node is an answer to the other: in its place on the same kind of store, or in front
+    /// of it.
+    fn answers(self, other: Peer) -> bool {
+        let in_place = other.store() == self.store();
+        let in_front = other == Peer::Etcd && self.store() == Some(store::Kind::Etcd);
+        self.is_node() && !other.is_node() && (in_place || in_front)
+    }
+}
+
+// === impl Pair ===
+
+impl Pair {
+    /// Each node with the peers that it answers; where there are none, with all that are no nodes, or
+    /// else with the other nodes. Without a node, the first peer is compared with all others.
+    pub(crate) fn of(peers: &[Peer]) -> Vec<Pair> {
+        let columns = || 0..peers.len();
+        let mut subjects: Vec<_> = columns().filter(|&column| peers[column].is_node()).collect();
+        if subjects.is_empty() {
+            subjects.push(0);
+        }
+        let mut pairs = Vec::new();
+        for subject in subjects {
+            let those = |of: &dyn Fn(Peer) -> bool| -> Vec<usize> {
+                columns().filter(|&other| other != subject && of(peers[other])).collect()
+            };
+            let choices = [
+                those(&|other| peers[subject].answers(other)),
+                those(&|other| !other.is_node()),
+                those(&|_| true),
+            ];
+            let others = choices.into_iter().find(|others| !others.is_empty());
+            let pair = |other| Pair { subject, other };
+            pairs.extend(others.into_iter().flatten().map(pair));
+        }
+        pairs
+    }
+}

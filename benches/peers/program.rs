@@ -1,0 +1,127 @@
+//! The programs: where they are, which version they are, and the flags that each is started with.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::serving::free_port;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    Etcd,
+    Kine,
+    Pleach,
+}
+
+// === impl Program ===
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Program::Etcd => "etcd",
+            Program::Kine => "kine",
+            Program::Pleach => "pleach",
+        }
+    }
+
+    pub(crate) fn path(self, peers_directory: &Path) -> PathBuf {
+        match self {
+            Program::Pleach => env!("CARGO_BIN_EXE_pleach").into(),
+            program => peers_directory.join(program.name()),
+        }
+    }
+
+    pub(crate) fn require(self, peers_directory: &Path) -> Result<()> {
+        ensure!(
+            self.path(peers_directory).is_file(),
+            "there is no {} binary: build it with `tests/peers/build {0}`, \
+             or name the directory that holds it in PLEACH_PEERS_DIR",
+            self.name()
+        );
+        Ok(())
+    }
+
+    /// What the binary says of itself, on one line.
+    pub(crate) fn version(self, peers_directory: &Path) -> Result<String> {
+        let path = self.path(peers_directory);
+        if self == Program::Kine {
+            return Ok(module_version(&fs::read(path)?));
+        }
+        let output = Command::new(path)
+            .arg("--version")
+            .output()
+            .with_context(|| format!("asking {} for its version", self.name()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().next().unwrap_or("unknown").trim().to_owned())
+    }
+
+    /// The flags: durable on every side, nothing else tuned. `store` is the endpoint of the server
+    /// that holds the data; where there is none, they are files in `data`.
+    pub(crate) fn arguments(
+        self,
+        port: u16,
+        data: &Path,
+        store: Option<&str>,
+    ) -> Result<Vec<String>> {
+        let client = format!("http://127.0.0.1:{port}");
+        let data = data.display();
+        Ok(match self {
+            Program::Etcd => {
+                let peer = format!("http://127.0.0.1:{}", free_port()?);
+                vec![
+                    "--name=bench".into(),
+                    format!("--data-dir={data}"),
+                    format!("--listen-client-urls={client}"),
+                    format!("--advertise-client-urls={client}"),
+                    format!("--listen-peer-urls={peer}"),
+                    format!("--initial-advertise-peer-urls={peer}"),
+                    format!("--initial-cluster=bench={peer}"),
+                    // The default of 2 GiB could end a long run.
+                    "--quota-backend-bytes=8589934592".into(),
+                    "--log-level=warn".into(),
+                ]
+            }
+            Program::Kine => {
+                // kine's own DSN but for `_synchronous`, which it sets to NORMAL: then SQLite does
+                // not sync the WAL on commit, and acknowledged writes are lost with the power.
+                let sqlite = || {
+                    format!(
+                        "sqlite://{data}/state.db?_journal_mode=WAL&_busy_timeout=30000\
+                         &_synchronous=FULL&_txlock=immediate&_stmt_cache_size=20&cache=shared"
+                    )
+                };
+                vec![
+                    format!("--endpoint={}", store.map_or_else(sqlite, str::to_owned)),
+                    format!("--listen-address=127.0.0.1:{port}"),
+                    "--metrics-bind-address=0".into(),
+                ]
+            }
+            Program::Pleach => {
+                let mut arguments = vec![
+                    "serve".into(),
+                    format!("--listen-client-urls={client}"),
+                    format!("--advertise-client-urls={client}"),
+                    format!("--data-dir={data}"),
+                ];
+                arguments.extend(store.map(|endpoint| format!("--endpoint={endpoint}")));
+                arguments
+            }
+        })
+    }
+}
+
+/// kine calls itself `dev` unless its own build script made it, but Go records the version of the
+/// module in the binary: path, tab, version.
+fn module_version(binary: &[u8]) -> String {
+    let mark = b"github.com/k3s-io/kine\tv";
+    let found = binary.windows(mark.len()).position(|window| window == mark);
+    let version = found.map_or(&b"unknown"[..], |at| {
+        let rest = &binary[at + mark.len() - 1..];
+        rest.split(u8::is_ascii_whitespace).next().unwrap_or(rest)
+    });
+    String::from_utf8_lossy(version).into_owned()
+}

@@ -1,0 +1,106 @@
+//! Servers behind a peer that hold its data, each one's own: of a database, or an etcd.
+//!
+//! Both sides of a comparison get the same settings: durable, nothing else tuned.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::{
+    options::Plan,
+    program::Program,
+    serving::Serving,
+    support::databases::{self, DatabaseServer},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Postgres,
+    MariaDb,
+    Etcd,
+}
+
+/// A running server. Dropping it kills all its processes, and takes a database's data away.
+#[derive(Debug)]
+pub(crate) enum Store {
+    Database { server: DatabaseServer, name: String },
+    Etcd(Serving),
+}
+
+/// What durability asks for. These are the defaults, said aloud so that no other default of a
+/// package or a later version is measured.
+const POSTGRES_SETTINGS: [(&str, &str); 2] = [("fsync", "on"), ("synchronous_commit", "on")];
+const MARIADB_SETTINGS: [(&str, &str); 1] = [("innodb-flush-log-at-trx-commit", "1")];
+
+// === impl Kind ===
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Postgres => "PostgreSQL",
+            Kind::MariaDb => "MariaDB",
+            Kind::Etcd => "etcd (store)",
+        }
+    }
+
+    /// Its version and settings on one line, or why it can't be started here.
+    pub(crate) fn version(self, peers_directory: &Path) -> Result<String> {
+        let Some((database, settings)) = self.database() else {
+            Program::Etcd.require(peers_directory)?;
+            return Program::Etcd.version(peers_directory);
+        };
+        let settings: Vec<_> =
+            settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        Ok(format!("{}, {}", database.version()?, settings.join(", ")))
+    }
+
+    fn database(self) -> Option<(databases::Kind, &'static [(&'static str, &'static str)])> {
+        match self {
+            Kind::Postgres => Some((databases::Kind::Postgres, &POSTGRES_SETTINGS)),
+            Kind::MariaDb => Some((databases::Kind::MariaDb, &MARIADB_SETTINGS)),
+            Kind::Etcd => None,
+        }
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// An empty one, its files in the run's directory and so on its disk.
+    pub(crate) async fn start(plan: &Plan, kind: Kind, name: &str) -> Result<Self> {
+        let Some((database, settings)) = kind.database() else {
+            return Ok(Store::Etcd(Serving::start(plan, Program::Etcd, name, None).await?));
+        };
+        let mut server = DatabaseServer::new_in(&plan.directory, database)?;
+        for (name, value) in settings {
+            server = server.with_setting(name, value);
+        }
+        server.start().await?;
+        let name = server.new_database().await?;
+        Ok(Store::Database { server, name })
+    }
+
+    /// Where a kine and a node find it.
+    pub(crate) fn endpoint(&self) -> String {
+        match self {
+            Store::Database { server, name } => server.url(name),
+            Store::Etcd(etcd) => format!("http://127.0.0.1:{}", etcd.port),
+        }
+    }
+
+    /// The process whose children all others of the server are.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        match self {
+            Store::Database { server, .. } => server.id(),
+            Store::Etcd(etcd) => Ok(etcd.pid),
+        }
+    }
+
+    /// Ends its processes and removes its data.
+    pub(crate) async fn discard(self) -> Result<()> {
+        match self {
+            Store::Database { mut server, .. } => server.kill().await,
+            Store::Etcd(etcd) => etcd.discard().await,
+        }
+    }
+}
