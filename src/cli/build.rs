@@ -3,16 +3,18 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
+use futures::future::try_join_all;
 
 use crate::{
     clock::{Clock, Lane, REVISION_MAX, SharedClock},
     route::{Route, Router},
     store::{
         Store,
+        late::{self, Opened, Opener, Refusal},
         sql::{
             mysql::Mysql,
             postgres::Postgres,
-            remote::{self, READERS_MAX, Readers},
+            remote::{self, Driver, READERS_MAX, Readers},
             sqlite,
         },
     },
@@ -44,6 +46,16 @@ pub(super) struct Built {
     /// There where the topology has routes.
     pub router: Option<Arc<Router>>,
     pub clock: SharedClock,
+    /// The stores that are not there yet.
+    pub late: Vec<Arc<str>>,
+}
+
+/// Where a store is, and what its route says beside that.
+struct Site<'a> {
+    name: &'a str,
+    endpoint: &'a Endpoint,
+    tls: &'a BackendTls,
+    pool: &'a Pool,
 }
 
 /// Opens the default store and one for each route. `owner` is what another process is told that
@@ -62,56 +74,111 @@ pub(super) async fn build(
         ),
         (endpoint, default) => endpoint.or(default),
     };
-    let default = default.unwrap_or(Endpoint::Sqlite { path: None, ignored: Vec::new() });
-    let here = (data_dir, owner);
-    let plain = (&BackendTls::default(), &Pool::default());
-    let default = open(DEFAULT_STORE, &default, plain, here, &clock).await?;
-    let mut routes = Vec::new();
-    for backend in topology.backends {
-        let protection = (&backend.tls, &backend.pool);
-        let store = open(&backend.name, &backend.endpoint, protection, here, &clock).await?;
-        routes.push(Route { rule: backend.rule, store });
-    }
+    let endpoint = &default.unwrap_or(Endpoint::Sqlite { path: None, ignored: Vec::new() });
+    let (tls, pool) = (&BackendTls::default(), &Pool::default());
+    let site = Site { name: DEFAULT_STORE, endpoint, tls, pool };
+    let default = site.open(data_dir, owner, &clock).await?;
+    // At once, so that silent ones are waited for together.
+    let opening = topology.backends.iter().map(|backend| {
+        let (name, endpoint) = (&*backend.name, &backend.endpoint);
+        let site = Site { name, endpoint, tls: &backend.tls, pool: &backend.pool };
+        let clock = &clock;
+        async move { site.open_or_wait(data_dir, owner, clock).await }
+    });
+    let opened = try_join_all(opening).await?;
+    let late = opened.iter().filter(|opened| opened.is_late);
+    let late = late.map(|opened| opened.store.name().clone()).collect();
+    let rules = topology.backends.into_iter().map(|backend| backend.rule);
+    let routes = rules.zip(opened).map(|(rule, opened)| Route { rule, store: opened.store });
+    let routes: Vec<_> = routes.collect();
     if routes.is_empty() {
-        return Ok(Built { root: default, router: None, clock });
+        return Ok(Built { root: default, router: None, clock, late });
     }
     let router = Router::new(routes, default);
-    Ok(Built { root: router.clone(), router: Some(router), clock })
+    Ok(Built { root: router.clone(), router: Some(router), clock, late })
 }
 
-/// Opens one store. `tls` and `pool` are what its route says beside its endpoint.
-async fn open(
-    name: &str,
-    endpoint: &Endpoint,
-    (tls, pool): (&BackendTls, &Pool),
-    (data_dir, owner): (&Path, &str),
-    clock: &SharedClock,
-) -> anyhow::Result<Arc<dyn Store>> {
-    let store = || format!("store `{name}`");
-    match endpoint {
-        Endpoint::Sqlite { path, .. } => {
-            let path = path.clone().unwrap_or_else(|| data_dir.join("pleach.db"));
-            let opened = sqlite::open(name, &path, owner, clock.clone()).await;
-            Ok(opened.with_context(store)?)
+// === impl Site ===
+
+impl Site<'_> {
+    /// Opens the store.
+    async fn open(
+        &self,
+        data_dir: &Path,
+        owner: &str,
+        clock: &SharedClock,
+    ) -> anyhow::Result<Arc<dyn Store>> {
+        let store = || format!("store `{}`", self.name);
+        if let Some(mut opener) = self.opener(owner, clock) {
+            let opened = opener().await;
+            return opened
+                .map_err(|refusal| anyhow::Error::from_boxed(refusal.reason).context(store()));
         }
-        Endpoint::Postgres(database) => {
-            let driver = Postgres::new(protected(database, tls));
-            let place = endpoint.to_string();
-            let opened =
-                remote::open(name, &place, driver, readers(pool), owner, clock.clone()).await;
-            Ok(opened.with_context(store)?)
+        match self.endpoint {
+            Endpoint::Sqlite { path, .. } => {
+                let path = path.clone().unwrap_or_else(|| data_dir.join("pleach.db"));
+                let opened = sqlite::open(self.name, &path, owner, clock.clone()).await;
+                Ok(opened.with_context(store)?)
+            }
+            endpoint => bail!(
+                "store `{}` is at {endpoint}, but this version opens databases only; \
+                 give it a sqlite://, postgres:// or mysql:// endpoint",
+                self.name
+            ),
         }
-        Endpoint::Mysql(database) => {
-            let driver = Mysql::new(protected(database, tls));
-            let place = endpoint.to_string();
-            let opened =
-                remote::open(name, &place, driver, readers(pool), owner, clock.clone()).await;
-            Ok(opened.with_context(store)?)
+    }
+
+    /// Opens the store; where it is behind a socket and can't be reached, later.
+    async fn open_or_wait(
+        &self,
+        data_dir: &Path,
+        owner: &str,
+        clock: &SharedClock,
+    ) -> anyhow::Result<Opened> {
+        let Some(opener) = self.opener(owner, clock) else {
+            let store = self.open(data_dir, owner, clock).await?;
+            return Ok(Opened { store, is_late: false });
+        };
+        let opened = late::open(self.name, clock, opener).await.map_err(anyhow::Error::from_boxed);
+        opened.with_context(|| format!("store `{}`", self.name))
+    }
+
+    /// What opens a store behind a socket.
+    fn opener(&self, owner: &str, clock: &SharedClock) -> Option<Opener> {
+        match self.endpoint {
+            Endpoint::Postgres(database) => {
+                let database = protected(database, self.tls);
+                Some(self.remote(owner, clock, move || Postgres::new(database.clone())))
+            }
+            Endpoint::Mysql(database) => {
+                let database = protected(database, self.tls);
+                Some(self.remote(owner, clock, move || Mysql::new(database.clone())))
+            }
+            Endpoint::Sqlite { .. } | Endpoint::Etcd { .. } => None,
         }
-        Endpoint::Etcd { .. } => bail!(
-            "store `{name}` is at {endpoint}, but this version opens databases only; \
-             give it a sqlite://, postgres:// or mysql:// endpoint"
-        ),
+    }
+
+    fn remote<D: Driver>(
+        &self,
+        owner: &str,
+        clock: &SharedClock,
+        driver: impl Fn() -> D + Send + 'static,
+    ) -> Opener {
+        let (name, place) = (self.name.to_owned(), self.endpoint.to_string());
+        let (owner, clock, readers) = (owner.to_owned(), clock.clone(), readers(self.pool));
+        Box::new(move || {
+            let (name, place, owner) = (name.clone(), place.clone(), owner.clone());
+            let (driver, clock) = (driver(), clock.clone());
+            Box::pin(async move {
+                let opened = remote::open(&name, &place, driver, readers, &owner, clock).await;
+                match opened {
+                    Ok(store) => Ok(store as Arc<dyn Store>),
+                    Err(error) => {
+                        Err(Refusal { may_pass: error.may_pass(), reason: Box::new(error) })
+                    }
+                }
+            })
+        })
     }
 }
 

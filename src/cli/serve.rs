@@ -160,12 +160,13 @@ impl Serve {
         let mut signals = Signals::new()?;
         let tls = self.tls()?;
         let listeners = self.listen(tls.is_some()).await?;
-        let Built { root, router, clock } = self.build().await?;
+        let Built { root, router, clock, late } = self.build().await?;
         let options = Options {
             progress_every: self.watch_progress_notify_interval,
             quota_bytes: self.quota_backend_bytes,
         };
-        let node = Node::start(root, clock, options).await.context("the default store")?;
+        let node = Node::start_without(root, clock, options, &late).await;
+        let node = node.context("the default store")?;
         tokio::spawn(node.clone().expire_leases());
         tokio::spawn(node.clone().reserve_revisions());
         if let Some(router) = router {

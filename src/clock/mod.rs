@@ -44,6 +44,8 @@ pub struct Clock {
     lane: Lane,
     /// For each store the numbers allocated and neither committed nor given up: the first of them.
     in_flight: Vec<Option<Revision>>,
+    /// Where the node went on from, once it has.
+    begun: Option<Revision>,
 }
 
 /// The numbers reserved so far are used up: a greater limit must be made durable first.
@@ -54,19 +56,62 @@ pub struct LimitReached {
     pub limit: Revision,
 }
 
+/// A store can't join a clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// It holds what was promised never to be.
+    #[error(
+        "it holds revision {newest}, above {begun} from which this node went on without it; \
+         if that is right, start the node again while the store can be reached"
+    )]
+    Ahead {
+        /// The greatest revision in the store.
+        newest: Revision,
+        /// Where the node went on from.
+        begun: Revision,
+    },
+    /// It holds a number above all that there may be.
+    #[error(transparent)]
+    Full(#[from] LimitReached),
+}
+
 // === impl Clock ===
 
 impl Clock {
     /// A clock that has reached `start` and may allocate up to and including `limit`.
     pub fn new(start: Revision, limit: Revision, lane: Lane) -> Self {
         let start = start.max(FIRST_REVISION);
-        Self { now: start, shown: start, limit, lane, in_flight: Vec::new() }
+        Self { now: start, shown: start, limit, lane, in_flight: Vec::new(), begun: None }
     }
 
     /// A place for one more store, with nothing in flight.
     pub fn add_store(&mut self) -> Slot {
         self.in_flight.push(None);
         Slot(self.in_flight.len() - 1)
+    }
+
+    /// A place for a store that holds numbers up to `newest`. Before [`Clock::begin`] the clock moves
+    /// up to it.
+    ///
+    /// # Errors
+    /// After that a store that holds more is refused: all its numbers above were promised not to be.
+    pub fn join(&mut self, newest: Revision) -> Result<Slot, JoinError> {
+        match self.begun {
+            Some(begun) if newest > begun => return Err(JoinError::Ahead { newest, begun }),
+            Some(_) => {}
+            None => self.observe(newest)?,
+        }
+        Ok(self.add_store())
+    }
+
+    /// The node goes on from here, whatever stores are not there yet. Returns from where.
+    pub fn begin(&mut self) -> Revision {
+        *self.begun.insert(self.now)
+    }
+
+    /// Where the node went on from, once it has.
+    pub fn begun(&self) -> Option<Revision> {
+        self.begun
     }
 
     /// The greatest number that was allocated, observed or promised.
@@ -218,6 +263,18 @@ mod tests {
         assert_eq!(clock.close_ahead(20), None);
         clock.commit(a, 22);
         assert_eq!(clock.close_ahead(1 << 20), Some(100));
+    }
+
+    #[test]
+    fn a_store_that_joins_late_may_hold_nothing_above_where_the_node_went_on_from() {
+        let (mut clock, a, _) = clock();
+        assert!(clock.join(7).is_ok());
+        assert_eq!((clock.begin(), clock.begun()), (7, Some(7)));
+        clock.allocate(a).expect("below the limit");
+        clock.commit(a, 8);
+        assert_eq!(clock.join(8), Err(JoinError::Ahead { newest: 8, begun: 7 }));
+        assert!(clock.join(7).is_ok());
+        assert_eq!(clock.shown(), 8);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::{Clock, LimitReached, Slot};
+use super::{Clock, JoinError, LimitReached, Slot};
 use crate::model::Revision;
 
 /// The numbers left below the limit at which more should be reserved.
@@ -41,6 +41,26 @@ impl SharedClock {
     /// See [`Clock::add_store`].
     pub fn add_store(&self) -> Slot {
         self.lock().add_store()
+    }
+
+    /// See [`Clock::join`]; wakes who waits in [`SharedClock::wait_closed`].
+    ///
+    /// # Errors
+    /// Where the store holds what it may not.
+    pub fn join(&self, newest: Revision) -> Result<Slot, JoinError> {
+        let joined = self.lock().join(newest);
+        self.0.closed_more.notify_waiters();
+        joined
+    }
+
+    /// See [`Clock::begin`].
+    pub fn begin(&self) -> Revision {
+        self.lock().begin()
+    }
+
+    /// See [`Clock::begun`].
+    pub fn begun(&self) -> Option<Revision> {
+        self.lock().begun()
     }
 
     /// See [`Clock::now`].

@@ -75,7 +75,20 @@ impl Node {
         clock: SharedClock,
         options: Options,
     ) -> Result<Arc<Self>> {
-        reserve::begin(&*root, &clock).await?;
+        Self::start_without(root, clock, options, &[]).await
+    }
+
+    /// The same while some stores of `root` are late: their names.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_without(
+        root: Arc<dyn Store>,
+        clock: SharedClock,
+        options: Options,
+        late: &[Arc<str>],
+    ) -> Result<Arc<Self>> {
+        reserve::begin(&*root, &clock, late).await?;
         let identity = Identity::recall(&*root).await?;
         let lessor = Lessor::recall(&*root).await?;
         let quota = Quota::recall(&*root, options.quota_bytes).await?;

@@ -1,9 +1,12 @@
 //! Revisions reserved ahead, so that a restart never goes back.
 //!
 //! Where every store is there, the greatest revision in them is where a node goes on. Where one is not
-//! (its route was taken out of the topology), nobody knows what it holds: then the node goes on at the
-//! limit that it had reserved, which is above all that it ever allocated. Where it went on is kept
-//! too, since it may have shown that revision and crashed before it wrote anything.
+//! (its route was taken out of the topology, or its server can't be reached), nobody knows what it holds:
+//! then the node goes on at the limit that it had reserved, which is above all that it ever allocated.
+//! Where it went on is kept too, since it may have shown that revision and crashed before it wrote
+//! anything.
+
+use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -58,18 +61,25 @@ impl Reserved {
     }
 }
 
-/// Moves the clock to where this life begins, and reserves what it may allocate.
-pub(super) async fn begin(root: &dyn Store, clock: &SharedClock) -> Result<()> {
+/// Moves the clock to where this life begins, and reserves what it may allocate. The stores of `root`
+/// that are `late` could not be asked what they hold.
+pub(super) async fn begin(root: &dyn Store, clock: &SharedClock, late: &[Arc<str>]) -> Result<()> {
     let stores = root.name().to_string();
     if let Some(before) = Reserved::recall(root).await? {
-        let missing = before.missing(&stores);
-        let start = if missing.is_empty() { before.start } else { before.limit };
-        if !missing.is_empty() {
-            tracing::warn!(?missing, revision = start, "stores are gone; going on above them");
+        let gone = before.missing(&stores);
+        let is_whole = gone.is_empty() && late.is_empty();
+        let start = if is_whole { before.start } else { before.limit };
+        if !is_whole {
+            tracing::warn!(
+                ?gone,
+                ?late,
+                revision = start,
+                "stores are missing; going on above them"
+            );
         }
         observe(root, clock, start)?;
     }
-    let start = clock.now();
+    let start = clock.begin();
     let reserved = Reserved { start, limit: start + RESERVED_AHEAD, stores };
     reserved.remember(root).await?;
     clock.bound(reserved.limit);
@@ -110,7 +120,7 @@ mod tests {
 
     async fn start_of(root: &dyn Store, greatest: Revision) -> Revision {
         let clock = SharedClock::new(Clock::new(greatest, REVISION_MAX - 1, Lane::ALL));
-        begin(root, &clock).await.expect("a memory store answers");
+        begin(root, &clock, &[]).await.expect("a memory store answers");
         clock.now()
     }
 
@@ -131,5 +141,14 @@ mod tests {
         assert_eq!(start_of(&*main, 3).await, 9 + RESERVED_AHEAD);
         // And where that was shown, a later life does not go back behind it.
         assert_eq!(start_of(&*all, 9).await, 9 + RESERVED_AHEAD);
+    }
+
+    #[tokio::test]
+    async fn a_node_goes_on_above_a_store_that_is_late_too() {
+        let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
+        let root = Memory::new("main", clock.clone());
+        assert_eq!(start_of(&*root, 7).await, 7);
+        begin(&*root, &clock, &["pods".into()]).await.expect("a memory store answers");
+        assert_eq!(clock.begun(), Some(7 + RESERVED_AHEAD));
     }
 }

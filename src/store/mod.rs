@@ -28,6 +28,7 @@
 //! outcome is not known.
 
 pub mod journal;
+pub mod late;
 pub mod memory;
 pub mod sql;
 

@@ -12,6 +12,7 @@ mod etcdctl;
 mod foreign;
 mod hostile;
 mod independent;
+mod late;
 mod ports;
 mod slow;
 mod space;

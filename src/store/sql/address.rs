@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use super::session::{DbError, DbResult};
+
 /// A database behind a socket. Formatting it shows where it is and who asks, and no settings.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Database {
@@ -71,6 +73,21 @@ pub struct Secret(String);
 // === impl Database ===
 
 impl Database {
+    /// Names a file that can't be read. Without this a driver says only what the system does, which is
+    /// the same for a socket that is not there yet.
+    ///
+    /// # Errors
+    /// The first of such files.
+    pub async fn check_files(&self) -> DbResult<()> {
+        for file in [&self.ca_file, &self.cert_file, &self.key_file].into_iter().flatten() {
+            if let Err(error) = tokio::fs::File::open(file).await {
+                let file = file.display();
+                return Err(DbError::Failed(format!("the file {file} can't be read: {error}")));
+            }
+        }
+        Ok(())
+    }
+
     /// What two that mean the same store share, whatever they say of logins, protection or settings.
     pub fn identity(&self) -> String {
         let mut hosts: Vec<String> =

@@ -88,10 +88,10 @@ struct Shared {
 
 impl<D: Database> SqlStore<D> {
     /// Opens a store whose tables are there and owned by this node. The clock is moved up to the
-    /// store's greatest revision.
+    /// store's greatest revision, unless the node has begun without it.
     ///
     /// # Errors
-    /// Where the database can't be read.
+    /// Where the database can't be read, or holds a revision that the clock can't move up to.
     pub async fn open(
         name: &str,
         database: D,
@@ -105,8 +105,7 @@ impl<D: Database> SqlStore<D> {
         let walked = reader::meta(&mut session, &statements, "walked").await?.unwrap_or(-1);
         // Compaction may have dropped the newest row, where that was a deletion below it.
         let newest = newest.max(compacted);
-        clock.observe(newest).map_err(|full| DbError::Failed(full.to_string()))?;
-        let slot = clock.add_store();
+        let slot = clock.join(newest).map_err(|error| DbError::Failed(error.to_string()))?;
         let shared = Arc::new(Shared {
             name: name.into(),
             journal: Arc::new(Journal::new(name, clock.clone(), slot, newest)),

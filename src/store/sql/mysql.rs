@@ -12,7 +12,7 @@ use sqlx::{
 
 use super::{
     address::{Database, Host, TlsMode},
-    remote::{Driver, Texts, failure_of_connection},
+    remote::{Driver, Texts, failure_of_connection, failure_of_tls},
     session::{Arg, Columns, DbError, DbResult, Dialect, Each, Sql},
 };
 
@@ -104,6 +104,10 @@ impl Mysql {
 impl Driver for Mysql {
     type Connection = MySqlConnection;
 
+    fn database(&self) -> &Database {
+        &self.database
+    }
+
     fn dialect(&self) -> Dialect {
         Dialect {
             prefix: self.database.table_prefix.clone(),
@@ -174,7 +178,7 @@ impl Driver for Mysql {
             let mut connection = match self.connect_to(host).await {
                 Ok(connection) => connection,
                 Err(error) => {
-                    failed = Some(failure(&error));
+                    failed = Some(failure_of_tls(&error).unwrap_or_else(|| failure(&error)));
                     continue;
                 }
             };

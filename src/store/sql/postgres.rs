@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     address::{Database, Host, Login, TlsMode},
-    remote::{Driver, Texts, failure_of_connection},
+    remote::{Driver, Texts, failure_of_connection, failure_of_tls},
     session::{Arg, Columns, DbError, DbResult, Dialect, Each, Sql},
 };
 
@@ -122,6 +122,10 @@ impl Postgres {
 impl Driver for Postgres {
     type Connection = PgConnection;
 
+    fn database(&self) -> &Database {
+        &self.database
+    }
+
     fn dialect(&self) -> Dialect {
         Dialect {
             prefix: self.database.table_prefix.clone(),
@@ -201,7 +205,7 @@ impl Driver for Postgres {
             let mut connection = match self.connect_to(host).await {
                 Ok(connection) => connection,
                 Err(error) => {
-                    failed = Some(failure(&error));
+                    failed = Some(failure_of_tls(&error).unwrap_or_else(|| failure(&error)));
                     continue;
                 }
             };

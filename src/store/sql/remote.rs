@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    SqlStore,
+    SqlStore, address,
     session::{
         Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask,
     },
@@ -60,6 +60,9 @@ pub const READERS_MAX: usize = 8;
 pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// One connection.
     type Connection: fmt::Debug + Send + 'static;
+
+    /// The database.
+    fn database(&self) -> &address::Database;
 
     /// How it writes what databases write differently.
     fn dialect(&self) -> Dialect;
@@ -152,7 +155,15 @@ pub enum OpenError {
         /// Its version.
         found: i64,
     },
-    /// Anything else: not reachable, no rights, a wrong password.
+    /// It can't be reached, or does not answer.
+    #[error("{place} can't be reached: {reason}")]
+    Unreachable {
+        /// The database.
+        place: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Anything else: no rights, a wrong password, a bad certificate.
     #[error("{place} can't be opened: {reason}")]
     Failed {
         /// The database.
@@ -223,8 +234,7 @@ pub async fn open<D: Driver>(
     clock: SharedClock,
 ) -> Result<Arc<SqlStore<Remote<D>>>, OpenError> {
     let opening = Opening { place, driver: Arc::new(driver), owner };
-    let failed =
-        |error: DbError| OpenError::Failed { place: place.to_owned(), reason: error.to_string() };
+    let failed = |error| OpenError::new(place, error);
     let session = opening.take().await?;
     let tenure = session.title.as_ref().map(|title| title.tenure.clone());
     let remote = Remote {
@@ -235,6 +245,28 @@ pub async fn open<D: Driver>(
         life_time_max: readers.life_time_max,
     };
     SqlStore::open(name, remote, session, clock).await.map_err(failed)
+}
+
+// === impl OpenError ===
+
+impl OpenError {
+    /// Whether it may be open later with no change to the node.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::InUse { .. } | Self::Unreachable { .. } => true,
+            Self::Foreign { .. } | Self::TooNew { .. } | Self::Failed { .. } => false,
+        }
+    }
+
+    fn new(place: &str, error: DbError) -> Self {
+        let (place, reason) = (place.to_owned(), error.to_string());
+        match error {
+            DbError::Lost(_) => Self::Unreachable { place, reason },
+            DbError::Full(_) | DbError::Fenced(_) | DbError::Failed(_) => {
+                Self::Failed { place, reason }
+            }
+        }
+    }
 }
 
 struct Opening<'a, D> {
@@ -254,6 +286,19 @@ fn who(owner: &str) -> &str {
     owner.split_once(" (").map_or(owner, |(who, _)| who)
 }
 
+/// What went wrong while connecting, where it is about certificates and lasts; the driver has a
+/// handshake that failed as an error of input.
+pub(super) fn failure_of_tls(error: &sqlx::Error) -> Option<DbError> {
+    let is_tls = match error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    };
+    is_tls.then(|| {
+        DbError::Failed(format!("{error}; check the certificates of the server and of the route"))
+    })
+}
+
 /// What went wrong beside what the server says itself.
 pub(super) fn failure_of_connection(error: &sqlx::Error) -> DbError {
     match error {
@@ -269,11 +314,12 @@ pub(super) fn failure_of_connection(error: &sqlx::Error) -> DbError {
 
 impl<D: Driver> Opening<'_, D> {
     fn failed(&self, error: DbError) -> OpenError {
-        OpenError::Failed { place: self.place.to_owned(), reason: error.to_string() }
+        OpenError::new(self.place, error)
     }
 
     /// A session that owns the store.
     async fn take(&self) -> Result<RemoteSession<D>, OpenError> {
+        self.driver.database().check_files().await.map_err(|error| self.failed(error))?;
         let mut session = RemoteSession::new(self.driver.clone());
         self.prepare(&mut session).await?;
         let begun = Instant::now();
