@@ -18,5 +18,4 @@ mod slow;
 mod space;
 mod start;
 mod tls;
-mod tmpfs;
 mod topology;

@@ -10,8 +10,7 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     call::{client, ensure_error, get, put},
-    support::{http::Api, node::Node, process::eventually},
-    tmpfs::Tmpfs,
+    support::{http::Api, node::Node, process::eventually, tmpfs::Tmpfs},
 };
 
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";

@@ -12,8 +12,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     call::{get, put, refused},
-    support::{http::Api, node::Node, peers::free_port, process::eventually},
-    tmpfs::Tmpfs,
+    support::{http::Api, node::Node, peers::free_port, process::eventually, tmpfs::Tmpfs},
 };
 
 struct Killed(Child);

@@ -7,6 +7,7 @@
 //!   concurrency   many writers and readers at once
 //!   planted       stores with a defect, which the promises above must notice
 //!   trouble       what stores in databases promise when socket, server or another owner fail
+//!   unwilling     … when the server is there, and can't
 //! ```
 //!
 //! A new leaf joins the suite by a [`world::Composition`]; a new promise joins by a function in
@@ -44,9 +45,30 @@ macro_rules! on_composition {
     };
 }
 
+/// Makes a test of each function, on a [`bed::Bed`] of each database.
+macro_rules! on_every_database {
+    ($($trouble:ident),* $(,)?) => {
+        mod postgres {$(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $trouble() {
+                use crate::{bed::Bed, support::databases::Kind};
+                Box::pin(super::$trouble(Box::pin(Bed::open(Kind::Postgres)).await)).await;
+            }
+        )*}
+        mod mariadb {$(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $trouble() {
+                use crate::{bed::Bed, support::databases::Kind};
+                Box::pin(super::$trouble(Box::pin(Bed::open(Kind::MariaDb)).await)).await;
+            }
+        )*}
+    };
+}
+
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bed;
 mod concurrency;
 mod follow;
 mod model;
@@ -54,5 +76,6 @@ mod planted;
 mod promises;
 mod stalled;
 mod trouble;
+mod unwilling;
 mod words;
 mod world;

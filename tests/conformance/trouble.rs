@@ -1,71 +1,30 @@
 //! What stores behind a socket promise when the socket, the server or another owner makes trouble.
 //!
-//! Each test has a router over a store in memory and one in a database, reached through a proxy. In
-//! trouble the database's keys are refused in bounded time, with the route's name; the others' go on;
-//! and all is well again without help when the trouble is over.
+//! Each test has a [`Bed`]. In trouble the database's keys are refused in bounded time, with the route's
+//! name; the others' go on; and all is well again without help when the trouble is over.
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use pleach::{
-    clock::SharedClock,
-    model::{KeyRange, Revision, StoreError},
-    route::{Route, Router},
-    store::{Store, memory::Memory, sql::remote::OpenError},
+    model::{KeyRange, StoreError},
+    store::sql::remote::OpenError,
     topology::Endpoint,
 };
 
 use crate::{
+    bed::{Bed, DATABASE_FAMILY, is_unavailable},
     follow::{Follower, soon},
     support::{
         databases::{DatabaseServer, Kind},
-        proxy::{Act, Mode, Proxy},
+        proxy::{Act, Mode},
         rng::Rng,
     },
-    words::{all_of, apply, bytes, get, key, kvs, number, put, put_op},
-    world::{DATABASE, fresh_clock, open_database, pods, server},
+    words::{get, key, kvs, number},
+    world::{DATABASE, fresh_clock, open_database},
 };
-
-/// An answer must come within this, whatever the trouble: what a statement may take, and a new
-/// connection, and some patience with a busy machine.
-const ANSWER_WITHIN: Duration = Duration::from_secs(20);
-
-/// The family of keys that lives in memory, and the one in the database.
-const MEMORY: usize = 0;
-const DATABASE_FAMILY: usize = 1;
-
-/// A router over memory and a database behind a proxy.
-struct Bed {
-    server: &'static DatabaseServer,
-    proxy: Proxy,
-    endpoint: Endpoint,
-    prefix: String,
-    clock: SharedClock,
-    router: Arc<Router>,
-    database: Arc<dyn Store>,
-}
-
-macro_rules! on_every_database {
-    ($($trouble:ident),* $(,)?) => {
-        mod postgres {$(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $trouble() {
-                use crate::{support::databases::Kind, trouble::Bed};
-                Box::pin(super::$trouble(Box::pin(Bed::open(Kind::Postgres)).await)).await;
-            }
-        )*}
-        mod mariadb {$(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $trouble() {
-                use crate::{support::databases::Kind, trouble::Bed};
-                Box::pin(super::$trouble(Box::pin(Bed::open(Kind::MariaDb)).await)).await;
-            }
-        )*}
-    };
-}
 
 on_every_database! {
     a_server_that_refuses_is_named_and_comes_back,
@@ -86,83 +45,6 @@ on_every_database! {
     a_wrong_password_is_said_and_not_shown,
     keys_beyond_the_limit_are_refused_and_those_at_it_are_kept_whole,
     random_trouble_loses_no_acknowledged_write_and_no_event,
-}
-
-// === impl Bed ===
-
-impl Bed {
-    async fn open(kind: Kind) -> Self {
-        let server = server(kind).await;
-        let proxy = Proxy::start(server.address()).await.expect("a proxy can listen");
-        let prefix = crate::world::new_prefix();
-        let endpoint = endpoint(server, &proxy, &prefix);
-        let clock = fresh_clock();
-        let database = open_database("pods", &endpoint, &clock).await.expect("it can be opened");
-        let route = Route { rule: pods(), store: database.clone() };
-        let router = Router::new(vec![route], Memory::new("main", clock.clone()));
-        Self { server, proxy, endpoint, prefix, clock, router, database }
-    }
-
-    /// A write to the database, which must be answered in time.
-    async fn try_put(&self, name: &str, value: &str) -> Result<Revision, StoreError> {
-        let txn = all_of(vec![put_op(key(DATABASE_FAMILY, name), bytes(value), 0)]);
-        let answer = tokio::time::timeout(ANSWER_WITHIN, apply(&*self.router, txn)).await;
-        let answer = answer.expect("an answer in bounded time");
-        answer.map(|written| written.revision)
-    }
-
-    /// Tries until the database takes writes again.
-    async fn put_again(&self, name: &str, value: &str) -> Revision {
-        soon("the store is back", async {
-            loop {
-                match self.try_put(name, value).await {
-                    Ok(revision) => return revision,
-                    Err(StoreError::Unavailable { .. }) => tokio::task::yield_now().await,
-                    Err(error) => panic!("{error}"),
-                }
-            }
-        })
-        .await
-    }
-
-    /// The other store goes on as if nothing was.
-    async fn others_go_on(&self) {
-        let started = Instant::now();
-        let revision = put(&*self.router, key(MEMORY, "other"), bytes("goes on")).await;
-        let kv = get(&*self.router, &key(MEMORY, "other"), revision).await;
-        assert_eq!(kv.expect("it was put").mod_revision, revision);
-        assert!(started.elapsed() < Duration::from_secs(1), "the other store was held up");
-    }
-
-    async fn value(&self, name: &str) -> Option<String> {
-        let kv = get(&*self.router, &key(DATABASE_FAMILY, name), self.clock.shown()).await?;
-        Some(String::from_utf8_lossy(&kv.value).into_owned())
-    }
-
-    async fn sql(&self, text: &str) -> String {
-        let text = text.replace("pleach_", &self.prefix);
-        self.server.sql(DATABASE, &text).await.expect("the administrator is answered")
-    }
-
-    /// Cuts the server off, whatever was open.
-    async fn refuse(&self) {
-        self.proxy.set(Mode::Refuse).await.expect("the proxy obeys");
-        self.proxy.cut().await;
-    }
-
-    async fn pass(&self) {
-        self.proxy.set(Mode::Pass).await.expect("the proxy obeys");
-    }
-}
-
-fn endpoint(server: &DatabaseServer, proxy: &Proxy, prefix: &str) -> Endpoint {
-    let url = server.url_at(proxy.address(), DATABASE);
-    let join = if url.contains('?') { '&' } else { '?' };
-    Endpoint::parse(&format!("{url}{join}table_prefix={prefix}")).expect("a good endpoint")
-}
-
-fn is_unavailable(error: &StoreError) -> bool {
-    matches!(error, StoreError::Unavailable { store, .. } if &**store == "pods")
 }
 
 async fn a_server_that_refuses_is_named_and_comes_back(bed: Bed) {

@@ -15,3 +15,4 @@ pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod rng;
 pub(crate) mod server;
+pub(crate) mod tmpfs;

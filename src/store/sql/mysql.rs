@@ -340,6 +340,8 @@ fn failure(error: &sqlx::Error) -> DbError {
         1290 | 1792 | 1836 | 1874 => DbError::Lost(format!(
             "{said}; this server only reads: name the primary in the endpoint"
         )),
+        // Too many connections, in all or of this user.
+        1040 | 1203 | 1226 => DbError::Lost(said.to_owned()),
         // Shutdown, a killed connection.
         1053 | 1927 | 3169 | 4031 => DbError::Lost(said.to_owned()),
         1045 | 1698 => DbError::Failed(format!("{said}; check the endpoint's user and password")),

@@ -382,6 +382,8 @@ fn failure(error: &sqlx::Error) -> DbError {
     // https://www.postgresql.org/docs/current/errcodes-appendix.html
     match (&code[..code.len().min(2)], &code[..]) {
         (_, "53100") => DbError::Full(said.to_owned()),
+        // Told to who connects.
+        (_, "53300") => DbError::Lost(said.to_owned()),
         (_, "25006") => DbError::Lost(format!(
             "{said}; this server only reads: name the primary in the endpoint"
         )),
