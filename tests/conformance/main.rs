@@ -7,6 +7,7 @@
 //!   concurrency   many writers and readers at once
 //!   planted       stores with a defect, which the promises above must notice
 //!   trouble       what stores in databases promise when socket, server or another owner fail
+//!   doubt         … when it is not known what became of a request
 //!   unwilling     … when the server is there, and can't
 //! ```
 //!
@@ -70,6 +71,7 @@ mod support;
 
 mod bed;
 mod concurrency;
+mod doubt;
 mod follow;
 mod model;
 mod planted;

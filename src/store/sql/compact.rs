@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    session::{Arg, Columns, DbResult, Session},
+    session::{Arg, Columns, DbError, DbResult, Session},
     statements::Statements,
 };
 use crate::model::Revision;
@@ -25,7 +25,7 @@ pub(super) struct Compaction {
     /// Everything below was walked; what is at it may have to be walked again.
     walked: Revision,
     target: Revision,
-    waiting: Vec<oneshot::Sender<()>>,
+    waiting: Vec<oneshot::Sender<DbResult<()>>>,
     is_paused: bool,
 }
 
@@ -50,10 +50,21 @@ impl Compaction {
         self.is_paused = false;
     }
 
-    /// Tells when all that is due is done; at once, where nothing is.
-    pub(super) fn tell(&mut self, done: oneshot::Sender<()>) {
-        if self.is_due() {
-            self.waiting.push(done);
+    /// Tells when all that is due is done; at once, where nothing is. What was given up before is
+    /// tried again for who asks.
+    pub(super) fn tell(&mut self, done: oneshot::Sender<DbResult<()>>) {
+        self.is_paused = false;
+        self.waiting.push(done);
+        if !self.is_due() {
+            self.answer(&Ok(()));
+        }
+    }
+
+    /// Tells those who wait. The work goes on where it is not done.
+    pub(super) fn answer(&mut self, result: &DbResult<()>) {
+        for waiting in self.waiting.drain(..) {
+            // Whoever waited may have gone.
+            let _ = waiting.send(result.clone());
         }
     }
 
@@ -61,9 +72,10 @@ impl Compaction {
         !self.is_paused && self.walked < self.target
     }
 
-    pub(super) fn give_up(&mut self) {
+    /// Leaves the rest to the next compaction.
+    pub(super) fn give_up(&mut self, error: DbError) {
         self.is_paused = true;
-        self.waiting.clear();
+        self.answer(&Err(error));
     }
 
     /// One step, in a transaction of its own.
@@ -99,10 +111,7 @@ impl Compaction {
         session.commit().await?;
         self.walked = walked;
         if self.walked >= self.target {
-            for waiting in self.waiting.drain(..) {
-                // Whoever waited may have gone.
-                let _ = waiting.send(());
-            }
+            self.answer(&Ok(()));
         }
         Ok(())
     }

@@ -237,11 +237,12 @@ impl<D: Database> Store for SqlStore<D> {
         let (answer, accepted) = oneshot::channel();
         let (done, finished) = oneshot::channel();
         self.ask(Task::Compact(revision, answer, done), accepted).await??;
-        if wait {
-            // The sender goes where compaction is given up, and then there is nothing to wait for.
-            let _ = finished.await;
+        if !wait {
+            return Ok(());
         }
-        Ok(())
+        let gone = || DbError::Lost("its writer has stopped".to_owned());
+        let finished = finished.await.unwrap_or_else(|_| Err(gone()));
+        finished.map_err(|error| self.inner.shared.error(error))
     }
 
     fn compacted(&self) -> Revision {
@@ -311,6 +312,8 @@ impl<D: Database> Log for Inner<D> {
         );
         let batch = batch.await.map_err(|error| shared.error(error))?;
         shared.check_readable(after + 1)?;
+        // A server that answers meanwhile is not known to be the right one.
+        shared.check_usable()?;
         Ok(batch)
     }
 

@@ -57,7 +57,7 @@ pub(super) enum Task {
     /// Keep or forget a record.
     Remember(String, Option<Bytes>, oneshot::Sender<Result<()>>),
     /// Give up the past below a revision; the second channel hears when the work is done.
-    Compact(Revision, oneshot::Sender<Result<()>>, oneshot::Sender<()>),
+    Compact(Revision, oneshot::Sender<Result<()>>, oneshot::Sender<DbResult<()>>),
 }
 
 /// The writer.
@@ -282,7 +282,10 @@ impl<S: Session> Writer<S> {
         };
         match asked {
             Ok(true) => self.conclude(batch),
-            Ok(false) => self.refuse(batch, &error),
+            Ok(false) if expected.is_some() || matches!(error, DbError::Full(_)) => {
+                self.refuse(batch, &error);
+            }
+            Ok(false) => self.leave_unknown(batch, &error),
             Err(second) => self.doubt(batch, &error, second).await,
         }
     }
@@ -301,7 +304,6 @@ impl<S: Session> Writer<S> {
     async fn look(&mut self, expected: Option<Revision>) -> DbResult<bool> {
         self.session.recover().await?;
         let newest = self.newest_there().await?;
-        // A batch that changed no key can be repeated by whoever asked for it.
         Ok(expected.is_some_and(|expected| newest >= expected))
     }
 
@@ -320,6 +322,22 @@ impl<S: Session> Writer<S> {
             )));
         }
         Ok(newest)
+    }
+
+    /// The commit of a batch that changed no key: there is no revision to find out by whether its
+    /// records are there.
+    fn leave_unknown(&self, batch: Batch, error: &DbError) {
+        self.shared.journal.abort();
+        let refused = self.shared.error(error.clone());
+        let reason: Arc<str> = error.to_string().into();
+        for answer in batch.answers {
+            let store = self.shared.name.clone();
+            let error = match answer {
+                Answer::Written(..) => refused.clone(),
+                Answer::Done(..) => StoreError::UnknownOutcome { store, reason: reason.clone() },
+            };
+            answer.fail(error);
+        }
     }
 
     /// The outcome of a commit stays unknown: its revisions stay open until it is known.
@@ -362,6 +380,8 @@ impl<S: Session> Writer<S> {
             tracing::warn!(store = %self.shared.name, error = %trouble, "the store can't be used");
             let error = self.shared.error(trouble.clone());
             self.shared.trouble.send_replace(Some(error.clone()));
+            // The work itself goes on when the store is back.
+            self.compaction.answer(&Err(trouble.clone()));
             if let Some(task) = self.held.take() {
                 task.refuse(error.clone());
             }
@@ -547,7 +567,7 @@ impl<S: Session> Writer<S> {
         if let Err(error) = step {
             tracing::warn!(store = %self.shared.name, %error, "a step of compaction failed");
             // The next compaction takes up where this one stopped.
-            self.compaction.give_up();
+            self.compaction.give_up(error.clone());
             self.take_trouble(error).await;
         }
     }
@@ -564,7 +584,7 @@ impl<S> Drop for Writer<S> {
 struct Work {
     records: Vec<(String, Option<Bytes>)>,
     compact: Option<Revision>,
-    compacted: Vec<oneshot::Sender<()>>,
+    compacted: Vec<oneshot::Sender<DbResult<()>>>,
 }
 
 // === impl Work ===
