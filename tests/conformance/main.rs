@@ -8,6 +8,7 @@
 //!   planted       stores with a defect, which the promises above must notice
 //!   trouble       what stores in databases promise when socket, server or another owner fail
 //!   doubt         … when it is not known what became of a request
+//!   hosts         … where several servers answer
 //!   unwilling     … when the server is there, and can't
 //! ```
 //!
@@ -73,6 +74,7 @@ mod bed;
 mod concurrency;
 mod doubt;
 mod follow;
+mod hosts;
 mod model;
 mod planted;
 mod promises;

@@ -172,22 +172,13 @@ impl Driver for Mysql {
         }
     }
 
-    async fn connect(&self) -> DbResult<MySqlConnection> {
-        let mut failed = None;
-        for host in &self.database.hosts {
-            let mut connection = match self.connect_to(host).await {
-                Ok(connection) => connection,
-                Err(error) => {
-                    failed = Some(failure_of_tls(&error).unwrap_or_else(|| failure(&error)));
-                    continue;
-                }
-            };
-            match connection.execute(sqlx::raw_sql(AssertSqlSafe(self.settings()))).await {
-                Ok(_) => return Ok(connection),
-                Err(error) => failed = Some(failure(&error)),
-            }
-        }
-        Err(failed.unwrap_or_else(|| DbError::Failed("the endpoint names no host".to_owned())))
+    async fn connect(&self, host: &Host) -> DbResult<MySqlConnection> {
+        let connected = self.connect_to(host).await;
+        let mut connection =
+            connected.map_err(|error| failure_of_tls(&error).unwrap_or_else(|| failure(&error)))?;
+        let set = connection.execute(sqlx::raw_sql(AssertSqlSafe(self.settings()))).await;
+        set.map_err(|error| failure(&error))?;
+        Ok(connection)
     }
 
     async fn run(connection: &mut MySqlConnection, sql: &Sql) -> DbResult<Option<i64>> {

@@ -2,7 +2,10 @@
 //!
 //! Many rows go in one statement as arrays, so that each statement has one text whatever their number.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
@@ -29,8 +32,8 @@ const KEY_BYTES_MAX: usize = 2_600;
 #[derive(Debug)]
 pub struct Postgres {
     database: Database,
-    /// Whether the server was found not to ask for passwords in clear.
-    is_discreet: AtomicBool,
+    /// The servers that were found not to ask for passwords in clear.
+    discreet: Mutex<BTreeSet<Host>>,
 }
 
 // === impl Postgres ===
@@ -38,7 +41,7 @@ pub struct Postgres {
 impl Postgres {
     /// The server, or the servers in turn, of an endpoint.
     pub fn new(database: Database) -> Self {
-        Self { database, is_discreet: AtomicBool::new(false) }
+        Self { database, discreet: Mutex::default() }
     }
 
     fn options(&self, host: &Host, database: &str) -> PgConnectOptions {
@@ -83,7 +86,8 @@ impl Postgres {
             return Ok(());
         };
         let may_be_clear = matches!(self.database.tls, TlsMode::Disable | TlsMode::Prefer);
-        if !may_be_clear || self.is_discreet.load(Ordering::Relaxed) {
+        let discreet = || self.discreet.lock().unwrap_or_else(PoisonError::into_inner);
+        if !may_be_clear || discreet().contains(host) {
             return Ok(());
         }
         let prefers_tls = self.database.tls == TlsMode::Prefer;
@@ -97,7 +101,7 @@ impl Postgres {
                     .to_owned(),
             )),
             Ok(false) => {
-                self.is_discreet.store(true, Ordering::Relaxed);
+                discreet().insert(host.clone());
                 Ok(())
             }
             Err(error) => Err(DbError::Lost(error.to_string())),
@@ -195,29 +199,17 @@ impl Driver for Postgres {
         }
     }
 
-    async fn connect(&self) -> DbResult<PgConnection> {
-        let mut failed = None;
-        for host in &self.database.hosts {
-            if let Err(error) = self.check_discretion(host).await {
-                failed = Some(error);
-                continue;
-            }
-            let mut connection = match self.connect_to(host).await {
-                Ok(connection) => connection,
-                Err(error) => {
-                    failed = Some(failure_of_tls(&error).unwrap_or_else(|| failure(&error)));
-                    continue;
-                }
-            };
-            // A transaction that its owner left behind must not hold up the next one for long.
-            let settings = "SET synchronous_commit = on; SET lock_timeout = '5s'; \
-                SET idle_in_transaction_session_timeout = '20s'";
-            match connection.execute(sqlx::raw_sql(settings)).await {
-                Ok(_) => return Ok(connection),
-                Err(error) => failed = Some(failure(&error)),
-            }
-        }
-        Err(failed.unwrap_or_else(|| DbError::Failed("the endpoint names no host".to_owned())))
+    async fn connect(&self, host: &Host) -> DbResult<PgConnection> {
+        self.check_discretion(host).await?;
+        let connected = self.connect_to(host).await;
+        let mut connection =
+            connected.map_err(|error| failure_of_tls(&error).unwrap_or_else(|| failure(&error)))?;
+        // A transaction that its owner left behind must not hold up the next one for long.
+        let settings = "SET synchronous_commit = on; SET lock_timeout = '5s'; \
+            SET idle_in_transaction_session_timeout = '20s'";
+        let set = connection.execute(sqlx::raw_sql(settings)).await;
+        set.map_err(|error| failure(&error))?;
+        Ok(connection)
     }
 
     async fn run(connection: &mut PgConnection, sql: &Sql) -> DbResult<Option<i64>> {

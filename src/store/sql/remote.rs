@@ -7,12 +7,15 @@
 //!   lock of the connection   held while the owner's connection lives: who else starts is refused
 //!   epoch                    checked in every transaction: an owner that lost the store writes nothing
 //!   note, until              who has it, and until when it may be read without asking again
+//!   home                     where the owner's connection goes: what reads elsewhere, or was opened
+//!                            before the owner's, is thrown away
 //! ```
+
+mod opening;
 
 use std::{
     fmt,
     future::Future,
-    ops::ControlFlow,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -25,16 +28,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+pub use self::opening::{OpenError, open};
 use super::{
-    SqlStore, address,
-    session::{
-        Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask,
-    },
+    address::{self, Host},
+    session::{Arg, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask},
 };
-use crate::clock::SharedClock;
-
-/// The schema that this version reads and writes.
-const SCHEMA_VERSION: i64 = 1;
 
 /// What a statement may take, as long as etcd gives a request.
 const STATEMENT_TIME_MAX: Duration = Duration::from_secs(7);
@@ -44,11 +42,6 @@ const LEASE: Duration = Duration::from_secs(10);
 
 /// How often the owner extends it.
 const KEEP_INTERVAL: Duration = Duration::from_secs(3);
-
-/// How long to wait for the lock of an owner that died a moment ago: its server ends the connection
-/// when it notices.
-const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What an owner's clock and the database's may differ by within one lease.
 const LEASE_DOUBT: Duration = Duration::from_secs(1);
@@ -67,8 +60,9 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// How it writes what databases write differently.
     fn dialect(&self) -> Dialect;
 
-    /// A new connection, fit for both roles. The database itself is made where it is missing.
-    fn connect(&self) -> impl Future<Output = DbResult<Self::Connection>> + Send;
+    /// A new connection to one of the database's hosts, fit for both roles. The database itself is
+    /// made where it is missing.
+    fn connect(&self, host: &Host) -> impl Future<Output = DbResult<Self::Connection>> + Send;
 
     /// Runs statements without arguments, several where `;` parts them. Returns the first column of
     /// the last row, where it is a number.
@@ -121,58 +115,6 @@ pub struct Texts {
     pub durability: Vec<(&'static str, String)>,
 }
 
-/// A database that can't be a store, or can't be one now.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another node has it.
-    #[error(
-        "{place} is in use by {owner}; stop that node, or give this one another database \
-         or table prefix"
-    )]
-    InUse {
-        /// The database.
-        place: String,
-        /// What its owner wrote about itself.
-        owner: String,
-    },
-    /// It belongs to another program.
-    #[error(
-        "{place} holds the table `kine`: kine or HariKube filled it, and Pleach does not read \
-         their tables; point this store at another database or schema"
-    )]
-    Foreign {
-        /// The database.
-        place: String,
-    },
-    /// A newer version wrote it.
-    #[error(
-        "{place} has schema version {found}, but this version of Pleach knows none above \
-         {SCHEMA_VERSION}; run a newer one"
-    )]
-    TooNew {
-        /// The database.
-        place: String,
-        /// Its version.
-        found: i64,
-    },
-    /// It can't be reached, or does not answer.
-    #[error("{place} can't be reached: {reason}")]
-    Unreachable {
-        /// The database.
-        place: String,
-        /// What happened.
-        reason: String,
-    },
-    /// Anything else: no rights, a wrong password, a bad certificate.
-    #[error("{place} can't be opened: {reason}")]
-    Failed {
-        /// The database.
-        place: String,
-        /// Why, and what to do where that is known.
-        reason: String,
-    },
-}
-
 /// A database behind a socket, for reads.
 #[derive(Debug)]
 pub struct Remote<D: Driver> {
@@ -193,9 +135,12 @@ pub struct Readers {
     pub life_time_max: Duration,
 }
 
-/// Until when the store is this node's for certain.
+/// Until when the store is this node's for certain, and where it is.
 #[derive(Debug)]
 struct Tenure {
+    epoch: i64,
+    /// The connection that the writer is on.
+    home: Mutex<Home>,
     begin: Instant,
     /// Milliseconds after `begin`.
     until_ms: AtomicU64,
@@ -208,82 +153,34 @@ pub struct RemoteSession<D: Driver> {
     /// There where it can be used.
     connection: Option<D::Connection>,
     opened: Instant,
-    /// There where this session writes.
-    title: Option<Title>,
+    /// Where it is, if it writes; where the writer was when it was opened, if it reads.
+    home: Home,
+    role: Role,
+}
+
+/// Where a writer is: on its how-manieth connection, to which host by its place in the endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Home {
+    connection: u64,
+    host: usize,
+}
+
+/// What a session may do.
+#[derive(Debug)]
+enum Role {
+    /// Find out whether the store can be had.
+    Opens,
+    /// Read where the writer is.
+    Reads(Arc<Tenure>),
+    Writes(Title),
 }
 
 /// The writing session's right to the store.
 #[derive(Debug)]
 struct Title {
-    epoch: i64,
     tenure: Arc<Tenure>,
     begin: Sql,
     extend: Sql,
-}
-
-/// Opens the store at `place`, making its tables where there are none, and takes it.
-///
-/// # Errors
-/// Those of [`OpenError`].
-pub async fn open<D: Driver>(
-    name: &str,
-    place: &str,
-    driver: D,
-    readers: Readers,
-    owner: &str,
-    clock: SharedClock,
-) -> Result<Arc<SqlStore<Remote<D>>>, OpenError> {
-    let opening = Opening { place, driver: Arc::new(driver), owner };
-    let failed = |error| OpenError::new(place, error);
-    let session = opening.take().await?;
-    let tenure = session.title.as_ref().map(|title| title.tenure.clone());
-    let remote = Remote {
-        driver: opening.driver.clone(),
-        tenure: tenure.unwrap_or_else(|| Arc::new(Tenure::new())),
-        permits: Semaphore::new(readers.open_max),
-        free: Mutex::default(),
-        life_time_max: readers.life_time_max,
-    };
-    SqlStore::open(name, remote, session, clock).await.map_err(failed)
-}
-
-// === impl OpenError ===
-
-impl OpenError {
-    /// Whether it may be open later with no change to the node.
-    pub fn may_pass(&self) -> bool {
-        match self {
-            Self::InUse { .. } | Self::Unreachable { .. } => true,
-            Self::Foreign { .. } | Self::TooNew { .. } | Self::Failed { .. } => false,
-        }
-    }
-
-    fn new(place: &str, error: DbError) -> Self {
-        let (place, reason) = (place.to_owned(), error.to_string());
-        match error {
-            DbError::Lost(_) => Self::Unreachable { place, reason },
-            DbError::Full(_) | DbError::Fenced(_) | DbError::Failed(_) => {
-                Self::Failed { place, reason }
-            }
-        }
-    }
-}
-
-struct Opening<'a, D> {
-    place: &'a str,
-    driver: Arc<D>,
-    owner: &'a str,
-}
-
-/// What the database says about who has the store.
-struct Claim {
-    owner: String,
-    left_ms: i64,
-}
-
-/// The part of an owner's words that stays the same when its process starts anew.
-fn who(owner: &str) -> &str {
-    owner.split_once(" (").map_or(owner, |(who, _)| who)
 }
 
 /// What went wrong while connecting, where it is about certificates and lasts; the driver has a
@@ -310,141 +207,16 @@ pub(super) fn failure_of_connection(error: &sqlx::Error) -> DbError {
     }
 }
 
-// === impl Opening ===
-
-impl<D: Driver> Opening<'_, D> {
-    fn failed(&self, error: DbError) -> OpenError {
-        OpenError::new(self.place, error)
-    }
-
-    /// A session that owns the store.
-    async fn take(&self) -> Result<RemoteSession<D>, OpenError> {
-        self.driver.database().check_files().await.map_err(|error| self.failed(error))?;
-        let mut session = RemoteSession::new(self.driver.clone());
-        self.prepare(&mut session).await?;
-        let begun = Instant::now();
-        loop {
-            let started = Instant::now();
-            let is_free = session.number(&self.sql(&self.driver.texts().lock)).await;
-            let is_free = is_free.map_err(|error| self.failed(error))? == Some(1);
-            let taken = self.claim(&mut session, is_free).await;
-            match taken.map_err(|error| self.failed(error))? {
-                Ok(epoch) => {
-                    let tenure = Arc::new(Tenure::new());
-                    tenure.extend(started);
-                    session.title = Some(self.title(epoch, tenure));
-                    return Ok(session);
-                }
-                Err(_) if !is_free && begun.elapsed() < LOCK_WAIT_MAX => {
-                    tokio::time::sleep(LOCK_PAUSE).await;
-                }
-                Err(claim) if !is_free => {
-                    let owner = claim.owner;
-                    return Err(OpenError::InUse { place: self.place.to_owned(), owner });
-                }
-                Err(claim) => {
-                    // Its connection is gone, so it is most likely dead; but it may come back.
-                    let left = Duration::from_millis(u64::try_from(claim.left_ms).unwrap_or(0));
-                    tracing::info!(
-                        place = self.place,
-                        owner = claim.owner,
-                        ?left,
-                        "waiting until the last owner's lease runs out"
-                    );
-                    tokio::time::sleep(left.min(LEASE) + Duration::from_millis(10)).await;
-                }
-            }
-        }
-    }
-
-    fn sql(&self, text: &str) -> Sql {
-        self.driver.dialect().write(text)
-    }
-
-    /// Makes the tables, and refuses what is not ours before anything is written.
-    async fn prepare(&self, session: &mut RemoteSession<D>) -> Result<(), OpenError> {
-        let texts = self.driver.texts();
-        let mut ask = async |text: &str| {
-            session.number(&self.sql(text)).await.map_err(|error| self.failed(error))
-        };
-        if ask(&texts.has_kine).await? == Some(1) {
-            return Err(OpenError::Foreign { place: self.place.to_owned() });
-        }
-        if ask(&texts.has_tables).await? != Some(1) {
-            for statement in &texts.schema {
-                ask(statement).await?;
-            }
-        }
-        let found = ask("SELECT value FROM pleach_meta WHERE name = 'schema'").await?;
-        if let Some(found) = found.filter(|found| *found > SCHEMA_VERSION) {
-            return Err(OpenError::TooNew { place: self.place.to_owned(), found });
-        }
-        for (advice, query) in &texts.durability {
-            if ask(query).await? == Some(1) {
-                tracing::warn!(place = self.place, "{advice}");
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the store, or says who has it.
-    async fn claim(
-        &self,
-        session: &mut RemoteSession<D>,
-        is_free: bool,
-    ) -> DbResult<Result<i64, Claim>> {
-        let now = self.driver.texts().now_ms;
-        session.number(&self.sql("BEGIN")).await?;
-        let epoch = "SELECT value FROM pleach_meta WHERE name = 'epoch' FOR UPDATE";
-        let epoch = session.number(&self.sql(epoch)).await?.unwrap_or(0);
-        let left = format!("SELECT value - {now} FROM pleach_meta WHERE name = 'until'");
-        let left_ms = session.number(&self.sql(&left)).await?.unwrap_or(0);
-        let mut owner = String::new();
-        let mut each = |columns: &dyn Columns| {
-            owner = String::from_utf8_lossy(&columns.bytes(0)).into();
-            ControlFlow::Continue(())
-        };
-        let sql = self.sql("SELECT note FROM pleach_meta WHERE name = ?");
-        session.fetch(&sql, &[Arg::Text("epoch")], &mut each).await?;
-        let is_mine = is_free && who(self.owner) == who(&owner);
-        if left_ms > 0 && !is_mine {
-            session.rollback().await;
-            return Ok(Err(Claim { owner, left_ms }));
-        }
-        let sql = self.sql("UPDATE pleach_meta SET note = ? WHERE name = ?");
-        let note = [Arg::Bytes(self.owner.as_bytes()), Arg::Text("epoch")];
-        session.fetch(&sql, &note, &mut |_| ControlFlow::Continue(())).await?;
-        let epoch = epoch + 1;
-        let lease = LEASE.as_millis();
-        let take = format!(
-            "UPDATE pleach_meta SET value = {epoch} WHERE name = 'epoch'; \
-             UPDATE pleach_meta SET value = {now} + {lease} WHERE name = 'until'"
-        );
-        session.number(&self.sql(&take)).await?;
-        session.commit().await?;
-        Ok(Ok(epoch))
-    }
-
-    fn title(&self, epoch: i64, tenure: Arc<Tenure>) -> Title {
-        let now = self.driver.texts().now_ms;
-        let lease = LEASE.as_millis();
-        let check = "SELECT value FROM pleach_meta WHERE name = 'epoch' FOR UPDATE";
-        let extend =
-            format!("UPDATE pleach_meta SET value = {now} + {lease} WHERE name = 'until'; COMMIT");
-        Title {
-            epoch,
-            tenure,
-            begin: self.sql(&format!("BEGIN; {check}")),
-            extend: self.sql(&extend),
-        }
-    }
-}
-
 // === impl Tenure ===
 
 impl Tenure {
-    fn new() -> Self {
-        Self { begin: Instant::now(), until_ms: AtomicU64::new(0) }
+    fn new(epoch: i64, home: Home) -> Self {
+        let (home, until_ms) = (Mutex::new(home), AtomicU64::new(0));
+        Self { epoch, home, begin: Instant::now(), until_ms }
+    }
+
+    fn home(&self) -> Home {
+        *self.home.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that the lease was extended no earlier than at `started`.
@@ -465,19 +237,35 @@ impl Tenure {
 // === impl Remote ===
 
 impl<D: Driver> Remote<D> {
+    /// The database that a session owns.
+    fn new(writer: &RemoteSession<D>, readers: Readers) -> DbResult<Self> {
+        Ok(Self {
+            driver: writer.driver.clone(),
+            tenure: writer.title()?.tenure.clone(),
+            permits: Semaphore::new(readers.open_max),
+            free: Mutex::default(),
+            life_time_max: readers.life_time_max,
+        })
+    }
+
     /// Runs a job on a free connection, and once more on a new one where that turns out to be dead.
     async fn run<T: Send>(&self, job: &Job<RemoteSession<D>, T>) -> DbResult<T> {
         loop {
             let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let is_young =
-                |session: &RemoteSession<D>| session.opened.elapsed() < self.life_time_max;
-            let free = free.filter(is_young);
+            let is_good = |session: &RemoteSession<D>| {
+                session.opened.elapsed() < self.life_time_max && session.home == self.tenure.home()
+            };
+            let free = free.filter(is_good);
             let is_new = free.is_none();
-            let mut session = free.unwrap_or_else(|| RemoteSession::new(self.driver.clone()));
+            let mut session = free.unwrap_or_else(|| {
+                RemoteSession::new(self.driver.clone(), Role::Reads(self.tenure.clone()))
+            });
             let started = Instant::now();
             match job(&mut session).await {
                 // A connection that was cut while it lay idle says so at once.
                 Err(DbError::Lost(_)) if !is_new && started.elapsed() < STATEMENT_TIME_MAX / 2 => {}
+                // The writer went on elsewhere, and this may have been read behind it.
+                Ok(_) if session.home != self.tenure.home() => {}
                 result => {
                     if session.connection.is_some() {
                         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(session);
@@ -521,23 +309,95 @@ impl<D: Driver> Database for Remote<D> {
 // === impl RemoteSession ===
 
 impl<D: Driver> RemoteSession<D> {
-    fn new(driver: Arc<D>) -> Self {
-        Self { driver, connection: None, opened: Instant::now(), title: None }
+    fn new(driver: Arc<D>, role: Role) -> Self {
+        let home = match &role {
+            Role::Reads(tenure) => tenure.home(),
+            Role::Opens | Role::Writes(_) => Home::default(),
+        };
+        Self { driver, connection: None, opened: Instant::now(), home, role }
+    }
+
+    /// Makes it the writer of the store that it took at `started`.
+    fn own(&mut self, epoch: i64, started: Instant) {
+        let now = self.driver.texts().now_ms;
+        let lease = LEASE.as_millis();
+        let check = "SELECT value FROM pleach_meta WHERE name = 'epoch' FOR UPDATE";
+        let extend =
+            format!("UPDATE pleach_meta SET value = {now} + {lease} WHERE name = 'until'; COMMIT");
+        let tenure = Arc::new(Tenure::new(epoch, self.home));
+        tenure.extend(started);
+        let dialect = self.driver.dialect();
+        self.role = Role::Writes(Title {
+            tenure,
+            begin: dialect.write(&format!("BEGIN; {check}")),
+            extend: dialect.write(&extend),
+        });
+    }
+
+    fn title(&self) -> DbResult<&Title> {
+        match &self.role {
+            Role::Writes(title) => Ok(title),
+            Role::Opens | Role::Reads(_) => {
+                Err(DbError::Failed("a session that reads was asked to write".to_owned()))
+            }
+        }
     }
 
     /// The connection, for one statement: [`RemoteSession::put_back`] takes it again.
     async fn take(&mut self) -> DbResult<D::Connection> {
-        match self.connection.take() {
-            Some(connection) => Ok(connection),
+        match (self.connection.take(), &self.role) {
+            (Some(connection), _) => Ok(connection),
             // A writer that lost its connection lost its transaction too.
-            None if self.title.is_some() => Err(DbError::Lost("the connection is gone".to_owned())),
-            None => self.connect().await,
+            (None, Role::Writes(_)) => Err(DbError::Lost("the connection is gone".to_owned())),
+            (None, Role::Opens) => self.connect().await,
+            (None, Role::Reads(tenure)) => self.follow(tenure.clone()).await,
         }
     }
 
+    /// A connection to the first host that answers.
     async fn connect(&mut self) -> DbResult<D::Connection> {
         self.opened = Instant::now();
-        in_time("accept a connection", self.driver.connect()).await
+        let hosts = &self.driver.database().hosts;
+        // A host that is silent leaves time for those behind it.
+        let share = STATEMENT_TIME_MAX / u32::try_from(hosts.len()).unwrap_or(u32::MAX).max(1);
+        let mut failed = None;
+        for (at, host) in hosts.iter().enumerate() {
+            let connecting = self.driver.connect(host);
+            match within(share, "accept a connection", Box::pin(connecting)).await {
+                Ok(connection) => {
+                    self.home = Home { connection: self.home.connection + 1, host: at };
+                    return Ok(connection);
+                }
+                // What may pass is worth waiting for, whatever is wrong with the others.
+                Err(error) if !matches!(failed, Some(DbError::Lost(_))) => failed = Some(error),
+                Err(_) => {}
+            }
+        }
+        Err(failed.unwrap_or_else(|| DbError::Failed("the endpoint names no host".to_owned())))
+    }
+
+    /// A connection to where the writer is. Another server may answer at its address: one that was
+    /// put in its place, or one of several behind it.
+    async fn follow(&mut self, tenure: Arc<Tenure>) -> DbResult<D::Connection> {
+        self.opened = Instant::now();
+        self.home = tenure.home();
+        let hosts = &self.driver.database().hosts;
+        let host = hosts.get(self.home.host).ok_or_else(|| DbError::Lost("it moved".to_owned()))?;
+        let connecting = Box::pin(self.driver.connect(host));
+        let mut connection = in_time("accept a connection", connecting).await?;
+        let epoch = "SELECT value FROM pleach_meta WHERE name = 'epoch'";
+        let epoch = self.driver.dialect().write(epoch);
+        let found = in_time("answer", D::run(&mut connection, &epoch)).await;
+        let found = found.map_err(|error| DbError::Lost(error.to_string()))?;
+        if found == Some(tenure.epoch) {
+            return Ok(connection);
+        }
+        let found = found.map_or("none".to_owned(), |found| found.to_string());
+        Err(DbError::Lost(format!(
+            "what answers is not the store that this node owns (epoch {found}, not {}): another node \
+             took it, or another server answers at its address",
+            tenure.epoch
+        )))
     }
 
     /// Keeps the connection where it can be used again.
@@ -555,10 +415,8 @@ impl<D: Driver> RemoteSession<D> {
     }
 
     async fn begin_as_owner(&mut self) -> DbResult<()> {
-        let Some(title) = &self.title else {
-            return Err(DbError::Failed("a session that reads was asked to write".to_owned()));
-        };
-        let (epoch, begin) = (title.epoch, title.begin.clone());
+        let title = self.title()?;
+        let (epoch, begin) = (title.tenure.epoch, title.begin.clone());
         match self.number(&begin).await? {
             Some(found) if found == epoch => Ok(()),
             found => {
@@ -631,9 +489,10 @@ impl<D: Driver> Session for RemoteSession<D> {
     async fn keep(&mut self) -> DbResult<()> {
         let started = Instant::now();
         self.begin_as_owner().await?;
-        let Some(title) = &self.title else { return Ok(()) };
+        let title = self.title()?;
         let (extend, tenure) = (title.extend.clone(), title.tenure.clone());
         self.number(&extend).await?;
+        *tenure.home.lock().unwrap_or_else(PoisonError::into_inner) = self.home;
         tenure.extend(started);
         Ok(())
     }
@@ -641,8 +500,16 @@ impl<D: Driver> Session for RemoteSession<D> {
 
 /// What is not done in time leaves its connection in no known state.
 async fn in_time<T>(what: &str, work: impl Future<Output = DbResult<T>>) -> DbResult<T> {
-    timeout(STATEMENT_TIME_MAX, work).await.unwrap_or_else(|_| {
-        let limit = STATEMENT_TIME_MAX.as_secs();
-        Err(DbError::Lost(format!("the server did not {what} within {limit} s")))
+    within(STATEMENT_TIME_MAX, what, work).await
+}
+
+async fn within<T>(
+    limit: Duration,
+    what: &str,
+    work: impl Future<Output = DbResult<T>>,
+) -> DbResult<T> {
+    timeout(limit, work).await.unwrap_or_else(|_| {
+        let limit = limit.as_secs_f32();
+        Err(DbError::Lost(format!("the server did not {what} within {limit:.1} s")))
     })
 }

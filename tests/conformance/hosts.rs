@@ -1,0 +1,118 @@
+//! Stores behind endpoints with several hosts, and addresses that several servers answer at.
+
+use std::time::{Duration, Instant};
+
+use pleach::{
+    model::KeyRange,
+    topology::{Endpoint, endpoint::Host},
+};
+
+use crate::{
+    bed::{Bed, endpoint, is_unavailable},
+    follow::soon,
+    support::{
+        databases::DatabaseServer,
+        proxy::{Mode, Proxy},
+    },
+    words::{bytes, key, list, put},
+    world::{DATABASE, fresh_clock, new_prefix, open_database},
+};
+
+/// What an answer takes, and far less than a silent host is waited for.
+const QUICKLY: Duration = Duration::from_secs(2);
+
+on_every_database! {
+    a_silent_first_host_does_not_hide_the_second,
+    reads_go_where_the_writer_went_and_stay_there,
+    reads_refuse_another_server_at_the_address,
+}
+
+/// The endpoint of a bed with one more host before its own.
+fn with_first(bed: &Bed, first: &Proxy) -> Endpoint {
+    let mut endpoint = endpoint(&bed.server, &bed.proxy, &new_prefix());
+    let host = Host::Tcp(first.address().ip().to_string(), first.address().port());
+    match &mut endpoint {
+        Endpoint::Postgres(database) | Endpoint::Mysql(database) => database.hosts.insert(0, host),
+        other => panic!("{other} is no database"),
+    }
+    endpoint
+}
+
+async fn a_silent_first_host_does_not_hide_the_second(bed: Bed) {
+    let silent = Proxy::start(bed.server.address()).await.expect("a proxy can listen");
+    silent.set(Mode::Stall).await.expect("the proxy obeys");
+    let clock = fresh_clock();
+    let opened = open_database("pods", &with_first(&bed, &silent), &clock).await;
+    let store = opened.expect("the second host answers");
+    // Reads know by now which one answers.
+    let started = Instant::now();
+    let revision = put(&*store, key(1, "a"), bytes("value")).await;
+    assert_eq!(list(&*store, KeyRange::all(), revision).await.expect("it answers").kvs.len(), 1);
+    assert!(started.elapsed() < QUICKLY, "the silent host was waited for again");
+    // The writer finds its way back past the silent one, too.
+    bed.proxy.cut().await;
+    soon("it is back", async {
+        while list(&*store, KeyRange::all(), clock.shown()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+async fn reads_go_where_the_writer_went_and_stay_there(bed: Bed) {
+    let first = Proxy::start(bed.server.address()).await.expect("a proxy can listen");
+    let clock = fresh_clock();
+    let opened = open_database("pods", &with_first(&bed, &first), &clock).await;
+    let store = opened.expect("both hosts answer");
+    let before = bed.proxy.connections();
+    let revision = put(&*store, key(1, "a"), bytes("1")).await;
+    list(&*store, KeyRange::all(), revision).await.expect("it answers");
+    assert_eq!(bed.proxy.connections(), before, "something went to the second host");
+    assert!(first.connections() >= 2, "one writes and one reads");
+
+    first.set(Mode::Refuse).await.expect("the proxy obeys");
+    first.cut().await;
+    let write = async || {
+        let txn = crate::words::put_op(key(1, "a"), bytes("2"), 0).into();
+        crate::words::apply(&*store, txn).await
+    };
+    soon("the writer went on", async {
+        while write().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    first.set(Mode::Pass).await.expect("the proxy obeys");
+    let page = list(&*store, KeyRange::all(), clock.shown()).await.expect("it answers");
+    assert_eq!(&page.kvs[0].value[..], b"2");
+    assert_eq!(first.connections(), 0, "a read went where the writer is not");
+    // A read that needs no connection is at home everywhere.
+    let none = KeyRange { start: key(1, "b"), end: Some(key(1, "a")) };
+    let page = list(&*store, none, clock.shown()).await.expect("there is nothing to ask");
+    assert!(page.kvs.is_empty());
+}
+
+async fn reads_refuse_another_server_at_the_address(bed: Bed) {
+    bed.try_put("a", "1").await.expect("all is well");
+    // Another server with the same tables, whose owner was another one.
+    let other = DatabaseServer::new(bed.server.kind()).expect("a folder can be made");
+    let mut other = other.without_sync();
+    Box::pin(other.start()).await.expect("the server starts");
+    other.create_database(DATABASE).await.expect("a database can be made");
+    let there = Proxy::start(other.address()).await.expect("a proxy can listen");
+    let copy = endpoint(&other, &there, &bed.prefix);
+    open_database("pods", &copy, &fresh_clock()).await.expect("it can be opened");
+    let epoch = "UPDATE pleach_meta SET value = 77 WHERE name = 'epoch';";
+    let epoch = epoch.replace("pleach_", &bed.prefix);
+    other.sql(DATABASE, &epoch).await.expect("the administrator is answered");
+
+    // The writer stays where it is, and no read has a connection yet.
+    bed.proxy.redirect(other.address());
+    let error = list(&*bed.router, KeyRange::all(), bed.clock.shown()).await;
+    let error = error.expect_err("another server has other keys");
+    assert!(is_unavailable(&error), "{error}");
+    assert!(error.to_string().contains("epoch 77"), "{error}");
+    bed.others_go_on().await;
+    bed.proxy.redirect(bed.server.address());
+    assert_eq!(bed.value("a").await.as_deref(), Some("1"));
+}
