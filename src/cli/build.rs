@@ -9,7 +9,7 @@ use crate::{
     clock::{Clock, Lane, REVISION_MAX, SharedClock},
     route::{Route, Router},
     store::{
-        Store,
+        Store, etcd,
         late::{self, Opened, Opener, Refusal},
         sql::{
             mysql::Mysql,
@@ -20,7 +20,7 @@ use crate::{
     },
     topology::{
         BackendTls, Endpoint, Pool, Topology,
-        endpoint::{Database, TlsMode},
+        endpoint::{Database, Login, TlsMode},
     },
 };
 
@@ -109,7 +109,7 @@ impl Site<'_> {
         clock: &SharedClock,
     ) -> anyhow::Result<Arc<dyn Store>> {
         let store = || format!("store `{}`", self.name);
-        if let Some(mut opener) = self.opener(owner, clock) {
+        if let Some(mut opener) = self.opener(owner, clock).with_context(store)? {
             let opened = opener().await;
             return opened
                 .map_err(|refusal| anyhow::Error::from_boxed(refusal.reason).context(store()));
@@ -120,11 +120,7 @@ impl Site<'_> {
                 let opened = sqlite::open(self.name, &path, owner, clock.clone()).await;
                 Ok(opened.with_context(store)?)
             }
-            endpoint => bail!(
-                "store `{}` is at {endpoint}, but this version opens databases only; \
-                 give it a sqlite://, postgres:// or mysql:// endpoint",
-                self.name
-            ),
+            _ => unreachable!("what is behind a socket has an opener"),
         }
     }
 
@@ -135,7 +131,8 @@ impl Site<'_> {
         owner: &str,
         clock: &SharedClock,
     ) -> anyhow::Result<Opened> {
-        let Some(opener) = self.opener(owner, clock) else {
+        let opener = self.opener(owner, clock);
+        let Some(opener) = opener.with_context(|| format!("store `{}`", self.name))? else {
             let store = self.open(data_dir, owner, clock).await?;
             return Ok(Opened { store, is_late: false });
         };
@@ -144,8 +141,8 @@ impl Site<'_> {
     }
 
     /// What opens a store behind a socket.
-    fn opener(&self, owner: &str, clock: &SharedClock) -> Option<Opener> {
-        match self.endpoint {
+    fn opener(&self, owner: &str, clock: &SharedClock) -> anyhow::Result<Option<Opener>> {
+        Ok(match self.endpoint {
             Endpoint::Postgres(database) => {
                 let database = protected(database, self.tls);
                 Some(self.remote(owner, clock, move || Postgres::new(database.clone())))
@@ -154,8 +151,29 @@ impl Site<'_> {
                 let database = protected(database, self.tls);
                 Some(self.remote(owner, clock, move || Mysql::new(database.clone())))
             }
-            Endpoint::Sqlite { .. } | Endpoint::Etcd { .. } => None,
-        }
+            Endpoint::Etcd { urls, login, .. } => {
+                let address = etcd_address(urls, login.clone(), self.tls)?;
+                Some(self.etcd(owner, clock, address))
+            }
+            Endpoint::Sqlite { .. } => None,
+        })
+    }
+
+    fn etcd(&self, owner: &str, clock: &SharedClock, address: etcd::Address) -> Opener {
+        let (name, place) = (self.name.to_owned(), self.endpoint.to_string());
+        let (owner, clock) = (owner.to_owned(), clock.clone());
+        Box::new(move || {
+            let (name, place, owner) = (name.clone(), place.clone(), owner.clone());
+            let (address, clock) = (address.clone(), clock.clone());
+            Box::pin(async move {
+                match etcd::open(&name, &place, &address, &owner, clock).await {
+                    Ok(store) => Ok(store as Arc<dyn Store>),
+                    Err(error) => {
+                        Err(Refusal { may_pass: error.may_pass(), reason: Box::new(error) })
+                    }
+                }
+            })
+        })
     }
 
     fn remote<D: Driver>(
@@ -180,6 +198,23 @@ impl Site<'_> {
             })
         })
     }
+}
+
+/// An etcd as its endpoint and its route together want it reached.
+fn etcd_address(
+    urls: &[String],
+    login: Option<Login>,
+    tls: &BackendTls,
+) -> anyhow::Result<etcd::Address> {
+    // Without TLS there is nothing to verify.
+    if tls.skip_verify && urls.iter().any(|url| url.starts_with("https:")) {
+        bail!(
+            "`skipVerify` is not known for an etcd; name the authority that signed its \
+             certificate in `caFile`"
+        );
+    }
+    let identity = tls.cert_file.clone().zip(tls.key_file.clone());
+    Ok(etcd::Address { urls: urls.to_vec(), login, ca_file: tls.ca_file.clone(), identity })
 }
 
 /// A database as its endpoint and its route together want it reached.

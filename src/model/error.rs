@@ -38,6 +38,17 @@ pub enum StoreError {
         /// The longest that it keeps.
         max: usize,
     },
+    /// The key is one of those that the store keeps for itself. Final.
+    #[error("store `{store}` keeps keys that begin with `{prefix}` for itself")]
+    KeyReserved {
+        /// The route's name.
+        store: Arc<str>,
+        /// What its own keys begin with.
+        prefix: &'static str,
+    },
+    /// A write is larger than what the store takes. Final.
+    #[error("the write is larger than what store `{0}` takes")]
+    TooLarge(Arc<str>),
     /// The database has no room, or the quota is used up. Final until an operator makes room.
     #[error("no space: {0}")]
     NoSpace(Arc<str>),

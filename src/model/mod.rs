@@ -3,9 +3,11 @@
 //! Values only: nothing here does I/O, waits, or knows gRPC or SQL. The one algorithm is
 //! [`txn::execute`], the meaning of a transaction, which every store shares.
 
+pub mod changes;
 pub mod error;
 pub mod key;
 pub mod nearest;
+
 pub mod txn;
 
 use bytes::Bytes;

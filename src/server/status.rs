@@ -55,6 +55,7 @@ impl From<StoreError> for Status {
             StoreError::FutureRevision { .. } => status(FUTURE_REVISION),
             StoreError::KeyNotFound => status(KEY_NOT_FOUND),
             StoreError::LeaseNotFound(_) => status(LEASE_NOT_FOUND),
+            StoreError::TooLarge(_) => status(TOO_LARGE),
             StoreError::NoSpace(reason) => {
                 tracing::warn!(%reason, "a write was refused");
                 status(NO_SPACE)
@@ -63,7 +64,9 @@ impl From<StoreError> for Status {
                 tracing::error!(%error, "a write was not answered");
                 status(TIMED_OUT)
             }
-            StoreError::TwoStores { .. } | StoreError::KeyTooLong { .. } => {
+            StoreError::TwoStores { .. }
+            | StoreError::KeyTooLong { .. }
+            | StoreError::KeyReserved { .. } => {
                 Status::invalid_argument(format!("pleach: {error}"))
             }
             StoreError::Unavailable { .. } | StoreError::Fenced { .. } => {

@@ -60,12 +60,20 @@ struct Recent {
     wanted: Revision,
 }
 
+// === impl Recent ===
+
+impl Recent {
+    fn empty(wanted: Revision) -> Self {
+        Self { commits: VecDeque::new(), bytes: 0, complete_above: 0, wanted }
+    }
+}
+
 // === impl Journal ===
 
 impl Journal {
     /// The journal of the store in `slot`, all of whose commits so far are at or below `last`.
     pub fn new(name: &str, clock: SharedClock, slot: Slot, last: Revision) -> Self {
-        let recent = Recent { commits: VecDeque::new(), bytes: 0, complete_above: last, wanted: 0 };
+        let recent = Recent { complete_above: last, ..Recent::empty(0) };
         Self { name: name.into(), clock, slot, recent: Mutex::new(recent), changed: Notify::new() }
     }
 
@@ -91,6 +99,17 @@ impl Journal {
             }
         }
         self.clock.commit(self.slot, last);
+        self.changed.notify_waiters();
+    }
+
+    /// Goes on at `revision`, with what happened before it lost: who follows from further back asks the
+    /// log, and hears from it that this is compacted.
+    pub fn cut(&self, revision: Revision) {
+        {
+            let mut recent = self.lock();
+            *recent = Recent { complete_above: revision, ..Recent::empty(recent.wanted) };
+        }
+        self.clock.commit(self.slot, revision);
         self.changed.notify_waiters();
     }
 

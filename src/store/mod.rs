@@ -3,7 +3,7 @@
 //! # Architecture
 //!
 //! ```text
-//!   etcd's services ──> Node ──> Router ──> Store   (memory | sqlite | …)
+//!   etcd's services ──> Node ──> Router ──> Store   (memory | sql | etcd)
 //!      server/          node/     route/    store/
 //!                        │
 //!                        └──> Hub: tails of stores, many watchers   (watch/)
@@ -24,12 +24,15 @@
 //!   says with each batch up to where it is complete. A reader that is slow makes nothing grow.
 //! * **Compaction is a line.** At and above [`Store::compacted`] everything can be read; below, nothing.
 //!
-//! What no store does: know gRPC, poll, hold a lock across a database call, or retry a write whose
-//! outcome is not known.
+//! What no store does: poll, hold a lock across a database call, or retry a write whose outcome is not
+//! known. Only those that are an etcd's clients know gRPC.
 
+pub mod etcd;
+mod guess;
 pub mod journal;
 pub mod late;
 pub mod memory;
+mod queue;
 pub mod sql;
 
 use std::{fmt, sync::Arc};

@@ -34,13 +34,13 @@ use tokio::{
 
 use self::{
     compact::Compaction,
-    reader::Guess,
     session::{Arg, Columns, Database, DbError, DbResult, Session, rows},
     statements::Statements,
     writer::{Task, Writer},
 };
 use super::{
     Batch, Page, Read, Size, Store, Tail, Write, Written,
+    guess::Guess,
     journal::{Journal, Log},
 };
 use crate::{

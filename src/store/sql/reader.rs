@@ -1,13 +1,7 @@
 //! Reads as of a revision. No transaction is held: rows that changed since are followed back along
 //! their chains, so statements of one read need not see the same state of the tables.
 
-use std::{
-    ops::ControlFlow,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 
@@ -17,19 +11,11 @@ use super::{
 };
 use crate::{
     model::{Commit, Event, Key, KeyRange, KeyValue, Revision, key::successor},
-    store::{Batch, PAGE_BYTES_MAX, Page, Read},
+    store::{Batch, PAGE_BYTES_MAX, Page, Read, guess::Guess},
 };
 
 /// The rows of the log that a tail reads at once.
 const LOG_ROWS_MAX: i64 = 1_000;
-
-/// How many rows are likely to fill a page. A database that sends all rows that were asked for is asked
-/// for no more than that.
-#[derive(Debug)]
-pub(super) struct Guess {
-    is_needed: bool,
-    rows: AtomicUsize,
-}
 
 /// A key's newest row.
 #[derive(Clone, Debug)]
@@ -38,29 +24,6 @@ pub(super) struct Live {
     pub seq: i64,
     /// The key; version 0 where it is deleted.
     pub kv: KeyValue,
-}
-
-// === impl Guess ===
-
-impl Guess {
-    const ROWS_MIN: usize = 32;
-    const ROWS_MAX: usize = 2_000;
-
-    pub(super) fn new(is_needed: bool) -> Self {
-        Self { is_needed, rows: AtomicUsize::new(Self::ROWS_MAX / 4) }
-    }
-
-    fn rows(&self) -> usize {
-        if self.is_needed { self.rows.load(Ordering::Relaxed) } else { usize::MAX }
-    }
-
-    /// Learns from a page of so many rows and bytes.
-    fn learn(&self, rows: usize, bytes: usize) {
-        if let Some(average) = bytes.checked_div(rows) {
-            let fit = PAGE_BYTES_MAX / average.max(1) + 1;
-            self.rows.store(fit.clamp(Self::ROWS_MIN, Self::ROWS_MAX), Ordering::Relaxed);
-        }
-    }
 }
 
 fn int(number: usize) -> Arg<'static> {

@@ -33,7 +33,7 @@ use crate::{
         error::Result,
         txn::{Past, Place, Rows, Txn, delete_all, execute, in_range},
     },
-    store::{PAGE_ROWS_MAX, Read, Write, Written},
+    store::{PAGE_ROWS_MAX, Read, Write, Written, queue},
 };
 
 /// The most writes in one commit. What waits longer than one commit is what the queue holds.
@@ -49,16 +49,8 @@ const SETTLE_WAIT_MAX: Duration = Duration::from_secs(2);
 const RECOVER_PAUSE_MIN: Duration = Duration::from_millis(100);
 const RECOVER_PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// What the writer is asked for. Each is answered when it is durable.
-#[derive(Debug)]
-pub(super) enum Task {
-    /// Change keys.
-    Write(Write, oneshot::Sender<Result<Written>>),
-    /// Keep or forget a record.
-    Remember(String, Option<Bytes>, oneshot::Sender<Result<()>>),
-    /// Give up the past below a revision; the second channel hears when the work is done.
-    Compact(Revision, oneshot::Sender<Result<()>>, oneshot::Sender<DbResult<()>>),
-}
+/// What the writer is asked for.
+pub(super) type Task = queue::Task<DbError>;
 
 /// The writer.
 #[derive(Debug)]
@@ -172,17 +164,17 @@ impl<S: Session> Writer<S> {
 
     /// What waits in the queue, up to the bounds of a batch.
     fn fill(&mut self, first: Task) -> Vec<Task> {
-        let mut bytes = size(&first);
-        let is_alone = reads_past(&first);
+        let mut bytes = first.size();
+        let is_alone = first.reads_past();
         let mut batch = vec![first];
         while !is_alone && batch.len() < BATCH_WRITES_MAX && bytes < BATCH_BYTES_MAX {
             let Ok(task) = self.queue.try_recv() else { break };
             // A read in the past looks at the tables, where the writes before it must be.
-            if reads_past(&task) {
+            if task.reads_past() {
                 self.held = Some(task);
                 break;
             }
-            bytes += size(&task);
+            bytes += task.size();
             batch.push(task);
         }
         batch
@@ -652,29 +644,4 @@ impl Answer {
             Self::Done(answer) => drop(answer.send(Err(error))),
         }
     }
-}
-
-// === impl Task ===
-
-impl Task {
-    fn refuse(self, error: StoreError) {
-        match self {
-            Self::Write(_, answer) => drop(answer.send(Err(error))),
-            Self::Remember(_, _, answer) | Self::Compact(_, answer, _) => {
-                drop(answer.send(Err(error)));
-            }
-        }
-    }
-}
-
-fn size(task: &Task) -> usize {
-    match task {
-        Task::Write(Write::Txn { txn, .. }, _) => txn.size(),
-        Task::Write(Write::DeleteLeased(_), _) | Task::Remember(..) | Task::Compact(..) => 64,
-    }
-}
-
-fn reads_past(task: &Task) -> bool {
-    let Task::Write(Write::Txn { txn, .. }, _) = task else { return false };
-    !txn.needs().past.is_empty()
 }

@@ -1,0 +1,460 @@
+//! A store in a plain etcd, whose keys and values stay as they are for any other tool.
+//!
+//! ```text
+//!   clients' keys      /registry/pods/…          as the etcd's own tools read and write them
+//!   marks and log      pleach.store/…            our revisions, in the same transactions   (layout)
+//!
+//!   writer ── one transaction a batch, guarded ──> etcd <── others
+//!      ^                                            │ watch
+//!      └────── changes of others get revisions <── observer
+//! ```
+//!
+//! Revisions come from the node's clock, and the etcd keeps which of its own they stand for: [`layout`]
+//! says how, `history` and `past` find a state or a change by it. Keys that were there before keep the
+//! etcd's revisions, so attaching an etcd costs the same whatever it holds. What others change is seen
+//! in a watch, gets a revision then, and is served like any other change.
+//!
+//! What it never does: keep anything that the etcd has not, poll, or apply a write on a state that
+//! somebody else has changed.
+
+mod batch;
+mod history;
+mod layout;
+mod observer;
+mod owner;
+mod past;
+mod reader;
+mod snapshot;
+mod wire;
+mod writer;
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::wire::Address;
+use self::{
+    history::{Entry, History},
+    observer::Seen,
+    owner::Tenure,
+    past::Replay,
+    snapshot::Numbers,
+    wire::{Wire, WireError, WireResult},
+    writer::Writer,
+};
+use super::{
+    Batch, PAGE_BYTES_MAX, Page, Read, Size, Store, Tail, Write, Written,
+    guess::Guess,
+    journal::{Journal, Log},
+    queue::Task,
+};
+use crate::{
+    clock::SharedClock,
+    model::{KeyRange, Revision, StoreError, error::Result},
+};
+
+/// The most writes that wait for the writer; who comes later waits to be let in.
+const QUEUE_WRITES_MAX: usize = 1_024;
+
+/// How long a measurement of the size may hold up whoever asks; then the last one has to do.
+const SIZE_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// The oldest etcd that compares ranges and nests transactions as this store needs it.
+const VERSION_MIN: (u32, u32) = (3, 4);
+
+/// A store in an etcd.
+#[derive(Debug)]
+pub struct EtcdStore {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<Task>,
+}
+
+/// What reads and the writer share.
+#[derive(Debug)]
+struct Shared {
+    name: Arc<str>,
+    wire: Arc<Wire>,
+    clock: SharedClock,
+    journal: Arc<Journal>,
+    numbers: Mutex<Arc<Numbers>>,
+    history: History,
+    seen: Arc<Seen>,
+    tenure: Arc<Tenure>,
+    compacted: AtomicI64,
+    guess: Guess,
+    /// Why it can't be used at present.
+    trouble: watch::Sender<Option<StoreError>>,
+    /// The size as it was last measured.
+    size: Mutex<Size>,
+}
+
+/// An etcd that can't be a store, or can't be one now.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another node has it.
+    #[error("{place} is in use by {owner}; stop that node, or give this one another etcd")]
+    InUse {
+        /// The endpoint.
+        place: String,
+        /// What its owner wrote about itself.
+        owner: String,
+    },
+    /// It has keys where this store keeps its own.
+    #[error(
+        "{place} has keys that begin with `{}`, and they are not Pleach's: what keeps its own there \
+         can't be used beside it",
+        layout::RESERVED_TEXT
+    )]
+    Foreign {
+        /// The endpoint.
+        place: String,
+    },
+    /// A newer version wrote it.
+    #[error(
+        "{place} has layout version {found}, which this version of Pleach does not know; run a newer one"
+    )]
+    TooNew {
+        /// The endpoint.
+        place: String,
+        /// Its version.
+        found: i64,
+    },
+    /// It is older than what is needed.
+    #[error("{place} is an etcd {found}, and this store needs 3.4 or later; upgrade it")]
+    TooOld {
+        /// The endpoint.
+        place: String,
+        /// Its version.
+        found: String,
+    },
+    /// Anything else.
+    #[error("{place} can't be opened: {reason}")]
+    Failed {
+        /// The endpoint.
+        place: String,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// Why an etcd can't be opened.
+#[derive(Debug)]
+pub struct Reason {
+    text: String,
+    /// Whether it may be otherwise a moment later.
+    may_pass: bool,
+}
+
+// === impl Reason ===
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<WireError> for Reason {
+    fn from(error: WireError) -> Self {
+        Self { text: error.to_string(), may_pass: matches!(error, WireError::Lost(_)) }
+    }
+}
+
+impl From<String> for Reason {
+    fn from(text: String) -> Self {
+        Self { text, may_pass: false }
+    }
+}
+
+// === impl OpenError ===
+
+impl OpenError {
+    /// Whether the same etcd may be opened later, without anybody's help.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::InUse { .. } => true,
+            Self::Failed { reason, .. } => reason.may_pass,
+            Self::Foreign { .. } | Self::TooNew { .. } | Self::TooOld { .. } => false,
+        }
+    }
+}
+
+/// Opens the store in the etcd at `address`, attaching it where it is not one yet, and takes it.
+/// `place` and `owner` are what others are told about it. The clock is moved up to its revisions.
+///
+/// # Errors
+/// Those of [`OpenError`].
+pub async fn open(
+    name: &str,
+    place: &str,
+    address: &Address,
+    owner: &str,
+    clock: SharedClock,
+) -> Result<Arc<EtcdStore>, OpenError> {
+    let failed = |reason: Reason| OpenError::Failed { place: place.to_owned(), reason };
+    let wire = Arc::new(Wire::new(address).map_err(|error| failed(error.into()))?);
+    let version = wire.status().await.map_err(|error| failed(error.into()))?.version;
+    if parsed(&version).is_none_or(|version| version < VERSION_MIN) {
+        return Err(OpenError::TooOld { place: place.to_owned(), found: version });
+    }
+    let tenure = Arc::new(Tenure::new());
+    let found = owner::claim(&wire, place, owner, &tenure).await?;
+    let about = found.about.unwrap_or_default();
+    let (record, etcd) = (found.log, found.log_etcd);
+    let joined = clock.join(record.last.max(about.attached));
+    let slot = joined.map_err(|error| failed(error.to_string().into()))?;
+    let known = found.known;
+    let entry = Entry { etcd, base: record.base, last: record.last, ..Entry::default() };
+    let seen = Seen::new(known);
+    let shared = Arc::new(Shared {
+        name: name.into(),
+        wire: wire.clone(),
+        journal: Arc::new(Journal::new(name, clock.clone(), slot, record.last)),
+        clock,
+        numbers: Mutex::new(Arc::new(Numbers {
+            attached: about.attached,
+            gaps: about.gaps.clone(),
+            adopted: Default::default(),
+        })),
+        history: History::new(entry),
+        seen: seen.clone(),
+        tenure: tenure.clone(),
+        compacted: AtomicI64::new(if about.compacted == 0 { -1 } else { about.compacted }),
+        guess: Guess::new(true),
+        trouble: watch::Sender::new(None),
+        size: Mutex::default(),
+    });
+    let (queue, tasks) = mpsc::channel(QUEUE_WRITES_MAX);
+    let helpers = vec![
+        tokio::spawn(observer::observe(wire.clone(), seen, record.epoch)),
+        tokio::spawn(owner::keep(wire, tenure)),
+    ];
+    let mut writer = Writer {
+        shared: shared.clone(),
+        queue: tasks,
+        note: owner.to_owned(),
+        about,
+        record,
+        log_etcd: etcd,
+        known,
+        held: VecDeque::new(),
+        spare: VecDeque::new(),
+        helpers,
+    };
+    writer.begin().await.map_err(failed)?;
+    let floor = shared.floor().await.map_err(|error| failed(error.into()))?;
+    shared.compacted.fetch_max(floor, Ordering::AcqRel);
+    tokio::spawn(writer.run());
+    Ok(Arc::new(EtcdStore { shared, queue }))
+}
+
+fn parsed(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+// === impl EtcdStore ===
+
+impl EtcdStore {
+    async fn ask<T>(&self, task: Task, answer: oneshot::Receiver<T>) -> Result<T> {
+        let gone = || StoreError::Unavailable {
+            store: self.shared.name.clone(),
+            reason: "its writer has stopped".into(),
+        };
+        self.shared.check_usable()?;
+        self.queue.send(task).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+}
+
+#[async_trait]
+impl Store for EtcdStore {
+    async fn apply(&self, write: Write) -> Result<Written> {
+        let (answer, written) = oneshot::channel();
+        self.ask(Task::Write(write, answer), written).await?
+    }
+
+    async fn read(&self, read: &Read) -> Result<Page> {
+        let shared = &self.shared;
+        shared.wait_readable(read.revision).await?;
+        let page = shared.page(read).await;
+        shared.read_result(page, read.revision).await
+    }
+
+    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
+        let shared = &self.shared;
+        shared.wait_readable(revision).await?;
+        let count = shared.count_at(range, revision).await;
+        shared.read_result(count, revision).await
+    }
+
+    fn tail(&self, after: Revision) -> Tail {
+        self.shared.journal.clone().tail(after, self.shared.clone())
+    }
+
+    fn closed(&self) -> Revision {
+        self.shared.journal.closed()
+    }
+
+    async fn sync(&self, revision: Revision) -> Result<Revision> {
+        self.shared.journal.sync(revision).await
+    }
+
+    async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
+        let (answer, accepted) = oneshot::channel();
+        let (done, finished) = oneshot::channel();
+        self.ask(Task::Compact(revision, answer, done), accepted).await??;
+        if wait { finished.await.unwrap_or(Ok(())) } else { Ok(()) }
+    }
+
+    fn compacted(&self) -> Revision {
+        self.shared.compacted.load(Ordering::Acquire)
+    }
+
+    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
+        let (answer, done) = oneshot::channel();
+        self.ask(Task::Remember(name.to_owned(), value, answer), done).await?
+    }
+
+    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        self.shared.records(prefix).await.map_err(|error| self.shared.error(&error))
+    }
+
+    async fn size(&self) -> Result<Size> {
+        let shared = &self.shared;
+        let measure = tokio::time::timeout(SIZE_WAIT_MAX, shared.wire.status());
+        let measured = match shared.check_usable() {
+            Ok(()) => measure.await.ok().and_then(WireResult::ok),
+            Err(_) => None,
+        };
+        let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
+        let measured = measured
+            .map(|found| Size { total: bytes(found.db_size), in_use: bytes(found.db_size_in_use) });
+        let mut last = shared.size.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = measured.unwrap_or(*last);
+        Ok(*last)
+    }
+
+    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
+        self
+    }
+
+    fn name(&self) -> &Arc<str> {
+        &self.shared.name
+    }
+}
+
+#[async_trait]
+impl Log for Shared {
+    async fn page(&self, after: Revision, through: Revision) -> Result<Batch> {
+        self.check_readable(after + 1)?;
+        let page = self.log_page(after, through).await;
+        self.read_result(page, after + 1).await
+    }
+
+    fn compacted(&self) -> Revision {
+        self.compacted.load(Ordering::Acquire)
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn lock_numbers(&self) -> MutexGuard<'_, Arc<Numbers>> {
+        // Nothing panics while it changes what is behind the lock.
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn numbers(&self) -> Arc<Numbers> {
+        self.lock_numbers().clone()
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        self.trouble.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    fn check_readable(&self, revision: Revision) -> Result<()> {
+        let compacted = self.compacted.load(Ordering::Acquire);
+        if revision < compacted { Err(StoreError::Compacted { compacted }) } else { Ok(()) }
+    }
+
+    /// Waits until the store has closed `revision`, but for no store that is in trouble or lost.
+    async fn wait_readable(&self, revision: Revision) -> Result<()> {
+        let mut trouble = self.trouble.subscribe();
+        tokio::select! {
+            biased;
+            Ok(error) = trouble.wait_for(Option::is_some) => {
+                return error.clone().map_or(Ok(()), Err);
+            }
+            closed = self.journal.wait_closed(revision) => drop(closed?),
+        }
+        self.tenure.check().map_err(|error| self.error(&error))?;
+        self.check_readable(revision)
+    }
+
+    /// What a read found, unless compaction has passed it meanwhile: ours, or somebody else's.
+    async fn read_result<T>(&self, found: WireResult<T>, revision: Revision) -> Result<T> {
+        if matches!(found, Err(WireError::Compacted))
+            && let Ok(floor) = self.floor().await
+        {
+            self.compacted.fetch_max(floor, Ordering::AcqRel);
+        }
+        self.check_readable(revision)?;
+        found.map_err(|error| self.error(&error))
+    }
+
+    fn error(&self, error: &WireError) -> StoreError {
+        StoreError::Unavailable { store: self.name.clone(), reason: error.to_string().into() }
+    }
+
+    /// The commits of `after < revision <= through`, as many as a page holds, from the etcd's history.
+    async fn log_page(&self, after: Revision, through: Revision) -> WireResult<Batch> {
+        let (newest, _, last) = self.history.newest();
+        let numbers = self.numbers();
+        let (base, attached) = match self.history.below(after) {
+            Some((base, _)) => (base, None),
+            None if after < numbers.attached && numbers.attached > 1 => {
+                (after, Some(numbers.attached))
+            }
+            None => {
+                let (oldest, ..) = self.history.oldest();
+                let around = past::around(&self.wire, after, numbers.attached, oldest).await?;
+                (around.before.map_or(numbers.attached, |before| before.record.base), None)
+            }
+        };
+        let mut commits = Vec::new();
+        let mut bytes = 0;
+        if let Some(attached) = attached {
+            let through = attached.min(through);
+            let closed =
+                past::before_attached(&self.wire, &numbers, base, through, &mut commits).await?;
+            return Ok(Batch { commits, closed });
+        }
+        if last <= after {
+            return Ok(Batch { commits, closed: through });
+        }
+        let mut replay = Replay::open(&self.wire, numbers, base, newest).await?;
+        while let Some(replayed) = replay.next().await? {
+            let is_inside = |revision: Revision| revision > after && revision <= through;
+            for commit in replayed.commits.into_iter().filter(|it| is_inside(it.revision)) {
+                bytes += commit.size();
+                commits.push(commit);
+            }
+            if replayed.record.last >= through {
+                break;
+            }
+            if bytes >= PAGE_BYTES_MAX {
+                return Ok(Batch { commits, closed: replayed.record.last.max(after) });
+            }
+        }
+        Ok(Batch { commits, closed: through })
+    }
+}

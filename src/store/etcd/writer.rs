@@ -1,0 +1,1063 @@
+//! The one writer of a store in an etcd: group commit, and revisions for what others do.
+//!
+//! ```text
+//!   queue ──> batch ──> read at `known` ──> execute in order ──> one transaction ──> journal ──> answers
+//!                 ^                                                │ a guard failed: others wrote
+//!   observer ─────┘ changes of others, which come first            └──> see that, and begin again
+//! ```
+//!
+//! Every transaction names the one before it, by the etcd revision of the log key. So a transaction whose
+//! answer was lost is found out exactly: an empty one in its place either fails, since the lost one
+//! was applied, or makes sure that it never will be.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use prost::Message as _;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::{
+    Reason, Shared,
+    batch::{Batch, GUARDS_MAX, delete},
+    history::{Entry, Overlay},
+    layout::{
+        ABOUT, About, EtcdRevision, Gap, LOG, LogRecord, OWNER, RESERVED_TEXT, is_reserved,
+        record_key,
+    },
+    observer::Blind,
+    owner::{self, Found, put, unchanged},
+    past::{self, Replay},
+    snapshot::{OPS_MAX, Snapshot, nested},
+    wire::{WireError, WireResult},
+};
+use crate::{
+    model::{
+        Commit, Key, Revision, StoreError,
+        changes::Changes,
+        error::Result,
+        txn::{Place, Rows, Txn, TxnResult, delete_all, execute},
+    },
+    proto::etcdserverpb as pb,
+    store::{Write, Written, queue::Task},
+};
+
+/// The bytes of the largest transaction that several writes share, and of the queue that is looked
+/// through for it. The etcd takes 1.5 MiB.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Changes of others that one batch adopts, and those that are told one by one at all.
+const ADOPTED_EVENTS_MAX: usize = 200;
+const GROUP_EVENTS_MAX: usize = 5_000;
+
+/// How often a batch begins again because others wrote what it looks at.
+const ATTEMPTS_MAX: usize = 32;
+
+/// How long whoever waits for an answer waits to learn what became of a transaction.
+const SETTLE_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How long a transaction that was applied may wait to see what others did just before it.
+const SEE_WAIT_MAX: Duration = Duration::from_secs(7);
+
+/// The pauses between attempts to get a lost store back.
+const RECOVER_PAUSE_MIN: Duration = Duration::from_millis(100);
+const RECOVER_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Far above all that a node can have given out since a snapshot was taken that is restored now.
+const RESTORED_AHEAD: Revision = 1 << 30;
+
+/// The writer.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub shared: Arc<Shared>,
+    pub queue: mpsc::Receiver<Task>,
+    /// What its owner tells others about itself.
+    pub note: String,
+    pub about: About,
+    /// The newest record, and where it lies.
+    pub record: LogRecord,
+    pub log_etcd: EtcdRevision,
+    /// Everything up to here is either the writer's own or waits to be adopted.
+    pub known: EtcdRevision,
+    /// Taken from the queue, and left for the next batch.
+    pub held: VecDeque<Task>,
+    /// Revisions of a batch that began again.
+    pub spare: VecDeque<Revision>,
+    /// What works for the writer as long as it lives.
+    pub helpers: Vec<JoinHandle<()>>,
+}
+
+/// What comes next.
+enum Next {
+    Tasks(VecDeque<Task>),
+    /// Others changed something.
+    Changes,
+    /// The owner's lease is gone.
+    LeaseLost,
+    Trouble(Trouble),
+    /// Nobody will ask for anything any more.
+    End,
+}
+
+/// How an attempt ended.
+enum Attempt {
+    /// Durable, at this etcd revision.
+    Applied(EtcdRevision),
+    /// Nothing was applied, since others wrote meanwhile: up to here.
+    Overtaken(EtcdRevision),
+}
+
+/// What keeps the writer from working.
+#[derive(Clone, Debug)]
+enum Trouble {
+    Wire(WireError),
+    Blind(Blind),
+    Fenced,
+}
+
+/// A batch with what its tasks get.
+struct Work {
+    batch: Batch,
+    /// One for each task that was taken, in order.
+    answers: Vec<Result<Written>>,
+    compact: Option<Revision>,
+}
+
+impl From<WireError> for Trouble {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error)
+    }
+}
+
+impl From<Blind> for Trouble {
+    fn from(blind: Blind) -> Self {
+        match blind {
+            Blind::Fenced => Self::Fenced,
+            blind => Self::Blind(blind),
+        }
+    }
+}
+
+// === impl Writer ===
+
+impl Writer {
+    /// Takes note of what others did since the store was last owned.
+    pub(super) async fn begin(&mut self) -> Result<(), Reason> {
+        let shared = self.shared.clone();
+        let is_restored = self.about.cluster != shared.wire.cluster();
+        if is_restored {
+            tracing::warn!(
+                store = %shared.name,
+                "the etcd was restored from a snapshot or moved: clients of before list anew"
+            );
+            let far = shared.clock.now() + RESTORED_AHEAD;
+            shared.clock.observe(far).map_err(|full| Reason::from(full.to_string()))?;
+            self.about.cluster = shared.wire.cluster();
+        }
+        let begun = match is_restored {
+            true => self.start_anew().await,
+            false if self.known >= self.log_etcd => Ok(()),
+            false => match self.see(self.log_etcd).await {
+                Ok(()) => self.note_undo().await,
+                Err(Trouble::Blind(_)) => self.start_anew().await,
+                other => other,
+            },
+        };
+        begun.map_err(|trouble| match trouble {
+            Trouble::Wire(error) => error.into(),
+            trouble => trouble.to_string().into(),
+        })
+    }
+
+    /// The claim itself came behind changes that have no revision yet.
+    async fn note_undo(&mut self) -> Result<(), Trouble> {
+        let entry = self.entry(self.log_etcd, self.record.base, Vec::new()).await?;
+        self.shared.history.push(entry);
+        Ok(())
+    }
+
+    /// Works until the queue is closed and empty.
+    pub(super) async fn run(mut self) {
+        loop {
+            let goes_on = match self.next().await {
+                Next::Tasks(tasks) => self.process(tasks).await,
+                Next::Changes => self.process(VecDeque::new()).await,
+                Next::LeaseLost => match self.keep_ownership().await {
+                    Ok(()) => true,
+                    Err(trouble) => self.take_trouble(trouble).await,
+                },
+                Next::Trouble(trouble) => self.take_trouble(trouble).await,
+                Next::End => break,
+            };
+            if !goes_on {
+                return;
+            }
+        }
+        self.release().await;
+    }
+
+    async fn next(&mut self) -> Next {
+        let mut tasks = std::mem::take(&mut self.held);
+        if self.shared.tenure.lost.notified().now_or_never().is_some() {
+            self.held = tasks;
+            return Next::LeaseLost;
+        }
+        if tasks.is_empty() {
+            let shared = self.shared.clone();
+            tokio::select! {
+                task = self.queue.recv() => match task {
+                    Some(task) => tasks.push_back(task),
+                    None => return Next::End,
+                },
+                waiting = shared.seen.has_waiting() => match waiting {
+                    Ok(()) => return Next::Changes,
+                    Err(blind) => return Next::Trouble(blind.into()),
+                },
+                () = shared.tenure.lost.notified() => return Next::LeaseLost,
+            }
+        }
+        let mut bytes: usize = tasks.iter().map(Task::size).sum();
+        while tasks.len() < GUARDS_MAX && bytes < BATCH_BYTES_MAX {
+            let Ok(task) = self.queue.try_recv() else { break };
+            bytes += task.size();
+            tasks.push_back(task);
+        }
+        Next::Tasks(tasks)
+    }
+
+    /// Does what is asked. Says whether there is more to do in this life.
+    async fn process(&mut self, mut tasks: VecDeque<Task>) -> bool {
+        let mut attempts = 0;
+        let trouble = loop {
+            attempts += 1;
+            let mut work = match self.prepare(&tasks).await {
+                Ok(work) => work,
+                // Others have compacted beyond what was seen: there is something newer to see.
+                Err(Trouble::Wire(WireError::Compacted)) if attempts < ATTEMPTS_MAX => {
+                    match self.see_newest().await {
+                        Ok(()) => continue,
+                        Err(trouble) => break trouble,
+                    }
+                }
+                Err(trouble) => break trouble,
+            };
+            match self.apply(&mut work).await {
+                Ok(Attempt::Applied(etcd)) => {
+                    self.held = tasks.split_off(work.answers.len());
+                    return self.conclude(work, tasks, etcd).await;
+                }
+                Ok(Attempt::Overtaken(_)) if attempts == ATTEMPTS_MAX => {
+                    let reason = "others write the same keys all the time".to_owned();
+                    break WireError::Failed(reason).into();
+                }
+                Ok(Attempt::Overtaken(etcd)) => {
+                    self.spare = work.batch.all().iter().map(|commit| commit.revision).collect();
+                    if let Err(trouble) = self.see(etcd).await {
+                        break trouble;
+                    }
+                }
+                Err(Trouble::Wire(WireError::Lost(reason))) => {
+                    self.held = tasks.split_off(work.answers.len());
+                    return Box::pin(self.settle(work, tasks, reason)).await;
+                }
+                Err(trouble) => {
+                    self.held = tasks.split_off(work.answers.len());
+                    break trouble;
+                }
+            }
+        };
+        let error = self.shared.trouble_error(&trouble);
+        if tasks.is_empty() {
+            // Nobody asked, so nobody slows this down.
+            tracing::warn!(store = %self.shared.name, %error, "what others did was not taken up");
+            tokio::time::sleep(RECOVER_PAUSE_MIN).await;
+        }
+        tasks.into_iter().for_each(|task| task.refuse(error.clone()));
+        self.give_up();
+        self.take_trouble(trouble).await
+    }
+
+    fn give_up(&mut self) {
+        self.spare.clear();
+        self.shared.journal.abort();
+    }
+
+    /// Waits until all that others did up to an etcd revision was seen.
+    async fn see(&mut self, etcd: EtcdRevision) -> Result<(), Trouble> {
+        let late = || WireError::Lost("its watch did not say what others did".to_owned());
+        let seen = timeout(SEE_WAIT_MAX, self.shared.seen.reach(etcd)).await;
+        seen.map_err(|_| {
+            self.shared.seen.reopen();
+            late()
+        })??;
+        self.known = self.known.max(etcd);
+        Ok(())
+    }
+
+    async fn see_newest(&mut self) -> Result<(), Trouble> {
+        let found = Found::look(&self.shared.wire).await?;
+        self.learn_log(found.log_etcd, found.log).await?;
+        self.see(found.now).await
+    }
+
+    /// Executes as many of the tasks as fit in one transaction, and adopts what others did.
+    async fn prepare(&mut self, tasks: &VecDeque<Task>) -> Result<Work, Trouble> {
+        let shared = self.shared.clone();
+        self.known = self.known.max(shared.seen.revision());
+        let mut batch = Batch::new(self.known, shared.numbers(), shared.clock.shown());
+        let has_room = self.adopt(&mut batch).await?;
+        let mut work = Work { batch, answers: Vec::new(), compact: None };
+        if !has_room {
+            return Ok(work);
+        }
+        // No more than can be compared one by one.
+        let mut keys = BTreeSet::new();
+        let mut fitting = 0;
+        for task in tasks {
+            if let Task::Write(Write::Txn { txn, .. }, _) = task {
+                let more = txn.needs().keys;
+                if fitting > 0 && keys.union(&more).count() > GUARDS_MAX {
+                    break;
+                }
+                keys.extend(more);
+            }
+            fitting += 1;
+        }
+        let keys = work.batch.unknown(keys);
+        self.load(&mut work.batch, keys).await?;
+        for task in tasks.iter().take(fitting) {
+            let is_first = work.answers.is_empty();
+            let batch = &work.batch;
+            let is_full = !batch.is_exact() || batch.bytes() + task.size() > BATCH_BYTES_MAX;
+            if !is_first && (is_full || task.reads_past() || self.meets(batch, task)) {
+                break;
+            }
+            let Some(answer) = self.execute(&mut work, task, is_first).await? else { break };
+            work.answers.push(answer);
+            if task.reads_past() {
+                break;
+            }
+        }
+        Ok(work)
+    }
+
+    /// Whether a write may change what one before it in the batch has changed.
+    fn meets(&self, batch: &Batch, task: &Task) -> bool {
+        match task {
+            Task::Write(Write::Txn { txn, .. }, _) => {
+                let changes = Changes::of(txn);
+                batch.has_touched(changes.puts)
+                    || changes.deletes.iter().any(|range| batch.has_touched_in(range))
+            }
+            Task::Write(Write::DeleteLeased(_), _) => !batch.commits.is_empty(),
+            Task::Remember(..) | Task::Compact(..) => false,
+        }
+    }
+
+    /// Gives revisions to what others did. Says whether there is room for more in the batch.
+    async fn adopt(&mut self, batch: &mut Batch) -> Result<bool, Trouble> {
+        let shared = self.shared.clone();
+        let waiting = shared.seen.waiting(self.record.base, batch.base);
+        let mut events = 0;
+        for group in waiting {
+            let count = group.visible().count();
+            if count > GROUP_EVENTS_MAX {
+                return Err(Blind::Overrun.into());
+            }
+            events += count;
+            if events > ADOPTED_EVENTS_MAX && events > count {
+                // The rest comes with the next batch, which is based on a newer state.
+                batch.base = group.etcd - 1;
+                return Ok(false);
+            }
+            let (numbers, at) = (batch.numbers.clone(), self.log_etcd);
+            let commit = past::foreign_commit(&shared.wire, &numbers, &group, 0, at).await?;
+            let revision = self.allocate().map_err(|error| WireError::Failed(error.to_string()))?;
+            let commit = past::at_revision(commit, revision);
+            batch.adopt(group.etcd, commit);
+        }
+        Ok(events <= ADOPTED_EVENTS_MAX)
+    }
+
+    fn allocate(&mut self) -> Result<Revision> {
+        match self.spare.pop_front() {
+            Some(revision) => Ok(revision),
+            None => self.shared.journal.allocate(),
+        }
+    }
+
+    async fn load(&self, batch: &mut Batch, keys: Vec<Key>) -> WireResult<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let snapshot = Snapshot::new(&self.shared.wire, batch.base, &batch.numbers);
+        let found = snapshot.rows_of(&keys).await?;
+        batch.learn(keys, found);
+        Ok(())
+    }
+
+    /// One task on the state of the batch. `None` where it must wait for the next one.
+    async fn execute(
+        &mut self,
+        work: &mut Work,
+        task: &Task,
+        is_first: bool,
+    ) -> Result<Option<Result<Written>>, Trouble> {
+        let revision = work.batch.before;
+        let done = Written { revision, result: TxnResult::default() };
+        match task {
+            Task::Write(Write::Txn { txn, dead_leases }, _) => {
+                if let Err(error) = self.shared.check(txn) {
+                    return Ok(Some(Err(error)));
+                }
+                self.load_ranges(&mut work.batch, txn).await?;
+                if !is_first && work.batch.guards() > GUARDS_MAX {
+                    return Ok(None);
+                }
+                Ok(Some(self.execute_txn(&mut work.batch, txn, dead_leases)))
+            }
+            Task::Write(Write::DeleteLeased(lease), _) => {
+                let numbers = work.batch.numbers.clone();
+                let wire = &self.shared.wire;
+                let snapshot = Snapshot::new(wire, work.batch.base, &numbers);
+                let keys = snapshot.leased(*lease).await?;
+                let unknown = work.batch.unknown(keys.iter().cloned());
+                let found = snapshot.rows_of(&unknown).await?;
+                work.batch.learn_leased(found);
+                let rows = keys.iter().filter_map(|key| work.batch.rows.get(key));
+                let rows = rows.filter(|kv| kv.lease == *lease);
+                let mut rows: Rows = rows.map(|kv| (kv.key.clone(), kv.clone())).collect();
+                let commit = match delete_all(&mut rows, &mut || self.allocate()) {
+                    Ok(commit) => commit,
+                    Err(error) => return Ok(Some(Err(error))),
+                };
+                for event in commit.iter().flat_map(|commit| &commit.events) {
+                    work.batch.rows.remove(&event.kv.key);
+                }
+                work.batch.add(commit);
+                Ok(Some(Ok(Written { revision: work.batch.before, ..done })))
+            }
+            Task::Remember(name, value, _) => {
+                let key = record_key(name);
+                work.batch.own.retain(|op| !is_about(op, &key));
+                work.batch.own.push(match value {
+                    Some(value) => put(key, value.clone(), 0),
+                    None => delete(key),
+                });
+                Ok(Some(Ok(done)))
+            }
+            Task::Compact(revision, ..) => {
+                // The line never goes back: what is below is gone.
+                let compacted = self.shared.compacted.load(Ordering::Acquire);
+                if *revision > compacted.max(work.compact.unwrap_or(compacted)) {
+                    work.compact = Some(*revision);
+                    let about = About { compacted: *revision, ..self.about.clone() };
+                    let key = Key::from_static(ABOUT);
+                    work.batch.own.retain(|op| !is_about(op, &key));
+                    work.batch.own.push(put(key, about.encode_to_vec(), 0));
+                }
+                Ok(Some(Ok(done)))
+            }
+        }
+    }
+
+    async fn load_ranges(&self, batch: &mut Batch, txn: &Txn) -> WireResult<()> {
+        let needs = txn.needs();
+        for range in needs.ranges {
+            let wire = &self.shared.wire;
+            let snapshot = Snapshot::new(wire, batch.base, &batch.numbers);
+            let found = snapshot.scan(&range, 0, false).await?;
+            batch.learn_range(range, found);
+        }
+        for (range, revision) in needs.past {
+            // One that can't be read is refused by the transaction itself.
+            if revision <= batch.before && self.shared.check_readable(revision).is_ok() {
+                let kvs = self.shared.all_at(&range, revision).await?;
+                batch.past.insert((range, revision), kvs);
+            }
+        }
+        Ok(())
+    }
+
+    fn execute_txn(
+        &mut self,
+        batch: &mut Batch,
+        txn: &Txn,
+        dead_leases: &[i64],
+    ) -> Result<Written> {
+        let compacted = self.shared.compacted.load(Ordering::Acquire);
+        let before = batch.before;
+        let place = Place { rows: &mut batch.rows, past: &batch.past, before, dead_leases };
+        let outcome = execute(txn, place, compacted, &mut || self.allocate())?;
+        batch.add(outcome.commit);
+        batch.note_sweep(txn);
+        Ok(Written { revision: outcome.revision, result: outcome.result })
+    }
+
+    /// The whole batch as one transaction.
+    async fn apply(&mut self, work: &mut Work) -> Result<Attempt, Trouble> {
+        let Work { batch, .. } = work;
+        if batch.is_empty() {
+            // What it found is only true while nobody else can have taken the store.
+            self.shared.tenure.check()?;
+            self.give_up();
+            self.shared.seen.adopted(batch.base);
+            return Ok(Attempt::Applied(0));
+        }
+        let record = LogRecord {
+            epoch: self.record.epoch,
+            base: batch.base,
+            last: batch.last().unwrap_or(self.record.last),
+            commits: batch.marks(),
+        };
+        let mut compare = vec![unchanged(Key::from_static(LOG), self.log_etcd)];
+        compare.extend(batch.compares());
+        // Compares and operations of each level come off what the levels within may have.
+        let width = match compare.len() {
+            compares if compares <= OPS_MAX / 3 => OPS_MAX / 3,
+            compares => OPS_MAX - compares,
+        };
+        let mut ops = batch.ops();
+        ops.push(put(Key::from_static(LOG), record.encode_to_vec(), 0));
+        let look = pb::RangeRequest { key: Key::from_static(LOG), ..Default::default() };
+        let look = pb::RequestOp { request: Some(pb::request_op::Request::RequestRange(look)) };
+        let txn = pb::TxnRequest { compare, success: nested(ops, width), failure: vec![look] };
+        let answer = self.shared.wire.write(&txn).await?;
+        let etcd = answer.header.as_ref().map_or(0, |header| header.revision);
+        if answer.succeeded {
+            self.record = record;
+            self.log_etcd = etcd;
+            return Ok(Attempt::Applied(etcd));
+        }
+        let log = super::wire::ranges(answer).pop().and_then(|found| found.kvs.into_iter().next());
+        let Some(log) = log else { return Err(Trouble::Fenced) };
+        let record = LogRecord::decode(log.value);
+        let record = record.map_err(|error| WireError::Failed(error.to_string()))?;
+        self.learn_log(log.mod_revision, record).await?;
+        Ok(Attempt::Overtaken(etcd))
+    }
+
+    /// Looks whether the log is as this owner left it, or as a transaction of its own without commits
+    /// did whose answer was lost.
+    async fn learn_log(&mut self, etcd: EtcdRevision, record: LogRecord) -> Result<(), Trouble> {
+        if etcd == self.log_etcd {
+            return Ok(());
+        }
+        if etcd < self.log_etcd {
+            return Err(WireError::Future.into());
+        }
+        if record.epoch != self.record.epoch || !record.commits.is_empty() {
+            return Err(Trouble::Fenced);
+        }
+        if record.base != self.record.base {
+            // It began the history anew, which was not finished.
+            (self.record, self.log_etcd) = (record, etcd);
+            return Err(Blind::Overrun.into());
+        }
+        self.note_empty(etcd, record).await
+    }
+
+    /// Takes note of a transaction of its own without commits.
+    async fn note_empty(&mut self, etcd: EtcdRevision, record: LogRecord) -> Result<(), Trouble> {
+        (self.record, self.log_etcd) = (record, etcd);
+        self.see_own(etcd).await?;
+        let entry = self.entry(etcd, self.record.base, Vec::new()).await?;
+        self.shared.history.push(entry);
+        Ok(())
+    }
+
+    /// A batch is durable: says so to all who wait for it.
+    async fn conclude(
+        &mut self,
+        work: Work,
+        mut tasks: VecDeque<Task>,
+        etcd: EtcdRevision,
+    ) -> bool {
+        let Work { batch, answers, compact } = work;
+        if etcd > 0 {
+            let base = batch.base;
+            let mut trouble = self.close(&batch, etcd).await.err();
+            while let Some(again) = trouble {
+                // It is durable, but what happened just before it can't be found out in time.
+                let unknown = self.unknown(&again.to_string());
+                tasks.drain(..).for_each(|task| task.refuse(unknown.clone()));
+                if !self.take_trouble(again).await {
+                    return false;
+                }
+                trouble = self.close(&batch, etcd).await.err();
+            }
+            self.shared.seen.adopted(base);
+        }
+        if let Some(revision) = compact {
+            self.about.compacted = self.about.compacted.max(revision);
+            self.shared.compacted.fetch_max(revision, Ordering::AcqRel);
+        }
+        for (task, answer) in tasks.into_iter().zip(answers) {
+            match task {
+                // Whoever asked may have gone; the write stands all the same.
+                Task::Write(_, sender) => drop(sender.send(answer)),
+                Task::Remember(_, _, sender) => drop(sender.send(answer.map(drop))),
+                Task::Compact(revision, sender, done) => {
+                    let _ = sender.send(answer.map(drop));
+                    tokio::spawn(self.shared.clone().compact_etcd(revision, done));
+                }
+            }
+        }
+        true
+    }
+
+    /// Makes the commits of a transaction known, once all that others did before it is.
+    async fn close(&mut self, batch: &Batch, etcd: EtcdRevision) -> Result<(), Trouble> {
+        if self.shared.history.newest().0 >= etcd {
+            return Ok(());
+        }
+        self.see_own(etcd).await?;
+        if batch.depends_on_deleted(&self.shared.seen.waiting(batch.base, etcd)) {
+            return Err(Blind::Overrun.into());
+        }
+        self.tell(batch, etcd).await.map_err(|trouble| match trouble {
+            // What it needs of the past is gone for good.
+            Trouble::Wire(WireError::Compacted | WireError::Failed(_)) => Blind::Compacted.into(),
+            trouble => trouble,
+        })
+    }
+
+    /// The commits of a transaction, to all who follow.
+    async fn tell(&mut self, batch: &Batch, etcd: EtcdRevision) -> Result<(), Trouble> {
+        let commits = if batch.is_exact() {
+            batch.all()
+        } else {
+            // Keys that others deleted meanwhile were not deleted here: the etcd knows which.
+            let wire = &self.shared.wire;
+            let after = batch.adopted.first().map_or(batch.base, |(first, _)| first - 1);
+            let mut replay = Replay::open(wire, self.shared.numbers(), after, etcd).await?;
+            let mut commits = Vec::new();
+            while let Some(replayed) = replay.next().await? {
+                commits = replayed.commits;
+            }
+            commits
+        };
+        // Now, since what others did behind these may have replaced what they left.
+        let adopted = batch.adopted.iter().map(|(etcd, commit)| (*etcd, commit.revision));
+        if !batch.adopted.is_empty() {
+            Arc::make_mut(&mut self.shared.lock_numbers()).adopted.extend(adopted);
+        }
+        let entry = self.entry(etcd, batch.base, commits.clone()).await?;
+        let oldest = self.shared.history.push(entry);
+        {
+            let mut numbers = self.shared.lock_numbers();
+            if numbers.adopted.first_key_value().is_some_and(|(first, _)| *first < oldest) {
+                let numbers = Arc::make_mut(&mut numbers);
+                numbers.adopted = numbers.adopted.split_off(&oldest);
+            }
+        }
+        self.spare.clear();
+        if commits.is_empty() {
+            self.shared.journal.abort();
+        } else {
+            self.shared.journal.publish(&commits);
+        }
+        Ok(())
+    }
+
+    async fn entry(
+        &self,
+        etcd: EtcdRevision,
+        base: EtcdRevision,
+        commits: Vec<Arc<Commit>>,
+    ) -> Result<Entry, Trouble> {
+        let theirs = self.shared.seen.waiting(base, etcd);
+        let undo = match theirs.is_empty() {
+            true => Overlay::new(),
+            false => {
+                let (wire, numbers) = (&self.shared.wire, self.shared.numbers());
+                let undone = past::undone(wire, &numbers, &theirs, self.log_etcd).await;
+                undone.map_err(|error| match error {
+                    WireError::Compacted => Trouble::Blind(Blind::Compacted),
+                    error => error.into(),
+                })?
+            }
+        };
+        let hidden = theirs.iter().map(|group| group.etcd).collect();
+        Ok(Entry { etcd, base, last: self.record.last, commits, undo, hidden })
+    }
+
+    /// Finds out what became of a transaction whose answer was lost. While that took, the store may have
+    /// been lost as well.
+    async fn settle(&mut self, work: Work, tasks: VecDeque<Task>, reason: String) -> bool {
+        if !self.find_out(work, tasks, reason).await {
+            return false;
+        }
+        match self.keep_ownership().await {
+            Ok(()) => true,
+            Err(trouble) => self.take_trouble(trouble).await,
+        }
+    }
+
+    async fn find_out(&mut self, work: Work, tasks: VecDeque<Task>, reason: String) -> bool {
+        let deadline = tokio::time::Instant::now() + SETTLE_WAIT_MAX;
+        let mut pause = Duration::ZERO;
+        let mut waiting = Some(tasks);
+        loop {
+            match self.replace(&work.batch).await {
+                Ok(Some(etcd)) => {
+                    let tasks = waiting.take().unwrap_or_default();
+                    self.shared.trouble.send_replace(None);
+                    return self.conclude(work, tasks, etcd).await;
+                }
+                Ok(None) => {
+                    let error = self.shared.trouble_error(&WireError::Lost(reason).into());
+                    let tasks = waiting.into_iter().flatten();
+                    tasks.for_each(|task| task.refuse(error.clone()));
+                    self.give_up();
+                    self.shared.trouble.send_replace(None);
+                    return true;
+                }
+                Err(Trouble::Fenced) => {
+                    let unknown = self.unknown(&reason);
+                    let tasks = waiting.into_iter().flatten();
+                    tasks.for_each(|task| task.refuse(unknown.clone()));
+                    self.give_up();
+                    return self.take_trouble(Trouble::Fenced).await;
+                }
+                // An empty one has taken its place, so it was not applied.
+                Err(trouble @ Trouble::Blind(_)) => {
+                    let error = self.shared.trouble_error(&trouble);
+                    let tasks = waiting.into_iter().flatten();
+                    tasks.for_each(|task| task.refuse(error.clone()));
+                    self.give_up();
+                    return self.take_trouble(trouble).await;
+                }
+                Err(trouble) => {
+                    self.shared.note_trouble(&trouble);
+                    if tokio::time::Instant::now() >= deadline {
+                        let unknown = self.unknown(&reason);
+                        let tasks = waiting.take().into_iter().flatten();
+                        tasks.for_each(|task| task.refuse(unknown.clone()));
+                    }
+                }
+            }
+            pause = (pause * 2).clamp(RECOVER_PAUSE_MIN, RECOVER_PAUSE_MAX);
+            if !self.wait_refusing(pause).await {
+                return false;
+            }
+        }
+    }
+
+    fn unknown(&self, reason: &str) -> StoreError {
+        let (store, reason) = (self.shared.name.clone(), reason.into());
+        StoreError::UnknownOutcome { store, reason }
+    }
+
+    /// Puts an empty transaction in the place of one whose answer was lost. The etcd revision of that
+    /// one where it was applied; `None` where it never will be.
+    async fn replace(&mut self, lost: &Batch) -> Result<Option<EtcdRevision>, Trouble> {
+        let record = LogRecord { commits: Vec::new(), ..self.record.clone() };
+        let log = || Key::from_static(LOG);
+        let look = pb::RangeRequest { key: log(), ..Default::default() };
+        let look = pb::RequestOp { request: Some(pb::request_op::Request::RequestRange(look)) };
+        let txn = pb::TxnRequest {
+            compare: vec![unchanged(log(), self.log_etcd)],
+            success: vec![put(log(), record.encode_to_vec(), 0)],
+            failure: vec![look],
+        };
+        let answer = self.shared.wire.write(&txn).await?;
+        if answer.succeeded {
+            let etcd = answer.header.map_or(0, |header| header.revision);
+            // Whatever others did up to it comes later than all of ours.
+            self.note_empty(etcd, record).await?;
+            return Ok(None);
+        }
+        let found =
+            super::wire::ranges(answer).pop().and_then(|found| found.kvs.into_iter().next());
+        let Some(kv) = found else { return Err(Trouble::Fenced) };
+        let record = LogRecord::decode(kv.value.clone());
+        let record = record.map_err(|error| WireError::Failed(error.to_string()))?;
+        let is_ours = record.epoch == self.record.epoch;
+        if is_ours && record.base == lost.base && record.commits == lost.marks() {
+            (self.record, self.log_etcd) = (record, kv.mod_revision);
+            return Ok(Some(kv.mod_revision));
+        }
+        // An empty one in its place, whose own answer was lost?
+        self.learn_log(kv.mod_revision, record).await?;
+        Ok(None)
+    }
+
+    /// Knows all up to a transaction of its own.
+    async fn see_own(&mut self, etcd: EtcdRevision) -> Result<(), Trouble> {
+        if etcd == self.known + 1 {
+            self.known = etcd;
+            self.shared.seen.note_own(etcd);
+            return Ok(());
+        }
+        self.see(etcd).await
+    }
+
+    /// Begins the history anew, since what others did can't be told one by one.
+    async fn start_anew(&mut self) -> Result<(), Trouble> {
+        let shared = self.shared.clone();
+        let found = Found::look(&shared.wire).await?;
+        match self.learn_log(found.log_etcd, found.log.clone()).await {
+            // What it was missing is given up here.
+            Ok(()) | Err(Trouble::Blind(_)) => {}
+            Err(trouble) => return Err(trouble),
+        }
+        if let Some(about) = found.about {
+            self.about = about;
+        }
+        self.give_up();
+        let full = |error: StoreError| WireError::Failed(error.to_string());
+        // What was missed happened at the first; the second is the first that can be read.
+        let missed = self.allocate().map_err(full)?;
+        let revision = self.allocate().map_err(full)?;
+        let mut about = self.about.clone();
+        about.gaps.push(Gap { etcd: found.now, revision: missed });
+        about.compacted = revision;
+        let record = LogRecord {
+            epoch: self.record.epoch,
+            base: found.now,
+            last: revision,
+            commits: Vec::new(),
+        };
+        let txn = pb::TxnRequest {
+            compare: vec![unchanged(Key::from_static(LOG), self.log_etcd)],
+            success: vec![
+                put(Key::from_static(ABOUT), about.encode_to_vec(), 0),
+                put(Key::from_static(LOG), record.encode_to_vec(), 0),
+            ],
+            failure: Vec::new(),
+        };
+        let answer = shared.wire.write(&txn).await?;
+        if !answer.succeeded {
+            // Who was faster is seen by looking again.
+            return Err(Blind::Overrun.into());
+        }
+        let etcd = answer.header.map_or(0, |header| header.revision);
+        tracing::warn!(store = %shared.name, revision, "others changed more than can be told");
+        (self.about, self.record, self.log_etcd) = (about, record, etcd);
+        self.known = found.now;
+        {
+            let mut numbers = shared.lock_numbers();
+            let numbers = Arc::make_mut(&mut numbers);
+            numbers.gaps.clone_from(&self.about.gaps);
+            numbers.adopted.clear();
+        }
+        shared.compacted.fetch_max(revision, Ordering::AcqRel);
+        shared.seen.restart(found.now);
+        let record = self.record.clone();
+        // Half done, it must be done again: tails would go on over what was missed.
+        self.note_empty(etcd, record).await.map_err(|trouble| match trouble {
+            Trouble::Fenced => Trouble::Fenced,
+            _ => Blind::Overrun.into(),
+        })?;
+        shared.journal.cut(revision);
+        Ok(())
+    }
+
+    /// Gets a new lease where the old one is gone and nobody else has taken the store.
+    async fn keep_ownership(&mut self) -> Result<(), Trouble> {
+        let shared = self.shared.clone();
+        if shared.tenure.keep(&shared.wire).await? {
+            return Ok(());
+        }
+        let found = Found::look(&shared.wire).await?;
+        self.learn_log(found.log_etcd, found.log.clone()).await?;
+        let record = LogRecord { commits: Vec::new(), ..self.record.clone() };
+        let ops = vec![put(Key::from_static(LOG), record.encode_to_vec(), 0)];
+        let taken = owner::take(&shared.wire, &found, &self.note, &shared.tenure, ops).await?;
+        // Who was faster is seen by looking again.
+        let faster = || WireError::Lost("somebody else wrote its owner's key".to_owned());
+        let etcd = taken.ok_or_else(faster)?;
+        self.see(etcd).await?;
+        self.note_empty(etcd, record).await
+    }
+
+    /// Waits until the store works again. Says whether there is more to do in this life.
+    async fn take_trouble(&mut self, trouble: Trouble) -> bool {
+        let mut trouble = match trouble {
+            // Nothing is wrong but with what was asked.
+            Trouble::Wire(WireError::Failed(_) | WireError::TooLarge | WireError::Full) => {
+                return true;
+            }
+            trouble => trouble,
+        };
+        let mut pause = Duration::ZERO;
+        loop {
+            self.shared.note_trouble(&trouble);
+            if matches!(trouble, Trouble::Fenced) {
+                self.give_up();
+                let error = self.shared.trouble_error(&trouble);
+                self.held.drain(..).for_each(|task| task.refuse(error.clone()));
+                while let Some(task) = self.queue.recv().await {
+                    task.refuse(error.clone());
+                }
+                return false;
+            }
+            if !self.wait_refusing(pause).await {
+                return false;
+            }
+            let recovered = match trouble {
+                Trouble::Blind(_) => self.start_anew().await,
+                _ => self.recover().await,
+            };
+            match recovered {
+                Ok(()) => break,
+                Err(again) => trouble = again,
+            }
+            pause = (pause * 2).clamp(RECOVER_PAUSE_MIN, RECOVER_PAUSE_MAX);
+        }
+        tracing::info!(store = %self.shared.name, "the store is back");
+        self.shared.trouble.send_replace(None);
+        true
+    }
+
+    async fn recover(&mut self) -> Result<(), Trouble> {
+        let found = Found::look(&self.shared.wire).await?;
+        self.learn_log(found.log_etcd, found.log).await?;
+        self.keep_ownership().await
+    }
+
+    /// Lets some time pass, refusing all that is asked. Says whether anybody may still ask.
+    async fn wait_refusing(&mut self, pause: Duration) -> bool {
+        let error = self.shared.trouble.borrow().clone();
+        let Some(error) = error else { return true };
+        self.held.drain(..).for_each(|task| task.refuse(error.clone()));
+        let pause = tokio::time::sleep(pause);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => return true,
+                task = self.queue.recv() => match task {
+                    Some(task) => task.refuse(error.clone()),
+                    None => return false,
+                },
+            }
+        }
+    }
+
+    /// Lets the store go, so that the next owner need not wait.
+    async fn release(&mut self) {
+        let wire = &self.shared.wire;
+        let is_all_told = || self.shared.seen.waiting(self.record.base, self.known).is_empty();
+        if self.known == self.log_etcd && is_all_told() {
+            let record = LogRecord {
+                base: self.known.max(self.record.base),
+                commits: Vec::new(),
+                ..self.record.clone()
+            };
+            let log = || Key::from_static(LOG);
+            let txn = pb::TxnRequest {
+                compare: vec![unchanged(log(), self.log_etcd)],
+                success: vec![
+                    put(log(), record.encode_to_vec(), 0),
+                    delete(Key::from_static(OWNER)),
+                ],
+                failure: Vec::new(),
+            };
+            let _ = wire.write(&txn).await;
+        }
+        // Where this fails, the lease runs out by itself.
+        let _ = wire.revoke_lease(self.shared.tenure.lease()).await;
+    }
+}
+
+impl Drop for Writer {
+    /// Whatever ends the writer, nothing it had in flight will come, and no read may wait for it.
+    fn drop(&mut self) {
+        self.helpers.iter().for_each(JoinHandle::abort);
+        self.shared.journal.abort();
+    }
+}
+
+// === impl Trouble ===
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Wire(error) => error.fmt(f),
+            Self::Blind(Blind::Overrun) => {
+                f.write_str("others change it faster than it is followed")
+            }
+            Self::Blind(_) => f.write_str("somebody compacted the etcd while it was not followed"),
+            Self::Fenced => f.write_str("another node has taken it"),
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn trouble_error(&self, trouble: &Trouble) -> StoreError {
+        let store = self.name.clone();
+        match trouble {
+            Trouble::Wire(WireError::TooLarge) => StoreError::TooLarge(store),
+            Trouble::Wire(WireError::Full) => {
+                StoreError::NoSpace(format!("store {store}: {}", WireError::Full).into())
+            }
+            Trouble::Fenced => StoreError::Fenced { store, owner: "another node".into() },
+            trouble => StoreError::Unavailable { store, reason: trouble.to_string().into() },
+        }
+    }
+
+    fn note_trouble(&self, trouble: &Trouble) {
+        tracing::warn!(store = %self.name, error = %trouble, "the store can't be used");
+        self.trouble.send_replace(Some(self.trouble_error(trouble)));
+    }
+
+    /// Refuses transactions on the store's own keys.
+    fn check(&self, txn: &Txn) -> Result<()> {
+        if Changes::of(txn).puts.iter().any(|key| is_reserved(key)) {
+            let store = self.name.clone();
+            return Err(StoreError::KeyReserved { store, prefix: RESERVED_TEXT });
+        }
+        Ok(())
+    }
+
+    /// Lets the etcd forget what nobody may ask for any more.
+    async fn compact_etcd(self: Arc<Self>, revision: Revision, done: oneshot::Sender<Result<()>>) {
+        let compacted = match self.compact_below(revision).await {
+            // Others may have compacted it further.
+            Ok(()) | Err(WireError::Compacted) => Ok(()),
+            Err(error) => {
+                tracing::warn!(store = %self.name, %error, "the etcd was not compacted");
+                Err(self.trouble_error(&error.into()))
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = done.send(compacted);
+    }
+
+    async fn compact_below(&self, revision: Revision) -> WireResult<()> {
+        let line = match self.history.below(revision - 1) {
+            Some((base, _)) => base,
+            None => {
+                let numbers = self.numbers();
+                let (oldest, ..) = self.history.oldest();
+                if revision <= numbers.attached {
+                    revision
+                } else {
+                    let low = numbers.attached;
+                    let around = past::around(&self.wire, revision - 1, low, oldest).await?;
+                    around.before.map_or(low, |before| before.record.base)
+                }
+            }
+        };
+        if line <= 1 { Ok(()) } else { self.wire.compact(line, true).await }
+    }
+}
+
+fn is_about(op: &pb::RequestOp, key: &Key) -> bool {
+    use pb::request_op::Request;
+    match &op.request {
+        Some(Request::RequestPut(put)) => put.key == key,
+        Some(Request::RequestDeleteRange(delete)) => delete.key == key,
+        _ => false,
+    }
+}
