@@ -99,9 +99,9 @@ async fn story(plane: &mut ControlPlane) -> Result<()> {
         })
         .await?;
     }
-    for at in 0..plane.server.databases().len() {
-        let purpose = format!("watches survive a kill and restart of database {at}");
-        phase(&purpose, restart::watches_survive(plane, Blow::Database(at))).await?;
+    for at in 0..plane.server.behind().len() {
+        let purpose = format!("watches survive a kill and restart of server {at} of a route");
+        phase(&purpose, restart::watches_survive(plane, Blow::Behind(at))).await?;
     }
     let old_page = compaction::remember_a_page(plane).await?;
     phase("the lease is renewed after that, too", workloads::lease_is_renewed(plane)).await?;

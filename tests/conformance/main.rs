@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!   promises/     each promise of `pleach::store` as an async function of a `World`
-//!   world         what can be opened: memory, SQLite, PostgreSQL, MariaDB, routers over them, routers of routers
+//!   world         what can be opened: memory, SQLite, PostgreSQL, MariaDB, etcd, routers over them and of routers
 //!   model/        random sequences of operations, with `Memory` as the oracle
 //!   concurrency   many writers and readers at once
 //!   planted       stores with a defect, which the promises above must notice
+//!   etcds/        what a store in an etcd promises besides, with others writing to it
 //!   trouble       what stores in databases promise when socket, server or another owner fail
 //!   doubt         … when it is not known what became of a request
 //!   hosts         … where several servers answer
@@ -25,6 +26,7 @@ macro_rules! on_every_composition {
         on_composition! { sqlite Sqlite [$($promise),*] }
         on_composition! { postgres Postgres [$($promise),*] }
         on_composition! { mariadb MariaDb [$($promise),*] }
+        on_composition! { etcd Etcd [$($promise),*] }
         on_composition! { router_over_memories MemoryRouter [$($promise),*] }
         on_composition! { router_over_sqlites SqliteRouter [$($promise),*] }
         on_composition! { router_of_routers RouterOfRouters [$($promise),*] }
@@ -73,6 +75,7 @@ mod support;
 mod bed;
 mod concurrency;
 mod doubt;
+mod etcds;
 mod follow;
 mod hosts;
 mod model;

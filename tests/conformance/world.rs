@@ -13,7 +13,7 @@ use pleach::{
     clock::{Clock, Lane, REVISION_MAX, SharedClock},
     route::{Route, Router, rule::Rule},
     store::{
-        Store,
+        Store, etcd,
         memory::Memory,
         sql::{mysql::Mysql, postgres::Postgres, remote, sqlite},
     },
@@ -24,7 +24,10 @@ use tokio::sync::OnceCell;
 
 use crate::{
     follow::soon,
-    support::databases::{DatabaseServer, Kind as Server},
+    support::{
+        databases::{DatabaseServer, Kind as Server},
+        etcd::Etcd,
+    },
 };
 
 /// What stores are told that ask who has theirs.
@@ -39,6 +42,7 @@ pub(crate) enum Composition {
     Sqlite,
     Postgres,
     MariaDb,
+    Etcd,
     MemoryRouter,
     SqliteRouter,
     /// A router over two routers and a leaf; their leaves are files and memory.
@@ -53,6 +57,7 @@ pub(crate) enum Kind {
     Memory,
     File,
     Database(Server),
+    Etcd,
 }
 
 /// Where a durable leaf keeps its rows.
@@ -61,6 +66,8 @@ pub(crate) enum Place {
     File(PathBuf),
     /// The tables of this prefix in the server's database for the suite.
     Tables(Server, String),
+    /// An etcd of its own.
+    Etcd(Arc<Etcd>),
 }
 
 /// An open composition, with its leaves at hand.
@@ -93,12 +100,13 @@ pub(crate) fn fresh_clock() -> SharedClock {
 impl Composition {
     /// The names and kinds of the leaves.
     fn plan(self) -> &'static [(&'static str, Kind)] {
-        use Kind::{Database, File, Memory};
+        use Kind::{Database, Etcd, File, Memory};
         match self {
             Self::Memory => &[("memory", Memory)],
             Self::Sqlite => &[("sqlite", File)],
             Self::Postgres => &[("postgres", Database(Server::Postgres))],
             Self::MariaDb => &[("mariadb", Database(Server::MariaDb))],
+            Self::Etcd => &[("etcd", Etcd)],
             Self::MemoryRouter => {
                 &[("main", Memory), ("pods", Memory), ("shirts", Memory), ("blue", Memory)]
             }
@@ -116,7 +124,7 @@ impl Composition {
                 ("main", File),
                 ("pods", Database(Server::Postgres)),
                 ("shirts", Database(Server::MariaDb)),
-                ("blue", Memory),
+                ("blue", Etcd),
             ],
         }
     }
@@ -124,7 +132,7 @@ impl Composition {
     /// Which leaf each of [`crate::words::FAMILIES`] lives in.
     pub(crate) fn leaf_of(self, family: usize) -> usize {
         match self {
-            Self::Memory | Self::Sqlite | Self::Postgres | Self::MariaDb => 0,
+            Self::Memory | Self::Sqlite | Self::Postgres | Self::MariaDb | Self::Etcd => 0,
             Self::MemoryRouter | Self::SqliteRouter | Self::MixedRouter => [0, 1, 1, 2, 3][family],
             Self::RouterOfRouters => family,
         }
@@ -141,6 +149,7 @@ impl Composition {
             Kind::Memory => 0,
             Kind::File => 1,
             Kind::Database(_) => 8,
+            Kind::Etcd => 16,
         });
         costs.sum()
     }
@@ -148,7 +157,9 @@ impl Composition {
     fn compose(self, leaves: &[Leaf]) -> (Arc<dyn Store>, Vec<Arc<Router>>) {
         let leaf = |at: usize| leaves[at].store.clone();
         match self {
-            Self::Memory | Self::Sqlite | Self::Postgres | Self::MariaDb => (leaf(0), Vec::new()),
+            Self::Memory | Self::Sqlite | Self::Postgres | Self::MariaDb | Self::Etcd => {
+                (leaf(0), Vec::new())
+            }
             Self::MemoryRouter | Self::SqliteRouter | Self::MixedRouter => {
                 let routes = vec![
                     Route { rule: pods(), store: leaf(1) },
@@ -184,6 +195,15 @@ pub(crate) fn blue() -> Rule {
     Rule::namespace("blue", &[] as &[&str]).expect("a good rule")
 }
 
+// === impl Place ===
+
+impl Place {
+    /// Whether SQL can look at its rows.
+    pub(crate) fn has_tables(&self) -> bool {
+        !matches!(self, Self::Etcd(_))
+    }
+}
+
 // === impl World ===
 
 impl World {
@@ -197,6 +217,7 @@ impl World {
                 Kind::Memory => None,
                 Kind::File => Some(Place::File(folder.path().join(name))),
                 Kind::Database(server) => Some(Place::Tables(*server, new_prefix())),
+                Kind::Etcd => Some(Place::Etcd(Arc::new(start_etcd().await))),
             };
             leaves.push(open_leaf(name, place, &clock).await);
         }
@@ -242,6 +263,17 @@ impl World {
     }
 }
 
+pub(crate) async fn start_etcd() -> Etcd {
+    let mut etcd = Etcd::hasty().expect("there is an etcd");
+    etcd.start().await.expect("the etcd runs");
+    etcd
+}
+
+/// How an etcd is reached.
+pub(crate) fn address(url: String) -> etcd::Address {
+    etcd::Address { urls: vec![url], login: None, ca_file: None, identity: None }
+}
+
 /// Tables that no other world of this process has.
 pub(crate) fn new_prefix() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -273,6 +305,18 @@ async fn open_leaf(name: &str, place: Option<Place>, clock: &SharedClock) -> Lea
                 }
             };
             soon("letting a file go", open).await
+        }
+        Some(Place::Etcd(server)) => {
+            let address = address(server.url());
+            let open = async {
+                loop {
+                    match etcd::open(name, &server.url(), &address, OWNER, clock.clone()).await {
+                        Err(etcd::OpenError::InUse { .. }) => tokio::task::yield_now().await,
+                        opened => return opened.expect("the etcd can be opened"),
+                    }
+                }
+            };
+            soon("letting an etcd go", Box::pin(open)).await
         }
         Some(Place::Tables(kind, prefix)) => {
             let url = server(*kind).await.url(DATABASE);

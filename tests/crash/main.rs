@@ -18,6 +18,7 @@ mod world;
 mod writer;
 
 use std::{
+    collections::BTreeMap,
     env,
     time::{Duration, Instant, SystemTime},
 };
@@ -63,6 +64,18 @@ async fn a_node_on_mariadb_keeps_every_acknowledged_write_through_kills_of_both(
     Box::pin(crashes(Stores::Database(Kind::MariaDb), crash_count()? * 5 / 4)).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_on_an_etcd_keeps_every_acknowledged_write_through_kills_of_both() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    Box::pin(crashes(Stores::Etcd, crash_count()? * 5 / 4)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_over_all_kinds_keeps_every_acknowledged_write_through_kills_of_all() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    Box::pin(crashes(Stores::OfAllKinds, crash_count()? * 5 / 4)).await
+}
+
 /// Kills under load, and now and then while the node is starting.
 async fn crashes(stores: Stores, count: u64) -> Result<()> {
     let seed = seed()?;
@@ -72,14 +85,19 @@ async fn crashes(stores: Stores, count: u64) -> Result<()> {
     let mut world = match stores {
         Stores::One | Stores::Four => World::new(stores, seed)?,
         Stores::Database(kind) => World::in_database(kind, seed).await?,
+        Stores::Etcd => World::in_etcd(seed).await?,
+        Stores::OfAllKinds => World::of_all_kinds(seed).await?,
     };
     let witnesses = world.watch()?;
     for crash in 0..count {
-        let is_databases_turn = world.database.is_some() && crash % 5 == 4;
+        // While the node is down; and once more under load, right before it is killed.
+        let stranger =
+            if stores == Stores::Etcd { world.strange(crash).await? } else { BTreeMap::new() };
+        let is_servers_turn = !world.behind.is_empty() && crash % 5 == 4;
         let killed = match rng.below(5) {
-            _ if is_databases_turn => crash_of_database(&mut world, &mut rng).await,
+            _ if is_servers_turn => crash_behind(&mut world, &mut rng).await,
             0 => crash_at_start(&mut world, &mut rng).await,
-            _ => crash_under_load(&mut world, &mut rng).await,
+            _ => crash_under_load(&mut world, &mut rng, &stranger).await,
         };
         killed.with_context(|| format!("crash {crash} of {stores:?}, PLEACH_SEED={seed}"))?;
     }
@@ -91,9 +109,19 @@ async fn crashes(stores: Stores, count: u64) -> Result<()> {
     Ok(())
 }
 
-async fn crash_under_load(world: &mut World, rng: &mut Rng) -> Result<()> {
+async fn crash_under_load(
+    world: &mut World,
+    rng: &mut Rng,
+    stranger: &BTreeMap<String, String>,
+) -> Result<()> {
     let channel = world.start().await?;
+    if !stranger.is_empty() {
+        world.has(&channel, stranger).await?;
+    }
     let load = world.load(&channel);
+    if !stranger.is_empty() {
+        world.strange(0).await?;
+    }
     // Not a wait for anything: when the kill comes is the one thing that is left to chance.
     tokio::time::sleep(Duration::from_millis(rng.below(LOAD_MS_MAX) as u64)).await;
     world.kill()?;
@@ -101,11 +129,12 @@ async fn crash_under_load(world: &mut World, rng: &mut Rng) -> Result<()> {
 }
 
 /// The node survives and serves again; then it is killed, too.
-async fn crash_of_database(world: &mut World, rng: &mut Rng) -> Result<()> {
+async fn crash_behind(world: &mut World, rng: &mut Rng) -> Result<()> {
     let channel = world.start().await?;
     let load = world.load(&channel);
     tokio::time::sleep(Duration::from_millis(rng.below(LOAD_MS_MAX) as u64)).await;
-    world.kill_database(&channel).await?;
+    let at = rng.below(world.behind.len());
+    world.kill_behind(&channel, at).await?;
     world.kill()?;
     world.end_of(load).await
 }

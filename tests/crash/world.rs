@@ -16,6 +16,7 @@ use crate::{
     ledger::{Event, Row},
     support::{
         databases::{DatabaseServer, Kind},
+        etcd::Etcd,
         node::Node,
         process::eventually,
     },
@@ -27,6 +28,8 @@ use crate::{
 pub(crate) const FIRST: &str = "/s";
 /// … to before here.
 pub(crate) const END: &str = "/t";
+/// Below this a stranger writes.
+const STRANGE: &str = "/x/";
 /// Prefixes that have a store of their own, where the node has several. The fourth has none.
 const ROUTED: [&str; 3] = ["/s0", "/s1", "/s2"];
 const WRITERS: u64 = 16;
@@ -39,6 +42,17 @@ pub(crate) enum Stores {
     Four,
     /// One, in a server that may be killed, too.
     Database(Kind),
+    /// The same in a plain etcd, to which a stranger writes as well.
+    Etcd,
+    /// One of each kind, all but the embedded one in servers that may be killed, too.
+    OfAllKinds,
+}
+
+/// The server that has the store.
+#[derive(Debug)]
+pub(crate) enum Behind {
+    Database(DatabaseServer),
+    Etcd(Etcd),
 }
 
 #[derive(Debug)]
@@ -47,8 +61,8 @@ pub(crate) struct World {
     pub(crate) writers: Vec<Writer>,
     pub(crate) shared: Arc<Shared>,
     stores: Stores,
-    /// Where the store is, for [`Stores::Database`].
-    pub(crate) database: Option<DatabaseServer>,
+    /// Where stores are, all but embedded ones.
+    pub(crate) behind: Vec<Behind>,
     pub(crate) folder: TempDir,
 }
 
@@ -67,7 +81,7 @@ impl World {
             Writer::new(prefix, shared.clone(), seed ^ (index << 32))
         };
         let writers = (0..WRITERS).map(writer).collect();
-        Ok(Self { node, writers, shared, stores, database: None, folder })
+        Ok(Self { node, writers, shared, stores, behind: Vec::new(), folder })
     }
 
     /// A node whose store is in a server of its own.
@@ -78,17 +92,94 @@ impl World {
         let mut world = Self::new(Stores::Database(kind), seed)?;
         let endpoint = format!("--endpoint={}", server.url("crash"));
         world.node = node_in(&world.folder, world.stores, &[&endpoint])?;
-        world.database = Some(server);
+        world.behind.push(Behind::Database(server));
         Ok(world)
     }
 
-    /// SIGKILL for the server, which is started again. The node lives on, and serves when this
+    /// A node whose store is in an etcd of its own.
+    pub(crate) async fn in_etcd(seed: u64) -> Result<Self> {
+        // Killed, it has what it wrote all the same: only the machine's own end would take that.
+        let mut etcd = Etcd::hasty()?;
+        etcd.start().await?;
+        let mut world = Self::new(Stores::Etcd, seed)?;
+        let endpoint = format!("--endpoint={}", etcd.url());
+        world.node = node_in(&world.folder, world.stores, &[&endpoint])?;
+        world.behind.push(Behind::Etcd(etcd));
+        Ok(world)
+    }
+
+    /// A node with a store of each kind.
+    pub(crate) async fn of_all_kinds(seed: u64) -> Result<Self> {
+        let mut world = Self::new(Stores::OfAllKinds, seed)?;
+        let mut routes = Vec::new();
+        for kind in [Kind::Postgres, Kind::MariaDb] {
+            let mut server = DatabaseServer::new(kind)?.without_sync();
+            server.start().await?;
+            server.create_database("crash").await?;
+            routes.push(server.url("crash"));
+            world.behind.push(Behind::Database(server));
+        }
+        let mut etcd = Etcd::hasty()?;
+        etcd.start().await?;
+        routes.push(etcd.url());
+        world.behind.push(Behind::Etcd(etcd));
+        let routes: Vec<_> = ROUTED.into_iter().zip(routes).collect();
+        let node = node_in(&world.folder, world.stores, &[])?;
+        world.node = node.with_routes_to(&routes)?;
+        Ok(world)
+    }
+
+    /// Writes to the etcd behind the node, as a stranger does: few keys, one of them ours, and none
+    /// that a writer has. Returns what they are.
+    pub(crate) async fn strange(&self, round: u64) -> Result<BTreeMap<String, String>> {
+        let mut written = BTreeMap::new();
+        let Some(Behind::Etcd(etcd)) = self.behind.last() else { return Ok(written) };
+        let mut client = Box::pin(etcd.client()).await?;
+        for at in 0..6 {
+            let (key, value) = (format!("{STRANGE}{}", at % 3), format!("{round}-{at}"));
+            Box::pin(client.put(key.clone(), value.clone(), None)).await?;
+            written.insert(key, value);
+        }
+        Ok(written)
+    }
+
+    /// What the stranger wrote must be there, for the node's clients too.
+    pub(crate) async fn has(
+        &self,
+        channel: &Channel,
+        wanted: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        eventually("what a stranger wrote is shown", SERVES_WITHIN, async || {
+            let end = format!("{}0", STRANGE.trim_end_matches('/'));
+            let read = pb::RangeRequest {
+                key: STRANGE.into(),
+                range_end: end.into(),
+                ..Default::default()
+            };
+            let answer = KvClient::new(channel.clone()).range(read).await?.into_inner();
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let found = answer.kvs.iter().map(|kv| (text(&kv.key), text(&kv.value)));
+            let found: BTreeMap<_, _> = found.collect();
+            ensure!(found == *wanted, "{found:?}, not {wanted:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// SIGKILL for a server, which is started again. The node lives on, and serves when this
     /// returns.
-    pub(crate) async fn kill_database(&mut self, channel: &Channel) -> Result<()> {
+    pub(crate) async fn kill_behind(&mut self, channel: &Channel, at: usize) -> Result<()> {
         self.shared.is_doomed.store(true, Ordering::SeqCst);
-        let server = self.database.as_mut().context("the store is in no server")?;
-        server.kill().await?;
-        server.start().await?;
+        match self.behind.get_mut(at).context("there is no such server")? {
+            Behind::Database(server) => {
+                server.kill().await?;
+                server.start().await?;
+            }
+            Behind::Etcd(etcd) => {
+                etcd.kill().await?;
+                etcd.start().await?;
+            }
+        }
         eventually("the node serves again", SERVES_WITHIN, async || {
             everything(channel).await.map(drop)
         })

@@ -60,7 +60,7 @@ async fn a_lone_node_answers_as_etcd_does() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     let kind = Kind::Node.or_as_asked();
     let seed = seed();
-    sequences(seed, kind, requests() * 35 / 100, Keys::hostile, Flavour::Anything).await?;
+    sequences(seed, kind, requests() * 30 / 100, Keys::hostile, Flavour::Anything).await?;
     sequences(seed, kind, requests() * 10 / 100, Keys::kubernetes, Flavour::Kubernetes).await
 }
 
@@ -91,9 +91,17 @@ async fn nodes_with_stores_in_databases_answer_as_etcd_does() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_over_a_plain_etcd_answers_as_that_etcd_does() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let kind = Kind::NodeInEtcd.or_as_asked();
+    sequences(seed(), kind, requests() * 5 / 100, Keys::hostile, Flavour::Anything).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expired_leases_take_their_keys_in_key_order_and_one_revision() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
-    for kind in [Kind::Node, Kind::NodeOfFiveStores, Kind::NodeOfNestedRouters] {
+    let kinds = [Kind::Node, Kind::NodeOfFiveStores, Kind::NodeOfNestedRouters, Kind::NodeInEtcd];
+    for kind in kinds {
         expire(kind.or_as_asked()).await?;
     }
     Ok(())

@@ -18,6 +18,7 @@ use crate::{
     request::{Answer, Client, Request},
     support::{
         databases::{self, DatabaseServer},
+        etcd::Etcd,
         peers::{free_port, peer},
     },
 };
@@ -35,10 +36,12 @@ pub enum Kind {
     Node,
     /// A node whose routes send four prefixes to stores of their own.
     NodeOfFiveStores,
-    /// The same, with two of the five in PostgreSQL and MariaDB.
+    /// The same, with three of the five in PostgreSQL, MariaDB and a plain etcd.
     NodeOfMixedStores,
     /// A node whose one store is in a database.
     NodeInDatabase(databases::Kind),
+    /// A node whose one store is in a plain etcd.
+    NodeInEtcd,
     /// The same five stores behind routers whose stores are routers.
     NodeOfNestedRouters,
 }
@@ -49,6 +52,8 @@ pub struct Server {
     host: Host,
     log: PathBuf,
     url: String,
+    /// The etcd that has the keys of a store; it outlives the node.
+    _behind: Option<Etcd>,
     _data: TempDir,
 }
 
@@ -72,6 +77,11 @@ impl Kind {
         }
     }
 
+    /// Whether some of it lies in an etcd.
+    fn has_etcd(self) -> bool {
+        matches!(self, Self::NodeInEtcd | Self::NodeOfMixedStores)
+    }
+
     /// Whether mutations over two stores are refused.
     pub fn is_routed(self) -> bool {
         matches!(self, Self::NodeOfFiveStores | Self::NodeOfMixedStores | Self::NodeOfNestedRouters)
@@ -87,6 +97,7 @@ impl Server {
         let log = data.path().join("log");
         let address = format!("127.0.0.1:{}", free_port()?);
         let url = format!("http://{address}");
+        let behind = if kind.has_etcd() { Some(etcd_behind().await?) } else { None };
         let host = match kind {
             Kind::Etcd => Host::spawn(etcd(data.path(), &url)?, &log)?,
             Kind::EtcdWithSmallTxns => {
@@ -105,6 +116,7 @@ impl Server {
                 let mut elsewhere = BTreeMap::new();
                 elsewhere.insert("b", database(databases::Kind::Postgres).await?);
                 elsewhere.insert("d", database(databases::Kind::MariaDb).await?);
+                elsewhere.extend(behind.iter().map(|etcd| ("c", etcd.url())));
                 let mut command = node(data.path(), &url);
                 command.arg("--topology").arg(write_topology(data.path(), &elsewhere)?);
                 Host::spawn(command, &log)?
@@ -114,11 +126,16 @@ impl Server {
                 command.arg("--endpoint").arg(database(kind).await?);
                 Host::spawn(command, &log)?
             }
+            Kind::NodeInEtcd => {
+                let mut command = node(data.path(), &url);
+                command.args(behind.iter().flat_map(|etcd| ["--endpoint".to_owned(), etcd.url()]));
+                Host::spawn(command, &log)?
+            }
             Kind::NodeOfNestedRouters => {
                 Host::Here { _node: NestedNode::start(data.path(), &address, &url).await? }
             }
         };
-        let mut server = Self { host, log, url, _data: data };
+        let mut server = Self { host, log, url, _behind: behind, _data: data };
         let client = server.ready().await?;
         Ok((server, client))
     }
@@ -209,6 +226,19 @@ async fn database(kind: databases::Kind) -> Result<String> {
         })
     };
     tokio::task::spawn_blocking(make).await?
+}
+
+/// A fresh etcd that elects itself at once. Started on a thread of its own, for the same reason.
+async fn etcd_behind() -> Result<Etcd> {
+    let runtime = tokio::runtime::Handle::current();
+    let start = move || {
+        runtime.block_on(async {
+            let mut etcd = Etcd::hasty()?;
+            etcd.start().await?;
+            Ok(etcd)
+        })
+    };
+    tokio::task::spawn_blocking(start).await?
 }
 
 /// `elsewhere` has the endpoints of the routes that lie in no file.

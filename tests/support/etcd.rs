@@ -44,6 +44,12 @@ impl Etcd {
         members.pop().context("a cluster of one has one member")
     }
 
+    /// One that elects itself at once, and keeps nothing over a crash of the machine.
+    pub(crate) fn hasty() -> Result<Self> {
+        let etcd = Self::new()?.with_flag("--heartbeat-interval=10");
+        Ok(etcd.with_flag("--election-timeout=100").with_flag("--unsafe-no-fsync"))
+    }
+
     /// The members of one cluster. They answer once most of them run: start them all by `spawn`,
     /// then wait with `ready`.
     pub(crate) fn cluster(count: usize) -> Result<Vec<Self>> {

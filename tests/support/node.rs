@@ -41,13 +41,19 @@ impl Node {
         Ok(Self { folder, data_dir, port: free_port()?, flags, child: None })
     }
 
-    /// Gives it a route for each prefix, to a store of its own.
-    pub(crate) fn with_routes(mut self, prefixes: &[&str]) -> Result<Self> {
+    /// Gives it a route for each prefix, to a file of its own.
+    pub(crate) fn with_routes(self, prefixes: &[&str]) -> Result<Self> {
+        let file = |index: usize| self.folder.join(format!("store-{index}.db"));
+        let endpoint = |index| format!("sqlite://{}", file(index).display());
+        let routes: Vec<_> = prefixes.iter().copied().zip((0..).map(endpoint)).collect();
+        self.with_routes_to(&routes)
+    }
+
+    /// Gives it a route for each prefix and endpoint.
+    pub(crate) fn with_routes_to(mut self, routes: &[(&str, String)]) -> Result<Self> {
         let mut text = String::from("backends:\n");
-        for (index, prefix) in prefixes.iter().enumerate() {
-            let file = self.folder.join(format!("store-{index}.db"));
-            let file = file.display();
-            text += &format!("- name: store-{index}\n  endpoint: sqlite://{file}\n");
+        for (index, (prefix, endpoint)) in routes.iter().enumerate() {
+            text += &format!("- name: store-{index}\n  endpoint: {endpoint}\n");
             text += &format!("  prefix:\n    prefix: {prefix}\n");
         }
         let path = self.folder.join("topology.yaml");

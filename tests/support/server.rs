@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     databases::{self, DatabaseServer},
+    etcd::Etcd,
     peers::{free_port, peer},
     process::{Process, Signal, eventually},
 };
@@ -24,7 +25,8 @@ pub(crate) enum Flavour {
     LoneNode,
     /// A node whose routes send pods of a namespace, leases and widgets to stores of their own.
     FourStores,
-    /// The same, with the pods in PostgreSQL and the leases in MariaDB.
+    /// The same, with the pods in PostgreSQL, the leases in MariaDB, and what else a second namespace
+    /// has in a plain etcd.
     MixedStores,
 }
 
@@ -35,7 +37,13 @@ pub(crate) struct Server {
     client_url: String,
     peer_url: String,
     process: Option<Process>,
-    databases: Vec<DatabaseServer>,
+    behind: Vec<Behind>,
+}
+
+/// What has the keys of a route.
+pub(crate) enum Behind {
+    Database(DatabaseServer),
+    Etcd(Etcd),
 }
 
 // === impl Flavour ===
@@ -54,7 +62,7 @@ impl Server {
     pub(crate) fn new(flavour: Flavour, folder: &Path) -> Result<Self> {
         if flavour == Flavour::FourStores {
             let file = |name: &str| format!("sqlite://{}/{name}.db", folder.display());
-            write_topology(folder, &file("pods"), &file("leases"))?;
+            write_topology(folder, &file("pods"), &file("leases"), None)?;
         }
         Ok(Self {
             flavour,
@@ -62,7 +70,7 @@ impl Server {
             client_url: format!("http://127.0.0.1:{}", free_port()?),
             peer_url: format!("http://127.0.0.1:{}", free_port()?),
             process: None,
-            databases: Vec::new(),
+            behind: Vec::new(),
         })
     }
 
@@ -81,7 +89,7 @@ impl Server {
             Flavour::Etcd => self.start_etcd()?,
             Flavour::LoneNode | Flavour::FourStores => self.start_pleach()?,
             Flavour::MixedStores => {
-                self.start_databases().await?;
+                self.start_behind().await?;
                 self.start_pleach()?
             }
         };
@@ -105,24 +113,29 @@ impl Server {
         self.process.as_mut().context("the server does not run")?.ensure_running()
     }
 
-    /// The databases of the routes; they run as long as this server is kept.
-    async fn start_databases(&mut self) -> Result<()> {
-        if !self.databases.is_empty() {
+    /// The servers of the routes; they run as long as this server is kept.
+    async fn start_behind(&mut self) -> Result<()> {
+        if !self.behind.is_empty() {
             return Ok(());
         }
+        let mut urls = Vec::new();
         for kind in [databases::Kind::Postgres, databases::Kind::MariaDb] {
             let mut database = DatabaseServer::new(kind)?;
             database.start().await?;
             database.create_database(DATABASE).await?;
-            self.databases.push(database);
+            urls.push(database.url(DATABASE));
+            self.behind.push(Behind::Database(database));
         }
-        let urls: Vec<_> = self.databases.iter().map(|server| server.url(DATABASE)).collect();
-        write_topology(&self.folder, &urls[0], &urls[1])
+        let mut etcd = Etcd::new()?;
+        etcd.start().await?;
+        write_topology(&self.folder, &urls[0], &urls[1], Some(&etcd.url()))?;
+        self.behind.push(Behind::Etcd(etcd));
+        Ok(())
     }
 
-    /// Where the stores of [`Flavour::MixedStores`] are: PostgreSQL, then MariaDB.
-    pub(crate) fn databases(&mut self) -> &mut [DatabaseServer] {
-        &mut self.databases
+    /// Where the stores of [`Flavour::MixedStores`] are: PostgreSQL, MariaDB, then etcd.
+    pub(crate) fn behind(&mut self) -> &mut [Behind] {
+        &mut self.behind
     }
 
     fn start_etcd(&self) -> Result<Process> {
@@ -153,10 +166,30 @@ impl Server {
     }
 }
 
-/// Three routes in HariKube's form; the default store takes the rest.
-fn write_topology(folder: &Path, pods: &str, leases: &str) -> Result<()> {
+// === impl Behind ===
+
+impl Behind {
+    /// SIGKILL to all its processes.
+    pub(crate) async fn kill(&mut self) -> Result<()> {
+        match self {
+            Self::Database(database) => database.kill().await,
+            Self::Etcd(etcd) => etcd.kill().await,
+        }
+    }
+
+    /// Starts it again, and waits until it answers.
+    pub(crate) async fn start(&mut self) -> Result<()> {
+        match self {
+            Self::Database(database) => database.start().await,
+            Self::Etcd(etcd) => etcd.start().await,
+        }
+    }
+}
+
+/// Routes in HariKube's form; the default store takes the rest.
+fn write_topology(folder: &Path, pods: &str, leases: &str, namespace: Option<&str>) -> Result<()> {
     let shown = folder.display();
-    let text = format!(
+    let mut text = format!(
         "\
 backends:
   - name: team-a-pods
@@ -170,5 +203,10 @@ backends:
     customresource: {{ group: pleach.example.com, kind: widgets }}
 "
     );
+    if let Some(endpoint) = namespace {
+        text += &format!(
+            "  - name: team-b\n    endpoint: {endpoint}\n    namespace: {{ namespace: team-b }}\n"
+        );
+    }
     Ok(fs::write(folder.join("topology.yaml"), text)?)
 }

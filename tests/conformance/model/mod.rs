@@ -73,5 +73,6 @@ agrees_with_the_oracle! {
     a_router_of_routers_agrees_with_the_oracle: RouterOfRouters,
     postgres_agrees_with_the_oracle: Postgres,
     mariadb_agrees_with_the_oracle: MariaDb,
+    etcd_agrees_with_the_oracle: Etcd,
     a_router_over_all_kinds_agrees_with_the_oracle: MixedRouter,
 }
