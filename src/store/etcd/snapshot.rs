@@ -190,25 +190,15 @@ impl<'a> Snapshot<'a> {
     ) -> WireResult<Vec<Row>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let keys = pb::RangeRequest { limit, keys_only, ..range_request(range) };
-        let marks = pb::RangeRequest { limit, ..range_request(&marks_of(range)) };
-        let mut answers = self.read(vec![keys, marks]).await?.into_iter();
-        let found = answers.next().unwrap_or_default();
-        let mut marks = answers.next().unwrap_or_default();
+        let found = self.read(vec![keys]).await?.pop().unwrap_or_default();
         let mut all = BTreeMap::new();
-        loop {
-            let last = marks.kvs.last().map(|kv| kv.key.clone());
-            for kv in &marks.kvs {
-                all.extend(marked(&kv.key).zip(mark(kv)));
-            }
-            // Marks of keys that others deleted may have taken the place of some that are needed.
-            let Some((last, key)) = last.zip(found.kvs.last()) else { break };
-            let end = mark_of(&key.key);
-            if !marks.more || last >= end {
-                break;
-            }
-            let rest = KeyRange { start: successor(&last), end: Some(successor(&end)) };
-            let more = pb::RangeRequest { limit, ..range_request(&rest) };
-            marks = self.read(vec![more]).await?.pop().unwrap_or_default();
+        if let (Some(first), Some(last)) = (found.kvs.first(), found.kvs.last()) {
+            // Asked for afterwards, and for no more than these: an etcd counts all that a range has,
+            // whatever its limit.
+            let keys = KeyRange { start: first.key.clone(), end: Some(successor(&last.key)) };
+            let marks = range_request(&marks_of(&keys));
+            let marks = self.read(vec![marks]).await?.pop().unwrap_or_default();
+            all.extend(marks.kvs.iter().filter_map(|kv| marked(&kv.key).zip(mark(kv))));
         }
         found
             .kvs
