@@ -236,7 +236,7 @@ impl Wire {
             answer.ok_or_else(|| Status::unavailable("the stream ended"))
         };
         let request = pb::LeaseKeepAliveRequest { id };
-        let deadline = Instant::now() + MEMBER_TIME_MAX.min(CALL_TIME_MAX);
+        let deadline = Instant::now() + MEMBER_TIME_MAX;
         Ok(self.call(request, deadline, call).await?.ttl)
     }
 
