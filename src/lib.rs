@@ -4,9 +4,10 @@
 //!
 //! What stands lower may use what stands higher, never the other way round.
 //!
-//! * [`proto`]: etcd's API on the wire, generated from `proto/`.
+//! * [`proto`]: etcd's API on the wire and what nodes say to each other, generated from `proto/`.
 //! * [`model`]: the words. Values only: no I/O, no waiting, no gRPC, no SQL.
 //! * [`clock`]: revisions, and the promises about them.
+//! * [`wire`]: between messages and the words.
 //! * [`store`]: the one interface and its leaves; its documentation is the architecture.
 //! * [`route`]: the composite, a store made of stores.
 //! * [`watch`]: the hub, a few logs for many watchers.
@@ -20,6 +21,8 @@ pub mod proto;
 pub mod model;
 
 pub mod clock;
+
+pub mod wire;
 
 pub mod store;
 

@@ -7,8 +7,10 @@ use std::{
 };
 
 /// The layers from the top down, as `src/lib.rs` lists them.
-const LAYERS: [&str; 10] =
-    ["proto", "model", "clock", "store", "route", "watch", "node", "server", "topology", "cli"];
+const LAYERS: [&str; 11] = [
+    "proto", "model", "clock", "wire", "store", "route", "watch", "node", "server", "topology",
+    "cli",
+];
 
 /// What each of the layers that know neither gRPC nor, but for one, databases may name.
 const MAY_NAME: [(&str, &[&str]); 4] = [
@@ -19,7 +21,8 @@ const MAY_NAME: [(&str, &[&str]); 4] = [
 ];
 
 /// What parts of a layer may name beside that.
-const PARTS_MAY_NAME: [(&str, &[&str]); 1] = [("store/etcd/", &["tonic", "prost"])];
+const PARTS_MAY_NAME: [(&str, &[&str]); 2] =
+    [("store/etcd/", &["tonic", "prost"]), ("store/node/", &["tonic", "prost"])];
 
 /// What only some layers may name.
 const CRATES: [&str; 6] = ["tonic", "prost", "rusqlite", "sqlx", "axum", "hyper"];

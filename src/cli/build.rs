@@ -4,6 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use futures::future::try_join_all;
+use tokio::time::timeout;
 
 use crate::{
     clock::{Clock, Lane, REVISION_MAX, SharedClock},
@@ -11,6 +12,9 @@ use crate::{
     store::{
         Store, etcd,
         late::{self, Opened, Opener, Refusal},
+        membership::Membership,
+        node::{self, Answerer, Connections, NodeStore},
+        presence::Presence,
         sql::{
             mysql::Mysql,
             postgres::Postgres,
@@ -40,12 +44,17 @@ pub(super) fn read_topology(path: &Path) -> anyhow::Result<Topology> {
     topology.with_context(|| format!("the topology {name} can't be used"))
 }
 
-/// All that a node serves, and its clock.
+/// How long a start waits for a child to be attached.
+const CHILD_WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// All that a node serves, and its place in its tree.
 pub(super) struct Built {
     pub root: Arc<dyn Store>,
     /// There where the topology has routes.
     pub router: Option<Arc<Router>>,
-    pub clock: SharedClock,
+    pub membership: Arc<Membership>,
+    /// The stores that come and go by themselves.
+    pub presences: Vec<(Arc<Presence>, Arc<dyn Store>)>,
     /// The stores that are not there yet.
     pub late: Vec<Arc<str>>,
 }
@@ -56,14 +65,25 @@ struct Site<'a> {
     endpoint: &'a Endpoint,
     tls: &'a BackendTls,
     pool: &'a Pool,
+    /// There where the store may be a child.
+    child: Option<Child>,
 }
 
-/// Opens the default store and one for each route. `owner` is what another process is told that
-/// tries to open one of them.
+/// What a child needs of this node.
+#[derive(Clone)]
+struct Child {
+    membership: Arc<Membership>,
+    presence: Arc<Presence>,
+    lanes: Option<u16>,
+}
+
+/// Opens the default store and one for each route of the node called `name`. `owner` is what another
+/// process is told that tries to open one of them.
 pub(super) async fn build(
     topology: Topology,
     endpoint: Option<Endpoint>,
     data_dir: &Path,
+    name: &str,
     owner: &str,
 ) -> anyhow::Result<Built> {
     let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
@@ -76,26 +96,42 @@ pub(super) async fn build(
     };
     let endpoint = &default.unwrap_or(Endpoint::Sqlite { path: None, ignored: Vec::new() });
     let (tls, pool) = (&BackendTls::default(), &Pool::default());
-    let site = Site { name: DEFAULT_STORE, endpoint, tls, pool };
+    let site = Site { name: DEFAULT_STORE, endpoint, tls, pool, child: None };
     let default = site.open(data_dir, owner, &clock).await?;
+    let membership = Membership::recall(default.clone(), clock.clone(), name).await;
+    let membership = membership.context("the default store")?;
     // At once, so that silent ones are waited for together.
     let opening = topology.backends.iter().map(|backend| {
         let (name, endpoint) = (&*backend.name, &backend.endpoint);
-        let site = Site { name, endpoint, tls: &backend.tls, pool: &backend.pool };
-        let clock = &clock;
-        async move { site.open_or_wait(data_dir, owner, clock).await }
+        let (clock, membership) = (&clock, &membership);
+        async move {
+            let child = match endpoint {
+                Endpoint::Etcd { .. } => {
+                    let memory = membership.store().clone();
+                    let presence = Presence::recall(name, memory, clock.clone()).await?;
+                    let membership = membership.clone();
+                    Some(Child { membership, presence, lanes: backend.lanes })
+                }
+                _ => None,
+            };
+            let site = Site { name, endpoint, tls: &backend.tls, pool: &backend.pool, child };
+            site.open_or_wait(data_dir, owner, clock).await
+        }
     });
     let opened = try_join_all(opening).await?;
+    let stores = opened.iter().map(|opened| &opened.store);
+    let presences = stores.filter_map(|store| Some((store.presence()?.clone(), store.clone())));
+    let presences: Vec<_> = presences.collect();
     let late = opened.iter().filter(|opened| opened.is_late);
     let late = late.map(|opened| opened.store.name().clone()).collect();
     let rules = topology.backends.into_iter().map(|backend| backend.rule);
     let routes = rules.zip(opened).map(|(rule, opened)| Route { rule, store: opened.store });
     let routes: Vec<_> = routes.collect();
     if routes.is_empty() {
-        return Ok(Built { root: default, router: None, clock, late });
+        return Ok(Built { root: default, router: None, membership, presences, late });
     }
     let router = Router::new(routes, default);
-    Ok(Built { root: router.clone(), router: Some(router), clock, late })
+    Ok(Built { root: router.clone(), router: Some(router), membership, presences, late })
 }
 
 // === impl Site ===
@@ -136,8 +172,9 @@ impl Site<'_> {
             let store = self.open(data_dir, owner, clock).await?;
             return Ok(Opened { store, is_late: false });
         };
-        let opened = late::open(self.name, clock, opener).await.map_err(anyhow::Error::from_boxed);
-        opened.with_context(|| format!("store `{}`", self.name))
+        let presence = self.child.as_ref().map(|child| child.presence.clone());
+        let opened = late::open(self.name, clock, presence, opener).await;
+        opened.map_err(anyhow::Error::from_boxed).with_context(|| format!("store `{}`", self.name))
     }
 
     /// What opens a store behind a socket.
@@ -153,19 +190,33 @@ impl Site<'_> {
             }
             Endpoint::Etcd { urls, login, .. } => {
                 let address = etcd_address(urls, login.clone(), self.tls)?;
-                Some(self.etcd(owner, clock, address))
+                Some(self.etcd_or_node(owner, clock, address))
             }
             Endpoint::Sqlite { .. } => None,
         })
     }
 
-    fn etcd(&self, owner: &str, clock: &SharedClock, address: etcd::Address) -> Opener {
+    /// What opens what speaks etcd's protocol, once it is known whether that is a node.
+    fn etcd_or_node(&self, owner: &str, clock: &SharedClock, address: etcd::Address) -> Opener {
         let (name, place) = (self.name.to_owned(), self.endpoint.to_string());
-        let (owner, clock) = (owner.to_owned(), clock.clone());
+        let (owner, clock, child) = (owner.to_owned(), clock.clone(), self.child.clone());
         Box::new(move || {
             let (name, place, owner) = (name.clone(), place.clone(), owner.clone());
-            let (address, clock) = (address.clone(), clock.clone());
+            let (address, clock, child) = (address.clone(), clock.clone(), child.clone());
             Box::pin(async move {
+                let connections = connections(&place, &address)?;
+                let answers = node::probe(&connections).await;
+                let answers = answers.map_err(|reason| refusal(&place, reason, true))?;
+                if answers == Answerer::Node {
+                    let Some(Child { membership, presence, lanes }) = child else {
+                        return Err(refusal(&place, DEFAULT_IS_A_NODE, false));
+                    };
+                    let store =
+                        NodeStore::open(&name, connections, membership, presence.clone(), lanes);
+                    // Where it can't be attached it is away, and says why.
+                    let _ = timeout(CHILD_WAIT_MAX, presence.there()).await;
+                    return Ok(store as Arc<dyn Store>);
+                }
                 match etcd::open(&name, &place, &address, &owner, clock).await {
                     Ok(store) => Ok(store as Arc<dyn Store>),
                     Err(error) => {
@@ -198,6 +249,18 @@ impl Site<'_> {
             })
         })
     }
+}
+
+const DEFAULT_IS_A_NODE: &str = "it is another node, and the default store keeps what is this node's \
+     own; take a file, a database or an etcd, and send all keys to the node by a route";
+
+fn connections(place: &str, address: &etcd::Address) -> Result<Connections, Refusal> {
+    let url = address.urls.first().map_or("", String::as_str);
+    Connections::new(url, address).map_err(|reason| refusal(place, reason, false))
+}
+
+fn refusal(place: &str, reason: impl std::fmt::Display, may_pass: bool) -> Refusal {
+    Refusal { reason: format!("{place} can't be used: {reason}").into(), may_pass }
 }
 
 /// An etcd as its endpoint and its route together want it reached.

@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::build::{Built, build, read_topology};
 use crate::{
-    node::{Node, Options},
+    node::{DEFAULT_NAME, Node, Options},
     route::Router,
     server::{Face, Limits, Tls},
+    store::presence::GRACE,
     topology::{Endpoint, Topology},
 };
 
@@ -46,7 +47,7 @@ pub struct Serve {
     #[arg(long, env = "PLEACH_LISTEN_METRICS_URLS")]
     listen_metrics_urls: Option<Url>,
     /// The node's name.
-    #[arg(long, env = "PLEACH_NAME", default_value = "default")]
+    #[arg(long, env = "PLEACH_NAME", default_value = DEFAULT_NAME)]
     name: String,
     /// Where the embedded default store lives.
     #[arg(long, env = "PLEACH_DATA_DIR", default_value = "pleach-data")]
@@ -160,15 +161,18 @@ impl Serve {
         let mut signals = Signals::new()?;
         let tls = self.tls()?;
         let listeners = self.listen(tls.is_some()).await?;
-        let Built { root, router, clock, late } = self.build().await?;
+        let Built { root, router, membership, presences, late } = self.build().await?;
         let options = Options {
             progress_every: self.watch_progress_notify_interval,
             quota_bytes: self.quota_backend_bytes,
         };
-        let node = Node::start_without(root, clock, options, &late).await;
+        let node = Node::start_in(root, membership, options, &late).await;
         let node = node.context("the default store")?;
         tokio::spawn(node.clone().expire_leases());
         tokio::spawn(node.clone().reserve_revisions());
+        for (presence, store) in presences {
+            tokio::spawn(presence.keep_watch(store, GRACE));
+        }
         if let Some(router) = router {
             tokio::spawn(survey(router, node.clone()));
         }
@@ -232,7 +236,7 @@ impl Serve {
         // Databases know a node that starts anew by what stands before the bracket.
         let owner =
             format!("node `{}` on {} (process {process}, at {address})", self.name, host.display());
-        build(topology, endpoint, &self.data_dir, &owner).await
+        build(topology, endpoint, &self.data_dir, &self.name, &owner).await
     }
 
     fn tls(&self) -> anyhow::Result<Option<Tls>> {

@@ -44,6 +44,11 @@ impl Lane {
     /// Every lane: a node that is in no tree counts on by one, as etcd does.
     pub const ALL: Self = Self { residue: 0, modulus: 1 };
 
+    /// Whether it is one of [`LANES`], so that other nodes allocate between its numbers.
+    pub fn is_shared(self) -> bool {
+        self.modulus > 1
+    }
+
     /// The first number above `after` in this lane.
     pub fn next(self, after: Revision) -> Revision {
         let modulus = Revision::from(self.modulus);
@@ -57,6 +62,17 @@ impl Lane {
 impl LaneBlock {
     /// All lanes, the block of a root.
     pub const ALL: Self = Self { first: 0, count: LANES };
+
+    /// The lanes `first .. first + count`; `None` where there are no such.
+    pub fn new(first: u16, count: u16) -> Option<Self> {
+        let is_there = count > 0 && first < LANES && count <= LANES - first;
+        is_there.then_some(Self { first, count })
+    }
+
+    /// Whether it has all lanes of `other`.
+    pub fn covers(self, other: Self) -> bool {
+        self.first <= other.first && other.first + other.count <= self.first + self.count
+    }
 
     /// The lane in which the holder of the block allocates.
     pub fn own(self) -> Lane {

@@ -42,6 +42,8 @@ pub struct Clock {
     /// No number above is handed out, since a restart may begin there.
     limit: Revision,
     lane: Lane,
+    /// Closed in every store, ahead of what was shown; see [`Clock::close_ahead`].
+    promised: Revision,
     /// For each store the numbers allocated and neither committed nor given up: the first of them.
     in_flight: Vec<Option<Revision>>,
     /// Where the node went on from, once it has.
@@ -81,7 +83,8 @@ impl Clock {
     /// A clock that has reached `start` and may allocate up to and including `limit`.
     pub fn new(start: Revision, limit: Revision, lane: Lane) -> Self {
         let start = start.max(FIRST_REVISION);
-        Self { now: start, shown: start, limit, lane, in_flight: Vec::new(), begun: None }
+        let (in_flight, begun, promised) = (Vec::new(), None, 0);
+        Self { now: start, shown: start, limit, lane, promised, in_flight, begun }
     }
 
     /// A place for one more store, with nothing in flight.
@@ -166,22 +169,42 @@ impl Clock {
 
     /// The promise that `store` holds all it will ever hold up to and including this revision.
     ///
-    /// It is never above what was shown: a number that is only in flight, or was given up, is in no
-    /// store, so a restart may hand it out again, and nothing may have been promised about it.
+    /// It is above what was shown only where that was promised to a parent: a number that is only in
+    /// flight, or was given up, is in no store, so a restart may hand it out again. Nodes that promise
+    /// ahead begin above their limit instead.
     pub fn closed(&self, store: Slot) -> Revision {
-        self.in_flight[store.0].map_or(self.shown, |first| self.shown.min(first - 1))
+        let closed = self.in_flight[store.0].map_or(self.shown, |first| self.shown.min(first - 1));
+        closed.max(self.promised)
     }
 
     /// Closes every store of this node at once up to `by` above what was shown, within the limit,
-    /// and returns that promise: the next number allocated jumps past it. `None` while anything is
-    /// in flight. For a parent only: to clients it would be a revision that no read has reached.
+    /// and returns that promise: the next number allocated jumps past it. A promise of which half is
+    /// left is not renewed. `None` while anything is in flight. For a parent only: to clients it would
+    /// be a revision that no read has reached.
     pub fn close_ahead(&mut self, by: Revision) -> Option<Revision> {
-        if self.in_flight.iter().any(Option::is_some) {
-            return None;
+        if self.promised < self.shown + by / 2 {
+            if self.in_flight.iter().any(Option::is_some) {
+                return None;
+            }
+            self.promised = self.promised.max(self.limit.min(self.shown + by));
+            self.now = self.now.max(self.promised);
         }
-        let promise = self.limit.min(self.shown + by);
-        self.now = self.now.max(promise);
-        Some(promise)
+        Some(self.promised)
+    }
+
+    /// Whether a number was allocated above all that was promised, so that the promise is used up.
+    pub fn has_passed_promise(&self) -> bool {
+        self.now > self.promised
+    }
+
+    /// Allocates in `lane` from now on.
+    pub fn set_lane(&mut self, lane: Lane) {
+        self.lane = lane;
+    }
+
+    /// The lane in which numbers are allocated.
+    pub fn lane(&self) -> Lane {
+        self.lane
     }
 
     /// Allows numbers up to `limit`, which the caller has made durable.
@@ -258,9 +281,12 @@ mod tests {
     fn the_next_number_jumps_past_what_was_closed_ahead_and_no_client_sees_the_promise() {
         let (mut clock, a, b) = clock();
         assert_eq!(clock.close_ahead(20), Some(21));
-        assert_eq!((clock.shown(), clock.closed(b)), (1, 1));
+        assert_eq!((clock.shown(), clock.closed(b)), (1, 21));
+        assert_eq!(clock.close_ahead(20), Some(21));
+        assert!(!clock.has_passed_promise());
         assert_eq!(clock.allocate(a), Ok(22));
-        assert_eq!(clock.close_ahead(20), None);
+        assert!(clock.has_passed_promise());
+        assert_eq!((clock.close_ahead(200), clock.closed(a)), (None, 21));
         clock.commit(a, 22);
         assert_eq!(clock.close_ahead(1 << 20), Some(100));
     }

@@ -1,14 +1,23 @@
 //! The clock as the stores of one process share it: the pure clock behind a lock, and waiting.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
-use super::{Clock, JoinError, LimitReached, Slot};
+use super::{Clock, JoinError, Lane, LimitReached, REVISION_MAX, Slot};
 use crate::model::Revision;
 
 /// The numbers left below the limit at which more should be reserved.
 pub const LOW_WATER: Revision = 1 << 19;
+
+/// How many times more numbers a node of a tree needs ahead, since each write skips the other lanes.
+const SHARED_LANE_FACTOR: Revision = 64;
+
+/// How often a promise that was used up is given anew. Each costs the numbers that it jumps.
+const PROMISE_EVERY: Duration = Duration::from_secs(1);
 
 /// A clock that many tasks and threads use. Each call takes a short lock, none waits inside it.
 #[derive(Clone, Debug)]
@@ -19,6 +28,14 @@ struct Inner {
     clock: Mutex<Clock>,
     closed_more: Notify,
     ran_low: Notify,
+    /// The limit that someone waits for.
+    wanted: Mutex<Revision>,
+    /// When a promise was last given.
+    promised: Mutex<Option<Instant>>,
+}
+
+fn low_water(lane: Lane) -> Revision {
+    if lane.is_shared() { LOW_WATER * SHARED_LANE_FACTOR } else { LOW_WATER }
 }
 
 // === impl SharedClock ===
@@ -30,6 +47,8 @@ impl SharedClock {
             clock: Mutex::new(clock),
             closed_more: Notify::new(),
             ran_low: Notify::new(),
+            wanted: Mutex::new(0),
+            promised: Mutex::new(None),
         }))
     }
 
@@ -90,7 +109,7 @@ impl SharedClock {
     pub fn allocate(&self, store: Slot) -> Result<Revision, LimitReached> {
         let (allocated, is_low) = {
             let mut clock = self.lock();
-            (clock.allocate(store), clock.limit() - clock.now() < LOW_WATER)
+            (clock.allocate(store), clock.limit() - clock.now() < low_water(clock.lane()))
         };
         if is_low {
             self.0.ran_low.notify_one();
@@ -103,9 +122,54 @@ impl SharedClock {
         self.lock().bound(limit);
     }
 
-    /// See [`Clock::reserve`].
+    /// See [`Clock::reserve`]; wakes who waits in [`SharedClock::take_up`].
     pub fn reserve(&self, limit: Revision) {
         self.lock().reserve(limit);
+        self.0.closed_more.notify_waiters();
+    }
+
+    /// How many numbers to reserve ahead: as far as the lane needs, above what someone waits for.
+    pub fn to_reserve(&self) -> Revision {
+        let wanted = *self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let clock = self.lock();
+        clock.limit().max(wanted) + 2 * low_water(clock.lane())
+    }
+
+    /// [`SharedClock::observe`] that waits until enough is reserved. Call it where somebody reserves.
+    ///
+    /// # Errors
+    /// For what is no revision.
+    pub async fn take_up(&self, revision: Revision) -> Result<(), LimitReached> {
+        loop {
+            let reserved = self.0.closed_more.notified();
+            tokio::pin!(reserved);
+            reserved.as_mut().enable();
+            match self.observe(revision) {
+                Err(full) if revision >= REVISION_MAX - 1 => return Err(full),
+                Err(_) => self.want(revision),
+                Ok(()) => return Ok(()),
+            }
+            reserved.await;
+        }
+    }
+
+    fn want(&self, limit: Revision) {
+        {
+            let mut wanted = self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            *wanted = limit.max(*wanted);
+        }
+        self.0.ran_low.notify_one();
+    }
+
+    /// Allocates in `lane` from now on, for which more is reserved ahead.
+    pub fn set_lane(&self, lane: Lane) {
+        self.lock().set_lane(lane);
+        self.0.ran_low.notify_one();
+    }
+
+    /// The lane in which numbers are allocated.
+    pub fn lane(&self) -> Lane {
+        self.lock().lane()
     }
 
     /// See [`Clock::limit`].
@@ -135,9 +199,18 @@ impl SharedClock {
         self.lock().closed(store)
     }
 
-    /// See [`Clock::close_ahead`].
+    /// See [`Clock::close_ahead`]. A promise that writes use up again and again is given seldom.
     pub fn close_ahead(&self, by: Revision) -> Option<Revision> {
-        self.lock().close_ahead(by)
+        let mut given = self.0.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clock = self.lock();
+        if clock.has_passed_promise() {
+            let now = Instant::now();
+            if given.is_some_and(|given| now - given < PROMISE_EVERY) {
+                return None;
+            }
+            *given = Some(now);
+        }
+        clock.close_ahead(by)
     }
 
     /// Waits until `store` has closed at least `revision`, moving the clock up to it where nothing
@@ -156,7 +229,7 @@ impl SharedClock {
             notified.as_mut().enable();
             let closed = {
                 let mut clock = self.lock();
-                if revision > clock.shown() {
+                if revision > clock.closed(store) && revision > clock.shown() {
                     clock.observe(revision)?;
                 }
                 clock.closed(store)

@@ -44,7 +44,7 @@ pub enum StoreError {
         /// The route's name.
         store: Arc<str>,
         /// What its own keys begin with.
-        prefix: &'static str,
+        prefix: Arc<str>,
     },
     /// A write is larger than what the store takes. Final.
     #[error("the write is larger than what store `{0}` takes")]

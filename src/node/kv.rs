@@ -45,22 +45,31 @@ impl Node {
     /// `FutureRevision`, `Compacted`, and those of the stores.
     pub async fn range(&self, op: &RangeOp) -> Result<(Header, Found)> {
         for _ in 1..READS_MAX {
-            let header = self.revision();
-            match self.range_at(op, header).await {
+            match self.range_once(op).await {
                 // The present was compacted away while it was read: read the new present.
                 Err(StoreError::Compacted { .. }) if op.revision <= 0 => {}
-                found => return found.map(|found| (header, found)),
+                found => return found,
             }
         }
-        let header = self.revision();
-        self.range_at(op, header).await.map(|found| (header, found))
+        self.range_once(op).await
     }
 
-    async fn range_at(&self, op: &RangeOp, header: Header) -> Result<Found> {
-        let revision = self.readable(op.revision, header)?;
+    /// A read of the present has the revision it was read at as its header, one of the past that of
+    /// the present.
+    async fn range_once(&self, op: &RangeOp) -> Result<(Header, Found)> {
+        if op.revision > 0 {
+            let header = self.check_readable(&op.range, op.revision).await?;
+            let (_, found) = self.range_at(op, op.revision).await?;
+            return Ok((header, found));
+        }
+        let revision = if op.count_only { self.root.present(&op.range).await? } else { 0 };
+        self.range_at(op, revision).await
+    }
+
+    async fn range_at(&self, op: &RangeOp, revision: Revision) -> Result<(Revision, Found)> {
         if op.count_only {
             let count = self.root.count(&op.range, revision).await?;
-            return Ok(op.shape(Vec::new(), signed(count)));
+            return Ok((revision, op.shape(Vec::new(), signed(count))));
         }
         let limit = if op.needs_whole_range() { 0 } else { wanted(op.limit) };
         let read = Read {
@@ -70,6 +79,7 @@ impl Node {
             ..Read::new(op.range.clone(), revision)
         };
         let page = read_all(&*self.root, &read).await?;
+        let revision = page.revision;
         let is_whole = page.next.is_none() && (limit == 0 || page.kvs.len() <= limit);
         let count = match is_whole {
             true => signed(page.kvs.len() as u64),
@@ -79,29 +89,39 @@ impl Node {
             && op.revision <= 0
             && let Some(key) = op.range.as_single()
         {
-            self.hub.push_progress(key, header);
+            self.hub.push_progress(key, revision);
         }
-        Ok(op.shape(page.kvs, count))
+        Ok((revision, op.shape(page.kvs, count)))
     }
 
-    fn readable(&self, revision: Revision, header: Header) -> Result<Revision> {
-        let compacted = self.root.compacted();
+    /// Whether a range can be read as of a revision. Returns the present.
+    async fn check_readable(&self, range: &KeyRange, revision: Revision) -> Result<Header> {
+        let mut header = self.revision();
+        if revision > header {
+            // A child may have got there first.
+            header = self.root.present(range).await?.max(header);
+        }
         if revision > header {
             return Err(StoreError::FutureRevision { current: header });
         }
-        if revision > 0 && revision < compacted {
+        let compacted = self.root.clone().narrow(range).compacted();
+        if revision < compacted {
             return Err(StoreError::Compacted { compacted });
         }
-        Ok(if revision > 0 { revision } else { header })
+        Ok(header)
     }
 
     /// Begins to stream a range in key order.
     ///
     /// # Errors
     /// `FutureRevision` and `Compacted`; those of the stores come with the chunks.
-    pub fn stream_range(&self, op: &RangeOp) -> Result<Chunks> {
-        let header = self.revision();
-        let revision = self.readable(op.revision, header)?;
+    pub async fn stream_range(&self, op: &RangeOp) -> Result<Chunks> {
+        let (header, revision) = if op.revision > 0 {
+            (self.check_readable(&op.range, op.revision).await?, op.revision)
+        } else {
+            let present = self.root.present(&op.range).await?;
+            (present, present)
+        };
         let limit = wanted(op.limit);
         let read = Read { keys_only: op.keys_only, ..Read::new(op.range.clone(), revision) };
         let left = (limit > 0).then_some(limit);
@@ -122,8 +142,7 @@ impl Node {
         }
         if chunks.op.order_by != OrderBy::Key {
             // Not in key order, so not in pieces either.
-            let op = RangeOp { revision: chunks.read.revision, ..chunks.op.clone() };
-            let found = self.range_at(&op, chunks.header).await?;
+            let (_, found) = self.range_at(&chunks.op, chunks.read.revision).await?;
             return Ok(Some(chunks.last(found.kvs, found.more, found.count)));
         }
         loop {
@@ -170,8 +189,13 @@ impl Node {
 
     /// A transaction that only reads: at one revision, in whatever stores.
     async fn read_only(&self, txn: &Txn) -> Result<Written> {
-        let before = self.revision();
         let needs = txn.needs();
+        let mut before = self.revision();
+        let mut ranges = Vec::new();
+        txn.for_each_range(&mut |range| ranges.push(range.clone()));
+        for range in &ranges {
+            before = self.root.present(range).await?.max(before);
+        }
         let (mut rows, mut past) = (Rows::new(), Past::new());
         let single = needs.keys.into_iter().map(KeyRange::single);
         for range in single.chain(needs.ranges) {
@@ -179,7 +203,7 @@ impl Node {
             rows.extend(page.kvs.into_iter().map(|kv| (kv.key.clone(), kv)));
         }
         for (range, revision) in needs.past {
-            if self.readable(revision, before).is_ok() {
+            if self.check_readable(&range, revision).await.is_ok() {
                 let page = read_all(&*self.root, &Read::new(range.clone(), revision)).await?;
                 past.insert((range, revision), page.kvs);
             }
@@ -195,10 +219,6 @@ impl Node {
     /// # Errors
     /// `Compacted` and `FutureRevision` as etcd has them, and those of the stores.
     pub async fn compact(&self, revision: Revision, physical: bool) -> Result<Header> {
-        let compacted = self.root.compacted();
-        if revision <= compacted {
-            return Err(StoreError::Compacted { compacted });
-        }
         let current = self.revision();
         if revision > current {
             return Err(StoreError::FutureRevision { current });
@@ -213,8 +233,13 @@ impl Node {
     /// As [`Node::range`]. Costs a read of all keys.
     pub async fn hash(&self, revision: Revision) -> Result<(Header, u32, Revision)> {
         use std::hash::Hasher as _;
+        let revision = if revision > 0 {
+            self.check_readable(&KeyRange::all(), revision).await?;
+            revision
+        } else {
+            self.root.present(&KeyRange::all()).await?
+        };
         let header = self.revision();
-        let revision = self.readable(revision, header)?;
         let mut read = Read::new(KeyRange::all(), revision);
         // Fixed keys: the hash of the same data is the same in every process.
         #[allow(deprecated, reason = "the one hasher of the standard library with fixed keys")]

@@ -323,7 +323,7 @@ impl Node {
     /// # Errors
     /// Those of the stores.
     pub async fn keys_of_lease(&self, lease: LeaseId) -> Result<Vec<Key>> {
-        let read = Read { lease, keys_only: true, ..Read::new(KeyRange::all(), self.revision()) };
+        let read = Read { lease, keys_only: true, ..Read::new(KeyRange::all(), 0) };
         let page = read_all(&*self.root, &read).await?;
         Ok(page.kvs.into_iter().map(|kv| kv.key).collect())
     }

@@ -17,8 +17,6 @@ mod reserve;
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-
 pub use self::{
     kv::{Chunk, Header},
     lease::{GrantError, LeaseState, TTL_MAX, TTL_MIN},
@@ -27,19 +25,16 @@ pub use self::{
 use self::{lease::Lessor, quota::Quota};
 use crate::{
     clock::SharedClock,
-    model::{Revision, error::Result},
-    store::{Size, Store},
+    model::{Revision, StoreError, error::Result},
+    store::{
+        Size, Store, Write, Written,
+        membership::{Identity, Membership, random},
+    },
     watch::Hub,
 };
 
-/// Who a node is, as its answers' headers say. Kept in its default store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The same for as long as the default store lives; never 0.
-    pub cluster: u64,
-    /// Likewise.
-    pub member: u64,
-}
+/// What a node is called whose operator does not say.
+pub const DEFAULT_NAME: &str = "default";
 
 /// What an operator may set.
 #[derive(Clone, Debug)]
@@ -58,7 +53,7 @@ pub struct Node {
     hub: Arc<Hub>,
     lessor: Lessor,
     quota: Quota,
-    identity: Identity,
+    membership: Arc<Membership>,
     options: Options,
 }
 
@@ -75,25 +70,26 @@ impl Node {
         clock: SharedClock,
         options: Options,
     ) -> Result<Arc<Self>> {
-        Self::start_without(root, clock, options, &[]).await
+        let membership = Membership::recall(root.clone(), clock, DEFAULT_NAME).await?;
+        Self::start_in(root, membership, options, &[]).await
     }
 
-    /// The same while some stores of `root` are late: their names.
+    /// The same with a place in a tree, while some stores of `root` are late: their names.
     ///
     /// # Errors
     /// As [`Node::start`].
-    pub async fn start_without(
+    pub async fn start_in(
         root: Arc<dyn Store>,
-        clock: SharedClock,
+        membership: Arc<Membership>,
         options: Options,
         late: &[Arc<str>],
     ) -> Result<Arc<Self>> {
+        let clock = membership.clock().clone();
         reserve::begin(&*root, &clock, late).await?;
-        let identity = Identity::recall(&*root).await?;
         let lessor = Lessor::recall(&*root).await?;
         let quota = Quota::recall(&*root, options.quota_bytes).await?;
         let hub = Hub::new(root.clone(), clock.clone());
-        Ok(Arc::new(Self { root, clock, hub, lessor, quota, identity, options }))
+        Ok(Arc::new(Self { root, clock, hub, lessor, quota, membership, options }))
     }
 
     /// Reserves revisions ahead of the clock, for ever.
@@ -103,7 +99,35 @@ impl Node {
 
     /// Who the node is.
     pub fn identity(&self) -> Identity {
-        self.identity
+        self.membership.identity()
+    }
+
+    /// Its place in its tree.
+    pub fn membership(&self) -> &Arc<Membership> {
+        &self.membership
+    }
+
+    /// Moves the clock up to what a parent has reached.
+    ///
+    /// # Errors
+    /// For what is no revision.
+    pub async fn take_up(&self, revision: Revision) -> Result<()> {
+        let taken = self.clock.take_up(revision).await;
+        taken.map_err(|full| StoreError::Unavailable {
+            store: self.root.name().clone(),
+            reason: full.to_string().into(),
+        })
+    }
+
+    /// Applies what a parent sends, whose leases are none of this node's.
+    ///
+    /// # Errors
+    /// Those of the stores, and `NoSpace` where the quota is used up.
+    pub async fn apply(&self, write: Write) -> Result<Written> {
+        if let Write::Txn { txn, .. } = &write {
+            self.quota.admit(&*self.root, txn).await?;
+        }
+        self.root.apply(write).await
     }
 
     /// The revision that every answer from now on is at least as new as.
@@ -133,37 +157,4 @@ impl Node {
     pub async fn size(&self) -> Result<Size> {
         self.root.size().await
     }
-}
-
-// === impl Identity ===
-
-impl Identity {
-    async fn recall(root: &dyn Store) -> Result<Self> {
-        const RECORD: &str = "identity";
-        if let Some((_, bytes)) = root.recall(RECORD).await?.pop()
-            && let Some(identity) = Self::decode(&bytes)
-        {
-            return Ok(identity);
-        }
-        let identity = Self { cluster: random(), member: random() };
-        let bytes = [identity.cluster.to_be_bytes(), identity.member.to_be_bytes()].concat();
-        root.remember(RECORD, Some(Bytes::from(bytes))).await?;
-        Ok(identity)
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (cluster, member) = bytes.split_at_checked(8)?;
-        Some(Self {
-            cluster: u64::from_be_bytes(cluster.try_into().ok()?),
-            member: u64::from_be_bytes(member.try_into().ok()?),
-        })
-    }
-}
-
-/// A random number that is positive as an `i64` too. The standard library's hasher is seeded by the
-/// system, which is all that ids need.
-fn random() -> u64 {
-    use std::hash::{BuildHasher as _, Hasher as _};
-    let hash = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    (hash >> 1).max(1)
 }

@@ -178,7 +178,8 @@ impl Node {
                 Err(StoreError::Compacted { .. }) => return Ok(()),
                 batch => batch?,
             };
-            let mut events = batch.commits.iter().flat_map(|commit| &commit.events);
+            let all = batch.commits.iter().chain(&batch.late.commits);
+            let mut events = all.flat_map(|commit| &commit.events);
             if events.any(|event| event.is_delete() && event.kv.key == key) {
                 return Ok(());
             }
@@ -240,7 +241,8 @@ impl Node {
                 Err(StoreError::Compacted { .. }) => return Ok(()),
                 batch => batch?,
             };
-            let mut events = batch.commits.iter().flat_map(|commit| &commit.events);
+            let all = batch.commits.iter().chain(&batch.late.commits);
+            let mut events = all.flat_map(|commit| &commit.events);
             if events.any(|event| range.contains(&event.kv.key)) {
                 return Ok(());
             }

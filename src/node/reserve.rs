@@ -6,18 +6,18 @@
 //! Where it went on is kept too, since it may have shown that revision and crashed before it wrote
 //! anything.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::{
-    clock::{LOW_WATER, SharedClock},
+    clock::SharedClock,
     model::{Revision, StoreError, error::Result},
     store::Store,
 };
 
-/// How many numbers are reserved at once. A reservation is one small write to the default store.
-const RESERVED_AHEAD: Revision = 2 * LOW_WATER;
+/// How long to wait before a reservation that failed is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 const RECORD: &str = "reserved";
 
@@ -68,7 +68,9 @@ pub(super) async fn begin(root: &dyn Store, clock: &SharedClock, late: &[Arc<str
     if let Some(before) = Reserved::recall(root).await? {
         let gone = before.missing(&stores);
         let is_whole = gone.is_empty() && late.is_empty();
-        let start = if is_whole { before.start } else { before.limit };
+        // In a tree others count on what this node promised, and it saw what they allocated.
+        let is_all_known = is_whole && !clock.lane().is_shared();
+        let start = if is_all_known { before.start } else { before.limit };
         if !is_whole {
             tracing::warn!(
                 ?gone,
@@ -80,9 +82,10 @@ pub(super) async fn begin(root: &dyn Store, clock: &SharedClock, late: &[Arc<str
         observe(root, clock, start)?;
     }
     let start = clock.begin();
-    let reserved = Reserved { start, limit: start + RESERVED_AHEAD, stores };
+    clock.bound(start);
+    let reserved = Reserved { start, limit: clock.to_reserve(), stores };
     reserved.remember(root).await?;
-    clock.bound(reserved.limit);
+    clock.reserve(reserved.limit);
     Ok(())
 }
 
@@ -91,14 +94,17 @@ pub(super) async fn keep(root: &dyn Store, clock: &SharedClock, start: Revision)
     let stores = root.name().to_string();
     loop {
         clock.runs_low().await;
-        let limit = clock.limit() + RESERVED_AHEAD;
-        let reserved = Reserved { start, limit, stores: stores.clone() };
-        match reserved.remember(root).await {
-            Ok(()) => clock.reserve(limit),
-            Err(error) => {
-                tracing::warn!(%error, "no revisions could be reserved");
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        loop {
+            let limit = clock.to_reserve();
+            let reserved = Reserved { start, limit, stores: stores.clone() };
+            match reserved.remember(root).await {
+                Ok(()) => {
+                    clock.reserve(limit);
+                    break;
+                }
+                Err(error) => tracing::warn!(%error, "no revisions could be reserved"),
             }
+            tokio::time::sleep(RETRY_AFTER).await;
         }
     }
 }
@@ -114,9 +120,12 @@ fn observe(root: &dyn Store, clock: &SharedClock, revision: Revision) -> Result<
 mod tests {
     use super::*;
     use crate::{
-        clock::{Clock, Lane, REVISION_MAX},
+        clock::{Clock, LOW_WATER, Lane, REVISION_MAX},
         store::memory::Memory,
     };
+
+    /// What a lone node reserves at once.
+    const RESERVED_AHEAD: Revision = 2 * LOW_WATER;
 
     async fn start_of(root: &dyn Store, greatest: Revision) -> Revision {
         let clock = SharedClock::new(Clock::new(greatest, REVISION_MAX - 1, Lane::ALL));

@@ -1,4 +1,5 @@
-//! etcd's wire types, generated from `proto/` at build time. Names follow etcd's packages.
+//! etcd's wire types and those between nodes, generated from `proto/` at build time. Names follow the
+//! packages.
 #![allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::unwrap_used)]
 
 /// The descriptor set of every service, as gRPC reflection serves it.
@@ -24,3 +25,12 @@ pub mod v3lockpb {
 pub mod v3electionpb {
     tonic::include_proto!("v3electionpb");
 }
+/// Between nodes, where the package says it.
+mod pleach {
+    pub(super) mod tree {
+        pub mod v1 {
+            tonic::include_proto!("pleach.tree.v1");
+        }
+    }
+}
+pub use pleach::tree::v1 as tree;

@@ -17,7 +17,7 @@ pub(super) async fn read(table: &Table, stores: &[usize], read: &Read) -> Result
         }
         Ok(page)
     });
-    Ok(merge(try_join_all(pages).await?, read.rows_max()))
+    Ok(merge(try_join_all(pages).await?, read.rows_max(), read.revision))
 }
 
 /// The keys of a range over several stores.
@@ -56,7 +56,7 @@ async fn count_owned(
 
 /// Merges pages of disjoint keys. What lies behind the end of a page that goes on is left for later,
 /// since that store may have keys between.
-fn merge(pages: Vec<Page>, rows_max: usize) -> Page {
+fn merge(pages: Vec<Page>, rows_max: usize, revision: Revision) -> Page {
     let mut next = pages.iter().filter_map(|page| page.next.clone()).min();
     let mut kvs: Vec<KeyValue> = pages.into_iter().flat_map(|page| page.kvs).collect();
     if let Some(next) = &next {
@@ -68,7 +68,7 @@ fn merge(pages: Vec<Page>, rows_max: usize) -> Page {
         kvs.truncate(rows_max);
         next = kvs.last().map(|kv| successor(&kv.key));
     }
-    Page { kvs, next }
+    Page { kvs, next, revision }
 }
 
 #[cfg(test)]
@@ -82,7 +82,7 @@ mod tests {
         let kv = |key: &u8| KeyValue { key: Bytes::copy_from_slice(&[*key]), ..Default::default() };
         let kvs: Vec<_> = keys.iter().take(limit).map(kv).collect();
         let next = kvs.last().filter(|_| keys.len() > limit).map(|kv| successor(&kv.key));
-        Page { kvs, next }
+        Page { kvs, next, revision: 7 }
     }
 
     proptest! {
@@ -95,7 +95,7 @@ mod tests {
                 owners.iter().filter(|(_, at)| **at == store).map(|(key, _)| *key).collect()
             };
             let pages = (0..3).map(|store| page(&of(store), limit)).collect();
-            let merged = merge(pages, limit);
+            let merged = merge(pages, limit, 7);
             let all: Vec<u8> = owners.keys().copied().collect();
             let got: Vec<u8> = merged.kvs.iter().map(|kv| kv.key[0]).collect();
             prop_assert!(all.starts_with(&got));

@@ -27,12 +27,12 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 
 use self::rule::{Reach, Rule};
 use crate::{
     model::{KeyRange, Revision, StoreError, error::Result, txn::Txn},
-    store::{Page, Read, Size, Store, Tail, Write, Written},
+    store::{Described, Page, Read, Size, Store, Tail, Write, Written},
 };
 
 /// A rule and the store it sends its keys to.
@@ -192,6 +192,10 @@ impl Store for Router {
             // No key lies there, but whether the revision can be read must be said all the same.
             [] => self.default_store().read(read).await,
             [only] => self.table.stores[only].read(read).await,
+            ref several if read.revision == 0 => {
+                let revision = self.present(&read.range).await?;
+                fan::read(&self.table, several, &read.at(revision)).await
+            }
             ref several => fan::read(&self.table, several, read).await,
         }
     }
@@ -215,13 +219,33 @@ impl Store for Router {
         self.stores().map(|store| store.closed()).min().unwrap_or(0)
     }
 
-    async fn sync(&self, revision: Revision) -> Result<Revision> {
-        let closed = try_join_all(self.stores().map(|store| store.sync(revision))).await?;
-        Ok(closed.into_iter().min().unwrap_or(revision))
+    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        let closed = self.stores().map(|store| store.sync(revision, ahead));
+        Ok(try_join_all(closed).await?.into_iter().min().unwrap_or(revision))
     }
 
+    /// The greatest of the presents: each store is read as of it, and closes it first.
+    async fn present(&self, range: &KeyRange) -> Result<Revision> {
+        let touched = match self.touched(range) {
+            none if none.is_empty() => return self.default_store().present(range).await,
+            touched => touched,
+        };
+        let presents = touched.iter().map(|at| self.table.stores[*at].present(range));
+        Ok(try_join_all(presents).await?.into_iter().max().unwrap_or(0))
+    }
+
+    fn check_resumed(&self, after: Revision) -> Result<()> {
+        self.stores().try_for_each(|store| store.check_resumed(after))
+    }
+
+    /// Compacts the stores that have not got there yet, all of them, whichever fails.
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
-        try_join_all(self.stores().map(|store| store.compact(revision, wait))).await.map(drop)
+        let compacted = join_all(self.stores().map(|store| store.compact(revision, wait))).await;
+        let is_done = |done: &Result<()>| matches!(done, Err(StoreError::Compacted { .. }));
+        if compacted.iter().all(is_done) {
+            return Err(StoreError::Compacted { compacted: self.compacted() });
+        }
+        compacted.into_iter().filter(|done| !is_done(done)).collect()
     }
 
     fn compacted(&self) -> Revision {
@@ -243,6 +267,10 @@ impl Store for Router {
             in_use: sum.in_use + size.in_use,
         };
         Ok(sizes.into_iter().fold(Size::default(), sum))
+    }
+
+    async fn describe(&self) -> Vec<Described> {
+        join_all(self.stores().map(|store| store.describe())).await.concat()
     }
 
     fn narrow(self: Arc<Self>, range: &KeyRange) -> Arc<dyn Store> {

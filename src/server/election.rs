@@ -4,8 +4,8 @@ use futures::{Stream, StreamExt as _, stream};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::{Face, check, convert};
-use crate::{model::Revision, node::Place, proto::v3electionpb as pb};
+use super::{Face, check};
+use crate::{model::Revision, node::Place, proto::v3electionpb as pb, wire};
 
 /// etcd's words, which its clients compare.
 const NO_LEADER: &str = "election: no leader";
@@ -52,7 +52,7 @@ impl pb::election_server::Election for Face {
     ) -> Result<Response<pb::LeaderResponse>, Status> {
         let (revision, head) = self.node.head_of_line(&request.get_ref().name).await?;
         let head = head.ok_or_else(|| Status::unknown(NO_LEADER))?;
-        let kv = Some(convert::key_value(head));
+        let kv = Some(wire::key_value(head));
         Ok(Response::new(pb::LeaderResponse { header: self.header(revision), kv }))
     }
 
@@ -94,7 +94,7 @@ impl Observed {
             let (revision, head) = self.face.node.head_of_line(&self.name).await?;
             if let Some(head) = head.filter(|head| head.mod_revision > self.told) {
                 self.told = head.mod_revision;
-                let kv = Some(convert::key_value(head));
+                let kv = Some(wire::key_value(head));
                 return Ok(pb::LeaderResponse { header: self.face.header(revision), kv });
             }
             self.face.node.line_changed(&self.name, revision).await?;

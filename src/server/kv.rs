@@ -5,13 +5,14 @@ use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Face, GRPC_OVERHEAD_BYTES, check, convert,
+    Face, GRPC_OVERHEAD_BYTES, check,
     status::{self, status},
 };
 use crate::{
     model::txn::{Op, OpResult, Txn},
     proto::etcdserverpb as pb,
     store::Written,
+    wire,
 };
 
 #[tonic::async_trait]
@@ -24,9 +25,9 @@ impl pb::kv_server::Kv for Face {
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<pb::RangeResponse>, Status> {
         check::range(request.get_ref())?;
-        let op = convert::range_op(request.get_ref());
+        let op = wire::range_op(request.get_ref());
         let (revision, found) = self.node.range(&op).await?;
-        Ok(Response::new(convert::range_response(self.header(revision), found)))
+        Ok(Response::new(wire::range_response(self.header(revision), found)))
     }
 
     async fn range_stream(
@@ -34,13 +35,13 @@ impl pb::kv_server::Kv for Face {
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         check::range_stream(request.get_ref())?;
-        let op = convert::range_op(request.get_ref());
-        let chunks = self.node.stream_range(&op)?;
+        let op = wire::range_op(request.get_ref());
+        let chunks = self.node.stream_range(&op).await?;
         let face = self.clone();
         let responses = stream::try_unfold((face, chunks), |(face, mut chunks)| async move {
             let Some(chunk) = face.node.next_chunk(&mut chunks).await? else { return Ok(None) };
             let mut response =
-                pb::RangeResponse { kvs: convert::key_values(chunk.kvs), ..Default::default() };
+                pb::RangeResponse { kvs: wire::key_values(chunk.kvs), ..Default::default() };
             if let Some((revision, more, count)) = chunk.end {
                 response.header = face.header(revision);
                 (response.more, response.count) = (more, count);
@@ -57,10 +58,10 @@ impl pb::kv_server::Kv for Face {
     ) -> Result<Response<pb::PutResponse>, Status> {
         check::put(request.get_ref())?;
         self.check_size(request.get_ref().encoded_len())?;
-        let put = convert::put_op(request.get_ref());
+        let put = wire::put_op(request.get_ref());
         let Written { revision, mut result } = self.node.txn(Txn::from(Op::Put(put))).await?;
         let prev_kv = match result.results.pop() {
-            Some(OpResult::Put { prev, .. }) => prev.map(convert::key_value),
+            Some(OpResult::Put { prev, .. }) => prev.map(wire::key_value),
             _ => None,
         };
         Ok(Response::new(pb::PutResponse { header: self.header(revision), prev_kv }))
@@ -72,7 +73,7 @@ impl pb::kv_server::Kv for Face {
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         check::delete(request.get_ref())?;
         self.check_size(request.get_ref().encoded_len())?;
-        let delete = convert::delete_op(request.get_ref());
+        let delete = wire::delete_op(request.get_ref());
         let Written { revision, mut result } = self.node.txn(Txn::from(Op::Delete(delete))).await?;
         let (deleted, prevs) = match result.results.pop() {
             Some(OpResult::Delete { deleted, prevs, .. }) => (deleted, prevs),
@@ -81,7 +82,7 @@ impl pb::kv_server::Kv for Face {
         Ok(Response::new(pb::DeleteRangeResponse {
             header: self.header(revision),
             deleted,
-            prev_kvs: convert::key_values(prevs),
+            prev_kvs: wire::key_values(prevs),
         }))
     }
 
@@ -91,9 +92,9 @@ impl pb::kv_server::Kv for Face {
     ) -> Result<Response<pb::TxnResponse>, Status> {
         check::txn(request.get_ref(), self.limits.txn_ops_max)?;
         self.check_size(request.get_ref().encoded_len())?;
-        let txn = convert::txn(request.get_ref())?;
+        let txn = wire::txn(request.get_ref()).ok_or_else(|| status(status::KEY_NOT_FOUND))?;
         let Written { revision, result } = self.node.txn(txn).await?;
-        Ok(Response::new(convert::txn_response(self.header(revision), result)))
+        Ok(Response::new(wire::txn_response(self.header(revision), result)))
     }
 
     async fn compact(

@@ -6,7 +6,6 @@
 mod auth;
 mod check;
 mod cluster;
-mod convert;
 mod election;
 mod http;
 mod kv;
@@ -15,6 +14,7 @@ mod lock;
 mod maintenance;
 mod metrics;
 pub mod status;
+mod tree;
 mod watch;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -30,7 +30,7 @@ use tower::util::MapRequestLayer;
 use crate::{
     model::Revision,
     node::Node,
-    proto::{self, etcdserverpb as pb, v3electionpb, v3lockpb},
+    proto::{self, etcdserverpb as pb, tree as treepb, v3electionpb, v3lockpb},
 };
 
 /// The etcd that a node passes for. API servers ask for progress only where it is new enough.
@@ -180,7 +180,8 @@ impl Face {
         axum::serve(listener, http::routes(self)).with_graceful_shutdown(stopped).await
     }
 
-    async fn routes(self) -> Routes {
+    /// All that is served on the clients' port.
+    pub async fn routes(self) -> Routes {
         let max = MESSAGE_BYTES_MAX.max(self.limits.request_bytes_max * 2);
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", tonic_health::ServingStatus::Serving).await;
@@ -196,6 +197,10 @@ impl Face {
         let routes = routes
             .add_service(health_service)
             .add_service(kv)
+            .add_service(
+                treepb::tree_server::TreeServer::new(face())
+                    .max_decoding_message_size(i32::MAX as usize),
+            )
             .add_service(pb::watch_server::WatchServer::new(face()))
             .add_service(pb::lease_server::LeaseServer::new(face()))
             .add_service(pb::cluster_server::ClusterServer::new(face()))
@@ -204,6 +209,7 @@ impl Face {
             .add_service(v3lockpb::lock_server::LockServer::new(face()))
             .add_service(v3electionpb::election_server::ElectionServer::new(face()));
         let all = routes.into_axum_router().merge(http::routes(self)).fallback(http::missing);
+        let all = all.layer(axum::middleware::from_fn(tree::note_call));
         Routes::from(all.layer(MapRequestLayer::new(cluster::note_authority)))
     }
 }

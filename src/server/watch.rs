@@ -7,10 +7,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Face, GRPC_OVERHEAD_BYTES, convert, status};
+use super::{Face, GRPC_OVERHEAD_BYTES, status};
 use crate::{
     proto::{etcdserverpb as pb, mvccpb},
     watch::{self, Create, Filters},
+    wire,
 };
 
 /// Requests and responses of one stream that wait to be taken; a client that does not read fills
@@ -82,7 +83,7 @@ fn wanted(create: &pb::WatchCreateRequest) -> Create {
     let key = watch::watched_key(create.key.clone());
     Create {
         watcher: create.watch_id,
-        range: convert::range(&key, &create.range_end),
+        range: wire::range(&key, &create.range_end),
         start: create.start_revision,
         wants_progress: create.progress_notify,
         filters: Filters { no_put: has(FilterType::Noput), no_delete: has(FilterType::Nodelete) },
@@ -113,7 +114,7 @@ impl Face {
                 let whole = pb::WatchResponse {
                     header: self.header(revision),
                     watch_id: watcher,
-                    events: events.into_iter().map(convert::event).collect(),
+                    events: events.into_iter().map(wire::event).collect(),
                     ..Default::default()
                 };
                 if fragment {

@@ -119,17 +119,25 @@ impl Journal {
         self.changed.notify_waiters();
     }
 
+    /// What clients were shown at most; see [`SharedClock::shown`].
+    pub fn shown(&self) -> Revision {
+        self.clock.shown()
+    }
+
     /// What the store has closed.
     pub fn closed(&self) -> Revision {
         self.clock.closed(self.slot)
     }
 
-    /// Closes at least `revision` and makes the tails say so.
+    /// Closes at least `revision`, or `ahead` more, and makes the tails say so.
     ///
     /// # Errors
     /// Where the clock can't reach it.
-    pub async fn sync(&self, revision: Revision) -> Result<Revision> {
+    pub async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
         let closed = self.wait_closed(revision).await?;
+        let promised = (ahead > 0).then(|| self.clock.close_ahead(ahead)).flatten();
+        let (closed, revision) =
+            promised.map_or((closed, revision), |it| (closed.max(it), revision.max(it)));
         let is_news = {
             let mut recent = self.lock();
             let is_news = revision > recent.wanted;
@@ -188,11 +196,11 @@ impl Journal {
         let commits: Vec<_> = ready.take(BATCH_COMMITS_MAX).cloned().collect();
         if commits.is_empty() {
             let is_wanted = closed > after && (is_first || recent.wanted > after);
-            return Ok(is_wanted.then_some(Batch { commits, closed }));
+            return Ok(is_wanted.then(|| Batch::new(commits, closed)));
         }
         let is_cut = commits.len() == BATCH_COMMITS_MAX;
         let last = commits.last().map_or(closed, |commit| commit.revision);
-        Ok(Some(Batch { commits, closed: if is_cut { last } else { closed } }))
+        Ok(Some(Batch::new(commits, if is_cut { last } else { closed })))
     }
 }
 

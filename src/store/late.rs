@@ -12,6 +12,9 @@
 //! store is open: one that holds more than the node began with does not join the clock.
 //!
 //! What is below the beginning only the store knows: a tail that starts there waits for it.
+//!
+//! A store that others write too, or of which it is not known whether they do, has a presence. Nothing is
+//! closed for it: its tails wait, and who merges them goes on without it as for any that is away.
 
 use std::{collections::HashSet, error::Error, sync::Arc, time::Duration};
 
@@ -26,8 +29,9 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Batch, Page, Read, Size, Store, Tail, Write, Written,
+    Batch, Described, Page, Read, Size, Store, Tail, Write, Written,
     journal::{Journal, Log},
+    presence::Presence,
 };
 use crate::{
     clock::SharedClock,
@@ -81,6 +85,8 @@ struct Shared {
     clock: SharedClock,
     /// What is closed, and who waits for it. It never has a commit.
     journal: Arc<Journal>,
+    /// There where nothing may be closed for it.
+    presence: Option<Arc<Presence>>,
     state: watch::Sender<State>,
 }
 
@@ -99,16 +105,19 @@ enum State {
 pub async fn open(
     name: &str,
     clock: &SharedClock,
+    presence: Option<Arc<Presence>>,
     mut opener: Opener,
 ) -> Result<Opened, Box<dyn Error + Send + Sync>> {
     let mut first = opener();
     let attempt = match timeout(START_WAIT_MAX, &mut first).await {
-        Ok(Ok(store)) => return Ok(Opened { store, is_late: false }),
+        Ok(Ok(store)) => {
+            return Ok(Opened { store: present(store, presence.as_ref()), is_late: false });
+        }
         Ok(Err(refusal)) if !refusal.may_pass => return Err(refusal.reason),
         Ok(Err(refusal)) => ready(Err(refusal)).boxed(),
         Err(_) => first,
     };
-    let store = Late::new(name, clock.clone(), attempt, opener);
+    let store = Late::new(name, clock.clone(), presence, attempt, opener);
     Ok(Opened { store, is_late: true })
 }
 
@@ -116,7 +125,13 @@ pub async fn open(
 
 impl Late {
     /// The stand-in for a store that `attempt`, or an attempt after it, opens.
-    fn new(name: &str, clock: SharedClock, attempt: Attempt, opener: Opener) -> Arc<Self> {
+    fn new(
+        name: &str,
+        clock: SharedClock,
+        presence: Option<Arc<Presence>>,
+        attempt: Attempt,
+        opener: Opener,
+    ) -> Arc<Self> {
         let waited = START_WAIT_MAX.as_secs();
         let silent = format!("it could not be opened within {waited} s, and is waited for");
         let journal = Journal::new(name, clock.clone(), clock.add_store(), 0);
@@ -124,6 +139,7 @@ impl Late {
             name: name.into(),
             clock,
             journal: Arc::new(journal),
+            presence,
             state: watch::Sender::new(State::Waiting(silent.into())),
         });
         let opening = AbortOnDropHandle::new(tokio::spawn(shared.clone().open(attempt, opener)));
@@ -149,7 +165,8 @@ impl Store for Late {
         if let Ok(store) = self.shared.store() {
             return store.tail(after);
         }
-        let is_above = self.shared.clock.begun().is_some_and(|begun| after >= begun);
+        let begun = self.shared.clock.begun().filter(|_| self.shared.presence.is_none());
+        let is_above = begun.is_some_and(|begun| after >= begun);
         let source = if is_above {
             Source::StandIn(self.shared.journal.clone().tail(after, Arc::new(Empty)))
         } else {
@@ -165,15 +182,19 @@ impl Store for Late {
 
     fn closed(&self) -> Revision {
         // First what holds while the store is not open, then whether it still is not.
-        let closed = self.shared.clock.begun().map_or(0, |_| self.shared.journal.closed());
+        let closed = match (self.shared.clock.begun(), &self.shared.presence) {
+            (None, _) => 0,
+            (Some(begun), Some(_)) => begun,
+            (Some(_), None) => self.shared.journal.closed(),
+        };
         self.shared.store().map_or(closed, |store| store.closed())
     }
 
-    async fn sync(&self, revision: Revision) -> Result<Revision> {
+    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
         let store = match self.shared.store() {
-            Err(error) if self.shared.clock.begun().is_none() => return Err(error),
+            Err(error) if !self.shared.stands_in() => return Err(error),
             Err(_) => {
-                let closed = self.shared.journal.sync(revision).await?;
+                let closed = self.shared.journal.sync(revision, ahead).await?;
                 match self.shared.store() {
                     Err(_) => return Ok(closed),
                     Ok(store) => store,
@@ -181,7 +202,25 @@ impl Store for Late {
             }
             Ok(store) => store,
         };
-        store.sync(revision).await
+        store.sync(revision, ahead).await
+    }
+
+    async fn present(&self, range: &KeyRange) -> Result<Revision> {
+        self.shared.store()?.present(range).await
+    }
+
+    fn presence(&self) -> Option<&Arc<Presence>> {
+        self.shared.presence.as_ref()
+    }
+
+    async fn describe(&self) -> Vec<Described> {
+        match self.shared.store() {
+            Ok(store) => store.describe().await,
+            Err(error) => {
+                let (name, trouble) = (self.shared.name.to_string(), error.to_string());
+                vec![Described { name, trouble, node: None }]
+            }
+        }
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
@@ -216,9 +255,25 @@ impl Store for Late {
     }
 }
 
+/// Says that a store is there, but for one that says so itself.
+fn present(store: Arc<dyn Store>, presence: Option<&Arc<Presence>>) -> Arc<dyn Store> {
+    match presence {
+        Some(presence) if store.presence().is_none() => {
+            presence.set_there(true);
+            store
+        }
+        _ => store,
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
+    /// Whether it closes for the store what the clock has shown.
+    fn stands_in(&self) -> bool {
+        self.presence.is_none() && self.clock.begun().is_some()
+    }
+
     /// The store, or why it is not there.
     fn store(&self) -> Result<Arc<dyn Store>> {
         match &*self.state.borrow() {
@@ -250,7 +305,8 @@ impl Shared {
             let refusal = match attempt.await {
                 Ok(store) => {
                     tracing::info!(store = %self.name, "the store is open");
-                    self.state.send_replace(State::Open(store));
+                    self.state.send_replace(State::Open(store.clone()));
+                    present(store, self.presence.as_ref());
                     return;
                 }
                 Err(refusal) => refusal,
@@ -324,7 +380,7 @@ struct Empty;
 #[async_trait]
 impl Log for Empty {
     async fn page(&self, _after: Revision, through: Revision) -> Result<Batch> {
-        Ok(Batch { commits: Vec::new(), closed: through })
+        Ok(Batch::new(Vec::new(), through))
     }
 
     fn compacted(&self) -> Revision {
@@ -361,7 +417,7 @@ mod tests {
                 Box::pin(async move { if is_open { Ok(store) } else { Err(refusal(true)) } })
             });
             let other = Memory::new("other", clock.clone());
-            let opened = open("pods", &clock, opener).await.expect("it is waited for");
+            let opened = open("pods", &clock, None, opener).await.expect("it is waited for");
             assert!(opened.is_late);
             clock.begin();
             Self { is_open, clock, late: opened.store, other }
@@ -444,7 +500,7 @@ mod tests {
         for revision in 2..5 {
             assert_eq!(put(&*gate.other, "b").await.expect("it is there"), revision);
             assert_eq!(gate.late.closed(), revision);
-            assert_eq!(gate.late.sync(revision).await.expect("it can be closed"), revision);
+            assert_eq!(gate.late.sync(revision, 0).await.expect("it can be closed"), revision);
             assert!(follow(&mut tail, revision).await.is_empty());
         }
         // Closed by the stand-in, and not yet told, when the store opens and has commits above.
@@ -453,7 +509,7 @@ mod tests {
         assert_eq!(put(&*gate.late, "a").await.expect("it is there"), 6);
         put(&*gate.other, "b").await.expect("it is there");
         assert_eq!(put(&*gate.late, "a").await.expect("it is there"), 8);
-        assert_eq!(gate.late.sync(8).await.expect("it can be closed"), 8);
+        assert_eq!(gate.late.sync(8, 0).await.expect("it can be closed"), 8);
         assert_eq!(follow(&mut tail, 8).await, [6, 8]);
         assert_eq!(gate.clock.shown(), 8);
     }
@@ -467,7 +523,7 @@ mod tests {
         let gate = Gate::before(store, clock).await;
         let mut tail = gate.late.tail(2);
         put(&*gate.other, "b").await.expect("it is there");
-        gate.late.sync(4).await.expect("it can be closed");
+        gate.late.sync(4, 0).await.expect("it can be closed");
         let early = timeout(PAUSE_MAX, tail.next()).await;
         assert!(early.is_err(), "it said {early:?} without the store");
         gate.let_open().await;
@@ -484,7 +540,7 @@ mod tests {
             assert!(attempt.try_send(answer).is_ok(), "another attempt while the first goes on");
             Box::pin(async move { answered.await.expect("the test answers") })
         });
-        let opened = open("pods", &clock, opener).await.expect("it is waited for");
+        let opened = open("pods", &clock, None, opener).await.expect("it is waited for");
         assert!(opened.is_late);
         let error = put(&*opened.store, "a").await.expect_err("it is not there").to_string();
         assert!(error.contains("could not be opened within"), "{error}");
@@ -499,7 +555,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_does_not_pass_ends_the_start_and_later_ends_the_attempts() {
         let clock = clock();
-        let error = open("pods", &clock, Box::new(|| ready(Err(refusal(false))).boxed())).await;
+        let error =
+            open("pods", &clock, None, Box::new(|| ready(Err(refusal(false))).boxed())).await;
         assert_eq!(error.expect_err("it does not pass").to_string(), "nobody is there");
         // A store that another node wrote meanwhile, as this node's clock can't have it.
         let mut attempts = 0;
@@ -517,7 +574,7 @@ mod tests {
             };
             ready(Err(refused)).boxed()
         });
-        let opened = open("pods", &clock, opener).await.expect("it is waited for");
+        let opened = open("pods", &clock, None, opener).await.expect("it is waited for");
         clock.begin();
         tokio::time::sleep(PAUSE_MAX * 10).await;
         let error = put(&*opened.store, "a").await.expect_err("it is not there").to_string();

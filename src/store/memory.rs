@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    Batch, Page, Read, Size, Store, Tail, Write, Written,
+    Batch, Page, Read, Size, Store, Tail, Write, Written, check_compactable,
     journal::{Journal, Log},
 };
 use crate::{
@@ -125,6 +125,7 @@ impl Store for Memory {
     }
 
     async fn read(&self, read: &Read) -> Result<Page> {
+        let read = &read.at(self.journal.shown());
         self.journal.wait_closed(read.revision).await?;
         let mut kvs = self.rows_at(&read.range, read.revision)?;
         kvs.retain(|kv| read.lease == 0 || kv.lease == read.lease);
@@ -134,7 +135,7 @@ impl Store for Memory {
         if read.keys_only {
             kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
         }
-        Ok(Page { kvs, next })
+        Ok(Page { kvs, next, revision: read.revision })
     }
 
     async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
@@ -150,11 +151,16 @@ impl Store for Memory {
         self.journal.closed()
     }
 
-    async fn sync(&self, revision: Revision) -> Result<Revision> {
-        self.journal.sync(revision).await
+    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        self.journal.sync(revision, ahead).await
+    }
+
+    async fn present(&self, _range: &KeyRange) -> Result<Revision> {
+        Ok(self.journal.shown())
     }
 
     async fn compact(&self, revision: Revision, _wait: bool) -> Result<()> {
+        check_compactable(self.compacted(), revision)?;
         let mut state = self.kept.lock();
         self.kept.compacted.fetch_max(revision, Ordering::AcqRel);
         state.log.retain(|commit| commit.revision >= revision);
@@ -213,7 +219,7 @@ impl Log for Kept {
             return Err(StoreError::Compacted { compacted });
         }
         let inside = |commit: &&Arc<Commit>| commit.revision > after && commit.revision <= through;
-        Ok(Batch { commits: state.log.iter().filter(inside).cloned().collect(), closed: through })
+        Ok(Batch::new(state.log.iter().filter(inside).cloned().collect(), through))
     }
 
     fn compacted(&self) -> Revision {

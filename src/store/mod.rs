@@ -3,14 +3,15 @@
 //! # Architecture
 //!
 //! ```text
-//!   etcd's services ──> Node ──> Router ──> Store   (memory | sql | etcd)
+//!   etcd's services ──> Node ──> Router ──> Store   (memory | sql | etcd | node)
 //!      server/          node/     route/    store/
 //!                        │
 //!                        └──> Hub: tails of stores, many watchers   (watch/)
 //! ```
 //!
 //! A [`Store`] is one ordered log of revisions, and the live keys that the log adds up to. Leaves keep
-//! one; a router is a store made of stores; so a tree is an `Arc<dyn Store>`, whatever it is made of.
+//! one; a router is a store made of stores; another node is a store that is a router elsewhere. So a
+//! tree is an `Arc<dyn Store>`, whatever it is made of.
 //!
 //! What every store promises:
 //!
@@ -19,19 +20,24 @@
 //! * **Durable before answered.** `apply` returns after the change would survive a crash of the machine.
 //! * **Reads are snapshots.** [`Store::read`] and [`Store::count`] at a revision see exactly the changes
 //!   at or below it, first waiting until the store has closed it. Pages read at one revision fit
-//!   together, however long a reader takes between them: no transaction is held open.
+//!   together, however long a reader takes between them: no transaction is held open. A read of the
+//!   present sees all that was answered, by whomever, before it was asked.
 //! * **A tail has no gap.** [`Store::tail`] yields every commit behind where it started, in order, and
-//!   says with each batch up to where it is complete. A reader that is slow makes nothing grow.
+//!   says with each batch up to where it is complete. A reader that is slow makes nothing grow. What was
+//!   said without a store that was away is set right when it is back: [`Batch::late`].
 //! * **Compaction is a line.** At and above [`Store::compacted`] everything can be read; below, nothing.
 //!
 //! What no store does: poll, hold a lock across a database call, or retry a write whose outcome is not
-//! known. Only those that are an etcd's clients know gRPC.
+//! known. Only those that are clients of others know gRPC.
 
 pub mod etcd;
 mod guess;
 pub mod journal;
 pub mod late;
+pub mod membership;
 pub mod memory;
+pub mod node;
+pub mod presence;
 mod queue;
 pub mod sql;
 
@@ -41,8 +47,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+pub use crate::proto::tree::Route as Described;
+
+use self::presence::Presence;
 use crate::model::{
-    Commit, Key, KeyRange, KeyValue, LeaseId, Revision,
+    Commit, Key, KeyRange, KeyValue, LeaseId, Revision, StoreError,
     error::Result,
     txn::{Txn, TxnResult},
 };
@@ -62,7 +71,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Nothing was applied, unless the error is [`crate::model::StoreError::UnknownOutcome`].
     async fn apply(&self, write: Write) -> Result<Written>;
 
-    /// The keys of a range as of a revision that is not above what the clock has reached.
+    /// The keys of a range as of a revision that is not above what the clock has reached, or at
+    /// present; the page says which that was.
     ///
     /// # Errors
     /// `Compacted` where the revision is too old, also where it becomes so meanwhile.
@@ -82,17 +92,38 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// What is closed now: every commit at or below is in the log, and none is still to come.
     fn closed(&self) -> Revision;
 
-    /// Closes at least `revision`, and makes every tail say so. Returns what is closed.
+    /// Closes at least `revision`, and makes every tail say so. Where nothing is in flight it may close
+    /// `ahead` more at once, for a parent. Returns what is closed.
     ///
     /// # Errors
     /// Where the store can't be reached.
-    async fn sync(&self, revision: Revision) -> Result<Revision>;
+    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision>;
+
+    /// A revision that is not below anything answered from a range before this was asked.
+    ///
+    /// # Errors
+    /// Where that is not known here, and who knows it can't be reached.
+    async fn present(&self, range: &KeyRange) -> Result<Revision>;
+
+    /// Whether the store is there, where it has a life of its own; `None` for one that this node
+    /// writes alone.
+    fn presence(&self) -> Option<&Arc<Presence>> {
+        None
+    }
+
+    /// Whether a watch may go on behind `after`: all at or below was given out with every store there.
+    ///
+    /// # Errors
+    /// `Compacted` where changes came late: whoever has got there must start afresh.
+    fn check_resumed(&self, after: Revision) -> Result<()> {
+        self.presence().map_or(Ok(()), |presence| presence.check_resumed(after))
+    }
 
     /// Gives up all that only reads below `revision` need. Returns when such reads are refused for
     /// good; the work is done behind, or before returning where `wait` says so.
     ///
     /// # Errors
-    /// Where the store can't be reached.
+    /// `Compacted` where that was done before, and where the store can't be reached.
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()>;
 
     /// The oldest revision that can be read; -1 before the first compaction, as in etcd.
@@ -117,6 +148,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// None where that is known.
     async fn size(&self) -> Result<Size>;
 
+    /// The stores it is made of, as a node tells others: itself, unless it is composed.
+    async fn describe(&self) -> Vec<Described> {
+        vec![Described { name: self.name().to_string(), ..Described::default() }]
+    }
+
     /// The stores that hold the keys of a range, as one store. Reads and tails of what it returns
     /// wait for no other store.
     fn narrow(self: Arc<Self>, range: &KeyRange) -> Arc<dyn Store>;
@@ -135,6 +171,19 @@ pub struct Batch {
     pub commits: Vec<Arc<Commit>>,
     /// Every commit at or below this revision is in this batch or was in one before.
     pub closed: Revision,
+    /// Commits that a store had made while it was away, and that were passed over meanwhile.
+    pub late: Late,
+}
+
+/// Commits that come too late for some.
+#[derive(Clone, Debug, Default)]
+pub struct Late {
+    /// In no order; their revisions were closed before.
+    pub commits: Vec<Arc<Commit>>,
+    /// All that was said up to here was said with the store there.
+    pub after: Revision,
+    /// Who was told of a revision from `after` on and below `floor` may lack them, and starts afresh.
+    pub floor: Revision,
 }
 
 /// Something to apply.
@@ -165,7 +214,7 @@ pub struct Written {
 pub struct Read {
     /// The keys.
     pub range: KeyRange,
-    /// As of which revision.
+    /// As of which revision; 0 for the present.
     pub revision: Revision,
     /// The most keys wanted; 0 for as many as a page holds.
     pub limit: usize,
@@ -182,6 +231,8 @@ pub struct Page {
     pub kvs: Vec<KeyValue>,
     /// Where the rest of the range begins; `None` at its end.
     pub next: Option<Key>,
+    /// As of which revision it was read.
+    pub revision: Revision,
 }
 
 /// Bytes on disk.
@@ -193,6 +244,15 @@ pub struct Size {
     pub in_use: u64,
 }
 
+// === impl Batch ===
+
+impl Batch {
+    /// Commits, and up to where they are complete.
+    pub fn new(commits: Vec<Arc<Commit>>, closed: Revision) -> Self {
+        Self { commits, closed, late: Late::default() }
+    }
+}
+
 // === impl Read ===
 
 impl Read {
@@ -201,10 +261,21 @@ impl Read {
         Self { range, revision, limit: 0, keys_only: false, lease: 0 }
     }
 
+    /// The same as of a revision, where it is one of the present.
+    pub fn at(&self, present: Revision) -> Self {
+        let revision = if self.revision == 0 { present } else { self.revision };
+        Self { revision, ..self.clone() }
+    }
+
     /// The rows that one page of this read may hold.
     pub fn rows_max(&self) -> usize {
         if self.limit == 0 { PAGE_ROWS_MAX } else { self.limit.min(PAGE_ROWS_MAX) }
     }
+}
+
+/// Refuses to compact what is compacted.
+fn check_compactable(compacted: Revision, revision: Revision) -> Result<()> {
+    if revision <= compacted { Err(StoreError::Compacted { compacted }) } else { Ok(()) }
 }
 
 /// Reads page after page until the range or the limit ends; the last page's `next` says which.
@@ -223,6 +294,8 @@ pub async fn read_all(store: &dyn Store, read: &Read) -> Result<Page> {
             whole.kvs.extend(page.kvs);
         }
         whole.next = page.next;
+        whole.revision = page.revision;
+        read.revision = page.revision;
         let Some(next) = whole.next.clone() else { return Ok(whole) };
         if read.limit > 0 {
             read.limit -= count.min(read.limit);

@@ -1,6 +1,6 @@
 //! The topology file: which stores a node has, and which keys go to which.
 //!
-//! The schema is HariKube's, and its files run as they are; `default` is our addition.
+//! The schema is HariKube's, and its files run as they are; `default` and `lanes` are our additions.
 //!
 //! ```yaml
 //! default: sqlite://./data/main.db        # or given on the command line
@@ -65,6 +65,8 @@ pub struct Backend {
     pub compaction: Compaction,
     /// Whether selectors in requests are left to the client.
     pub disable_storage_level_filtering: bool,
+    /// Where the store is a node: how many lanes it gets, for itself and its children.
+    pub lanes: Option<u16>,
 }
 
 /// `backendTLS`: the files and switches of a route's connections.

@@ -8,7 +8,10 @@ use super::{
     walk::{Fields, Walk, choice},
     yaml::{self, Node, Place, Value},
 };
-use crate::route::rule::{Part, Reason, Rule, RuleError};
+use crate::{
+    clock::LANES,
+    route::rule::{Part, Reason, Rule, RuleError},
+};
 
 const TOP: &[&str] = &["backends", "default"];
 const BACKEND: &[&str] = &[
@@ -26,6 +29,7 @@ const BACKEND: &[&str] = &[
     "compactMinRetain",
     "compactBatchSize",
     "disableStorageLevelFiltering",
+    "lanes",
 ];
 const MATCHERS: &[&str] = &["regexp", "namespace", "prefix", "customresource"];
 const REGEXP: &[&str] = &["prefix", "key"];
@@ -35,6 +39,9 @@ const CUSTOM_RESOURCE: &[&str] = &["group", "kind"];
 const TLS: &[&str] = &["caFile", "certFile", "keyFile", "skipVerify"];
 /// HariKube's documentation calls the last one `maxIdleLifeTime`, its CRD `maxIdleTime`.
 const POOL: &[&str] = &["maxIdle", "maxOpen", "maxLifeTime", "maxIdleLifeTime", "maxIdleTime"];
+
+/// A parent keeps one lane for itself.
+const LANES_MAX: u32 = LANES as u32 - 1;
 
 /// Tables whose values may be shown in messages: all but the one with the endpoints.
 const SHOWN: &[&[&str]] = &[BACKEND, REGEXP, NAMESPACE, PREFIX, CUSTOM_RESOURCE, TLS, POOL];
@@ -108,6 +115,8 @@ fn draft(item: &Node, walk: &Walk, doubts: &Walk) -> Draft {
     let rule = rule(&fields, walk, doubts);
     let (tls, pool, compaction) = (tls(&fields), pool(&fields), compaction(&fields));
     let disable_storage_level_filtering = fields.flag("disableStorageLevelFiltering");
+    let lanes = fields.number("lanes", 1..=LANES_MAX);
+    let lanes = lanes.and_then(|lanes| u16::try_from(lanes).ok());
     let backend = match (&name, &endpoint, &rule) {
         (Some(name), Some((endpoint, _)), Some((rule, _))) => Some(Backend {
             name: name.clone(),
@@ -117,6 +126,7 @@ fn draft(item: &Node, walk: &Walk, doubts: &Walk) -> Draft {
             pool,
             compaction,
             disable_storage_level_filtering,
+            lanes,
         }),
         _ => None,
     };

@@ -126,7 +126,7 @@ fn a_file_that_is_no_mapping_is_refused() {
            |           ^
         "#);
     insta::assert_snapshot!(mistakes("backends:\n- a\n"), @r#"
-        topology.yaml:2:3: a backend is `a`; expected a mapping with `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize` or `disableStorageLevelFiltering`
+        topology.yaml:2:3: a backend is `a`; expected a mapping with `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize`, `disableStorageLevelFiltering` or `lanes`
          2 | - a
            |   ^
         "#);
@@ -185,7 +185,7 @@ fn unknown_keys_are_named_at_every_level() {
         "#
     );
     insta::assert_snapshot!(mistakes_of("namepsace:\n  namespace: x"), @r#"
-        topology.yaml:4:3: unknown key `namepsace`; expected `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize` or `disableStorageLevelFiltering`; did you mean `namespace`?
+        topology.yaml:4:3: unknown key `namepsace`; expected `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize`, `disableStorageLevelFiltering` or `lanes`; did you mean `namespace`?
          4 |   namepsace:
            |   ^
         "#);
@@ -467,7 +467,7 @@ fn bad_endpoints_are_refused_without_their_passwords() {
         topology.yaml:9:13: bad endpoint: unknown parameter `_jornal`; did you mean `_journal`?
          9 |   endpoint: ***
            |             ^
-        topology.yaml:12:3: unknown key `endpiont`; expected `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize` or `disableStorageLevelFiltering`; did you mean `endpoint`?
+        topology.yaml:12:3: unknown key `endpiont`; expected `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize`, `disableStorageLevelFiltering` or `lanes`; did you mean `endpoint`?
          12 |   endpiont: ***
             |   ^
         topology.yaml:15:3: a backend has no `endpoint`

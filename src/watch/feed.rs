@@ -15,8 +15,9 @@ use super::{
     index::Index,
 };
 use crate::{
+    clock::SharedClock,
     model::{Commit, KeyRange, Revision, StoreError, error::Result},
-    store::{Batch, Store, Tail},
+    store::{Batch, Late, Store, Tail},
 };
 
 /// How long a feed waits before it follows a log again that broke off.
@@ -26,6 +27,7 @@ const RESUME_AFTER: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Feed {
     store: Arc<dyn Store>,
+    clock: SharedClock,
     state: Mutex<State>,
     moved: Notify,
 }
@@ -80,12 +82,17 @@ pub(super) struct Joined {
 
 impl Feed {
     /// A feed of what `store` commits from now on, until `stopped`.
-    pub(super) fn start(store: Arc<dyn Store>, stopped: CancellationToken) -> Arc<Self> {
+    pub(super) fn start(
+        store: Arc<dyn Store>,
+        clock: SharedClock,
+        stopped: CancellationToken,
+    ) -> Arc<Self> {
         // Not what was shown: a commit below that may be in flight in this store.
-        let position = store.closed();
+        // Nor what is promised ahead to a parent, which no client may hear of.
+        let position = store.closed().min(clock.shown());
         let state =
             State { position, index: Index::default(), watchers: HashMap::new(), next_id: 0 };
-        let feed = Arc::new(Self { store, state: Mutex::new(state), moved: Notify::new() });
+        let feed = Arc::new(Self { store, clock, state: Mutex::new(state), moved: Notify::new() });
         let follow = feed.clone().follow();
         tokio::spawn(async move { stopped.run_until_cancelled(follow).await });
         feed
@@ -101,8 +108,21 @@ impl Feed {
         self.store.tail(after)
     }
 
-    pub(super) fn compacted(&self) -> Revision {
-        self.store.compacted()
+    /// Up to where a piece of the log is complete, as far as clients may hear of it.
+    pub(super) fn shown_of(&self, closed: Revision) -> Revision {
+        closed.min(self.clock.shown())
+    }
+
+    /// Whether a watch may go on behind `after`.
+    ///
+    /// # Errors
+    /// `Compacted` where it may not.
+    pub(super) fn check_resumed(&self, after: Revision) -> Result<()> {
+        let compacted = self.store.compacted();
+        if after + 1 < compacted {
+            return Err(StoreError::Compacted { compacted });
+        }
+        self.store.check_resumed(after)
     }
 
     pub(super) fn watchers(&self) -> usize {
@@ -112,13 +132,20 @@ impl Feed {
     /// Joins where all up to `after` was delivered and the feed has not handed on more: from then
     /// on every commit above `after` comes. `None` where the feed is further.
     pub(super) fn join(self: &Arc<Self>, joining: &Joining, after: Revision) -> Option<Joined> {
-        let id = self.lock().join(joining, after)?;
+        let mut state = self.lock();
+        // Under the lock: changes that came late before are noted by now, and those that come later
+        // find the watcher here.
+        self.check_resumed(after).ok()?;
+        let id = state.join(joining, after)?;
         Some(Joined { feed: self.clone(), id })
     }
 
     /// The same for who catches up: the stream is told in its inbox, before any commit.
     pub(super) fn join_caught_up(self: &Arc<Self>, joining: &Joining, after: Revision) -> bool {
         let mut state = self.lock();
+        if self.check_resumed(after).is_err() {
+            return false;
+        }
         let Some(id) = state.join(joining, after) else { return false };
         let place = Place { feed: Arc::downgrade(self), id };
         let item = Item::CaughtUp { watcher: joining.watcher, place, after };
@@ -134,7 +161,7 @@ impl Feed {
         if self.lock().position >= revision {
             return Ok(());
         }
-        self.store.sync(revision).await?;
+        self.store.sync(revision, 0).await?;
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
@@ -175,8 +202,8 @@ impl Feed {
             if matches!(error, StoreError::Compacted { .. }) {
                 // Each watcher finds out from the log that it is too late, and ends as compacted.
                 self.lock().send_away();
-                if let Ok(closed) = self.store.sync(position).await {
-                    self.lock().position = closed.max(position);
+                if let Ok(closed) = self.store.sync(position, 0).await {
+                    self.lock().position = self.shown_of(closed).max(position);
                 }
             }
             tokio::time::sleep(RESUME_AFTER).await;
@@ -203,7 +230,8 @@ impl Feed {
             for commit in &batch.commits {
                 state.hand_on(commit);
             }
-            state.position = state.position.max(batch.closed);
+            state.end_for(&batch.late);
+            state.position = state.position.max(self.shown_of(batch.closed));
         }
         self.moved.notify_waiters();
     }
@@ -266,6 +294,24 @@ impl State {
         }
     }
 
+    /// Ends the watchers that lack changes which come late: their clients start afresh.
+    fn end_for(&mut self, late: &Late) {
+        let mut touched = Vec::new();
+        for event in late.commits.iter().flat_map(|commit| &commit.events) {
+            self.index.watching(&event.kv.key, &mut |id| touched.push(id));
+        }
+        for id in touched {
+            if self.watchers.get(&id).is_none_or(|entry| entry.from > late.floor) {
+                continue;
+            }
+            if let Some(entry) = self.watchers.remove(&id) {
+                self.index.remove(&entry.range, id);
+                let error = StoreError::Compacted { compacted: late.floor };
+                entry.inbox.push(Item::Failed { watcher: entry.watcher, error });
+            }
+        }
+    }
+
     fn send_away(&mut self) {
         let ids: Vec<u64> = self.watchers.keys().copied().collect();
         ids.into_iter().for_each(|id| self.send_behind(id, self.position));
@@ -317,7 +363,7 @@ impl Drop for Joined {
 mod tests {
     use super::*;
     use crate::{
-        clock::{Clock, Lane, SharedClock},
+        clock::{Clock, Lane},
         store::memory::Memory,
     };
 
@@ -333,7 +379,8 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_goes_while_it_is_told_leaves_no_watcher_behind() {
         let clock = SharedClock::new(Clock::new(0, 100, Lane::ALL));
-        let feed = Feed::start(Memory::new("m", clock), CancellationToken::new());
+        let store = Memory::new("m", clock.clone());
+        let feed = Feed::start(store, clock, CancellationToken::new());
         let inbox = Arc::<Inbox>::default();
         assert!(feed.join_caught_up(&joining(&inbox), 1));
         assert_eq!(feed.watchers(), 1);

@@ -64,7 +64,7 @@ impl Hub {
             return feed.clone();
         }
         let name = store.name().clone();
-        let feed = Feed::start(store, self.stopped.clone());
+        let feed = Feed::start(store, self.clock.clone(), self.stopped.clone());
         feeds.insert(name, feed.clone());
         feed
     }

@@ -10,6 +10,7 @@ use futures::StreamExt as _;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinHandle,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -17,7 +18,10 @@ use super::{
     feed::{Feed, Joined, Joining},
     inbox::{Inbox, Item, Tag},
 };
-use crate::model::{Commit, Event, KeyRange, Revision, StoreError};
+use crate::{
+    model::{Commit, Event, KeyRange, Revision, StoreError},
+    store::Late,
+};
 
 /// The bytes of events after which a response is sent, rather than joined by the next commit.
 const RESPONSE_BYTES_MAX: usize = 1 << 20;
@@ -27,6 +31,9 @@ const RESPONSE_COMMITS_MAX: usize = 1_000;
 
 /// The watchers of a stream that read the log at once, each with a page of it in memory.
 const READING_MAX: usize = 4;
+
+/// How long one of them may wait for its log before the next has its turn.
+const TURN_TIME_MAX: Duration = Duration::from_millis(100);
 
 /// What a client asks.
 #[derive(Debug)]
@@ -265,9 +272,7 @@ impl Stream {
             range: watcher.wanted.range.clone(),
             wants_progress: watcher.wants_progress,
         };
-        if after + 1 >= feed.compacted()
-            && let Some(joined) = feed.join(&joining, after)
-        {
+        if let Some(joined) = feed.join(&joining, after) {
             watcher.state = State::Live(joined);
             self.epoch += 1;
             return;
@@ -524,18 +529,34 @@ impl Reading {
 
     /// Sends the first of what is behind `after`; returns up to where that is complete.
     async fn page(&self, after: Revision) -> Result<Revision, StoreError> {
-        let Ok(_turn) = self.turn.acquire().await else { return Ok(after) };
+        self.feed.check_resumed(after)?;
         // A tail of its own for each page: the first batch of a tail comes at once, and nothing is
         // kept while the client does not read.
-        let batch = match self.feed.tail(after).next().await {
-            Some(batch) => batch?,
-            None => {
-                let (store, reason) = ("watch".into(), "its log ended".into());
-                return Err(StoreError::Unavailable { store, reason });
+        let mut tail = self.feed.tail(after);
+        let (batch, _turn) = loop {
+            let Ok(turn) = self.turn.acquire().await else { return Ok(after) };
+            match timeout(TURN_TIME_MAX, tail.next()).await {
+                Ok(Some(batch)) => break (batch?, turn),
+                Ok(None) => {
+                    let (store, reason) = ("watch".into(), "its log ended".into());
+                    return Err(StoreError::Unavailable { store, reason });
+                }
+                // A store is away that only knows what comes next: others may have their turn.
+                Err(_) => drop(turn),
             }
+            sleep(TURN_TIME_MAX).await;
         };
-        self.send(&batch.commits, batch.closed).await;
-        Ok(batch.closed)
+        if self.misses(&batch.late) {
+            return Err(StoreError::Compacted { compacted: batch.late.floor });
+        }
+        let closed = self.feed.shown_of(batch.closed);
+        self.send(&batch.commits, closed).await;
+        Ok(closed.max(after))
+    }
+
+    /// Whether some of what comes late is wanted.
+    fn misses(&self, late: &Late) -> bool {
+        !self.wanted.select(&late.commits).is_empty()
     }
 
     async fn send(&self, commits: &[Arc<Commit>], revision: Revision) {

@@ -71,7 +71,7 @@ pub(crate) async fn commits(
     through: Revision,
 ) -> Vec<Arc<Commit>> {
     let mut follower = Follower::start(store, after);
-    let closed = store.sync(through).await.expect("the store can close what was shown");
+    let closed = store.sync(through, 0).await.expect("the store can close what was shown");
     assert!(closed >= through, "sync closed {closed} where {through} was asked for");
     follower.reach(through).await.expect("nothing of this is compacted");
     let mut commits = follower.commits;

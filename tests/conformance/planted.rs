@@ -116,8 +116,12 @@ impl Store for Defective {
         self.inner.closed()
     }
 
-    async fn sync(&self, revision: Revision) -> Result<Revision> {
-        self.inner.sync(revision).await
+    async fn present(&self, range: &KeyRange) -> Result<Revision> {
+        self.inner.present(range).await
+    }
+
+    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        self.inner.sync(revision, ahead).await
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {

@@ -66,9 +66,13 @@ impl Store for Stalled {
         self.inner.closed()
     }
 
-    async fn sync(&self, revision: Revision) -> Result<Revision> {
+    async fn present(&self, range: &KeyRange) -> Result<Revision> {
+        self.inner.present(range).await
+    }
+
+    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
         self.pass().await;
-        self.inner.sync(revision).await
+        self.inner.sync(revision, ahead).await
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {

@@ -158,7 +158,8 @@ impl World {
             Some(Fault::ClosingAboveShown) if node == ROOT => {
                 store.in_flight.first().map_or(clock.now(), |first| first.revision - 1)
             }
-            _ => clock.closed(store.slot),
+            // What is promised ahead is for a parent only.
+            _ => clock.closed(store.slot).min(clock.shown()),
         }
     }
 

@@ -42,6 +42,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::wire::Address;
+pub(super) use self::wire::endpoint;
 use self::{
     history::{Entry, History},
     observer::Seen,
@@ -52,7 +53,7 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Batch, PAGE_BYTES_MAX, Page, Read, Size, Store, Tail, Write, Written,
+    Batch, PAGE_BYTES_MAX, Page, Read, Size, Store, Tail, Write, Written, check_compactable,
     guess::Guess,
     journal::{Journal, Log},
     queue::Task,
@@ -284,6 +285,7 @@ impl Store for EtcdStore {
 
     async fn read(&self, read: &Read) -> Result<Page> {
         let shared = &self.shared;
+        let read = &read.at(shared.journal.shown());
         shared.wait_readable(read.revision).await?;
         let page = shared.page(read).await;
         shared.read_result(page, read.revision).await
@@ -304,11 +306,16 @@ impl Store for EtcdStore {
         self.shared.journal.closed()
     }
 
-    async fn sync(&self, revision: Revision) -> Result<Revision> {
-        self.shared.journal.sync(revision).await
+    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        self.shared.journal.sync(revision, ahead).await
+    }
+
+    async fn present(&self, _range: &KeyRange) -> Result<Revision> {
+        Ok(self.shared.journal.shown())
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
+        check_compactable(self.compacted(), revision)?;
         let (answer, accepted) = oneshot::channel();
         let (done, finished) = oneshot::channel();
         self.ask(Task::Compact(revision, answer, done), accepted).await??;
@@ -436,10 +443,10 @@ impl Shared {
             let through = attached.min(through);
             let closed =
                 past::before_attached(&self.wire, &numbers, base, through, &mut commits).await?;
-            return Ok(Batch { commits, closed });
+            return Ok(Batch::new(commits, closed));
         }
         if last <= after {
-            return Ok(Batch { commits, closed: through });
+            return Ok(Batch::new(commits, through));
         }
         let mut replay = Replay::open(&self.wire, numbers, base, newest).await?;
         while let Some(replayed) = replay.next().await? {
@@ -452,9 +459,9 @@ impl Shared {
                 break;
             }
             if bytes >= PAGE_BYTES_MAX {
-                return Ok(Batch { commits, closed: replayed.record.last.max(after) });
+                return Ok(Batch::new(commits, replayed.record.last.max(after)));
             }
         }
-        Ok(Batch { commits, closed: through })
+        Ok(Batch::new(commits, through))
     }
 }

@@ -44,7 +44,7 @@ impl Shared {
     /// One page of a read.
     pub(super) async fn page(&self, read: &Read) -> WireResult<Page> {
         if read.range.is_empty() {
-            return Ok(Page::default());
+            return Ok(Page { revision: read.revision, ..Page::default() });
         }
         let view = self.view(read.revision).await?;
         let numbers = self.numbers_of(&view);
@@ -70,7 +70,11 @@ impl Shared {
                 Some(kv) => kv.clone(),
                 None => snapshot.rows_of(std::slice::from_ref(key)).await?.pop().map(|row| row.kv),
             };
-            return Ok(Page { kvs: found.into_iter().collect(), next: None });
+            return Ok(Page {
+                kvs: found.into_iter().collect(),
+                next: None,
+                revision: read.revision,
+            });
         }
         let guessed = if read.keys_only { usize::MAX } else { self.guess.rows() };
         let wanted = read.rows_max().min(guessed) + 1;
@@ -103,7 +107,7 @@ impl Shared {
             next = kvs[..fits].last().map(|kv| successor(&kv.key));
             kvs.truncate(fits);
         }
-        Ok(Page { kvs, next })
+        Ok(Page { kvs, next, revision: read.revision })
     }
 
     /// How many keys a range had at a revision.
@@ -213,5 +217,5 @@ async fn leased(snapshot: Snapshot<'_>, overlay: &Overlay, read: &Read) -> WireR
     let is_cut = kvs.len() > read.rows_max();
     kvs.truncate(read.rows_max());
     let next = kvs.last().filter(|_| is_cut).map(|kv| successor(&kv.key));
-    Ok(Page { kvs, next })
+    Ok(Page { kvs, next, revision: read.revision })
 }

@@ -447,31 +447,37 @@ pub(super) fn ranges(answer: pb::TxnResponse) -> Vec<pb::RangeResponse> {
 
 impl Member {
     fn new(url: &str, address: &Address) -> Result<Self, String> {
-        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| error.to_string())?;
-        let mut endpoint = endpoint
-            .connect_timeout(CONNECT_TIME_MAX)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_TIME_MAX)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-        if url.starts_with("https://") {
-            let mut tls = ClientTlsConfig::new().with_native_roots();
-            let read = |path: &PathBuf| {
-                std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
-            };
-            if let Some(path) = &address.ca_file {
-                tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?));
-            }
-            if let Some((certificate, key)) = &address.identity {
-                tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
-            }
-            endpoint = endpoint.tls_config(tls).map_err(|error| error.to_string())?;
-        }
+        let endpoint = endpoint(url, address)?;
         let connect = || endpoint.connect_lazy();
         Ok(Self { calls: connect(), live: connect(), replays: connect() })
     }
+}
+
+/// How a server is connected to. Reads the files that protect the connection.
+pub(in crate::store) fn endpoint(url: &str, address: &Address) -> Result<Endpoint, String> {
+    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| error.to_string())?;
+    let mut endpoint = endpoint
+        .connect_timeout(CONNECT_TIME_MAX)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIME_MAX)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    if url.starts_with("https://") {
+        let mut tls = ClientTlsConfig::new().with_native_roots();
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+        };
+        if let Some(path) = &address.ca_file {
+            tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?));
+        }
+        if let Some((certificate, key)) = &address.identity {
+            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        endpoint = endpoint.tls_config(tls).map_err(|error| error.to_string())?;
+    }
+    Ok(endpoint)
 }
 
 // === impl Watching ===

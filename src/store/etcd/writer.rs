@@ -740,7 +740,7 @@ impl Shared {
     fn check(&self, txn: &Txn) -> Result<()> {
         if Changes::of(txn).puts.iter().any(|key| is_reserved(key)) {
             let store = self.name.clone();
-            return Err(StoreError::KeyReserved { store, prefix: RESERVED_TEXT });
+            return Err(StoreError::KeyReserved { store, prefix: RESERVED_TEXT.into() });
         }
         Ok(())
     }

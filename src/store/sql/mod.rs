@@ -39,7 +39,7 @@ use self::{
     writer::{Task, Writer},
 };
 use super::{
-    Batch, Page, Read, Size, Store, Tail, Write, Written,
+    Batch, Page, Read, Size, Store, Tail, Write, Written, check_compactable,
     guess::Guess,
     journal::{Journal, Log},
 };
@@ -183,6 +183,7 @@ impl<D: Database> Store for SqlStore<D> {
 
     async fn read(&self, read: &Read) -> Result<Page> {
         let shared = self.inner.shared.clone();
+        let read = read.at(shared.journal.shown());
         shared.wait_closed(read.revision).await?;
         shared.check_readable(read.revision)?;
         let (statements, read, revision) = (shared.clone(), read.clone(), read.revision);
@@ -229,11 +230,16 @@ impl<D: Database> Store for SqlStore<D> {
         self.inner.shared.journal.closed()
     }
 
-    async fn sync(&self, revision: Revision) -> Result<Revision> {
-        self.inner.shared.journal.sync(revision).await
+    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        self.inner.shared.journal.sync(revision, ahead).await
+    }
+
+    async fn present(&self, _range: &KeyRange) -> Result<Revision> {
+        Ok(self.inner.shared.journal.shown())
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
+        check_compactable(self.compacted(), revision)?;
         let (answer, accepted) = oneshot::channel();
         let (done, finished) = oneshot::channel();
         self.ask(Task::Compact(revision, answer, done), accepted).await??;

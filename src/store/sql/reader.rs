@@ -124,7 +124,7 @@ pub(super) async fn page(
     read: &Read,
 ) -> DbResult<Page> {
     if read.range.is_empty() {
-        return Ok(Page::default());
+        return Ok(Page { revision: read.revision, ..Page::default() });
     }
     let rows_max = read.rows_max();
     let (mut found, mut next) = match read.lease {
@@ -149,7 +149,7 @@ pub(super) async fn page(
     if read.lease != 0 {
         kvs.retain(|kv| kv.lease == read.lease);
     }
-    Ok(Page { kvs, next })
+    Ok(Page { kvs, next, revision: read.revision })
 }
 
 /// Up to one row more than a page holds, or fewer with where to go on, where they are large.
@@ -305,10 +305,10 @@ pub(super) async fn log(
                 limit *= 8;
                 continue;
             }
-            return Ok(Batch { commits: Vec::new(), closed: through });
+            return Ok(Batch::new(Vec::new(), through));
         };
         let closed = if is_cut { last } else { through };
-        return Ok(Batch { commits: commits.into_iter().map(Arc::new).collect(), closed });
+        return Ok(Batch::new(commits.into_iter().map(Arc::new).collect(), closed));
     }
 }
 

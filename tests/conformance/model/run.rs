@@ -118,7 +118,7 @@ impl Pair {
     /// Takes down what the oracle has committed, before it may compact that.
     async fn learn(&mut self) {
         let shown = self.shown();
-        self.oracle.sync(shown).await.expect("memory never fails");
+        self.oracle.sync(shown, 0).await.expect("memory never fails");
         self.history.reach(shown).await.expect("nothing of this is compacted yet");
     }
 
@@ -177,7 +177,7 @@ impl Pair {
     /// Reads a tail up to the present and holds it against the history.
     async fn follow(&mut self, tail: usize) {
         let shown = self.shown();
-        self.world.store.sync(shown).await.expect("all was shown");
+        self.world.store.sync(shown, 0).await.expect("all was shown");
         let compacted = self.world.store.compacted();
         let tailing = &mut self.tails[tail];
         let from = tailing.follower.closed;

@@ -185,7 +185,7 @@ async fn a_store_that_hangs_delays_no_other_stores_keys() {
     soon("a read beside", kvs(&*store, range.clone(), revision)).await;
     soon("a narrow read", kvs(&*narrow, range.clone(), revision)).await;
     soon("a count beside", store.count(&range, revision)).await.expect("it can be read");
-    soon("a narrow sync", narrow.sync(revision)).await.expect("nothing is in flight there");
+    soon("a narrow sync", narrow.sync(revision, 0)).await.expect("nothing is in flight there");
     narrow_tail.reach(revision).await.expect("nothing was compacted");
     assert_eq!(narrow_tail.commits.len(), 1);
 

@@ -125,7 +125,7 @@ pub(crate) async fn sync_makes_tails_say_what_is_closed(world: World) {
     for family in 0..FAMILIES.len() {
         let revision = put(store, key(family, "a"), bytes("a")).await;
         for (narrow, follower) in &mut followers {
-            let closed = narrow.sync(revision).await.expect("all is within reach");
+            let closed = narrow.sync(revision, 0).await.expect("all is within reach");
             assert!(closed >= revision && closed <= world.clock.shown());
             follower.reach(revision).await.expect("nothing was compacted");
         }

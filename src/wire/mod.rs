@@ -1,7 +1,16 @@
-//! Between etcd's messages and the words of the model.
+//! Between messages and the words of the model, both ways: clients' and those between nodes.
+
+mod failure;
+mod request;
+mod tree;
 
 use bytes::Bytes;
-use tonic::Status;
+
+pub use self::{
+    failure::{failure, from_failure},
+    request::{kv, range_from, range_to, txn_request, txn_result},
+    tree::{Member, commit, commit_of, lanes, lanes_of, member, member_of},
+};
 
 use crate::{
     model::{
@@ -12,7 +21,6 @@ use crate::{
         },
     },
     proto::{etcdserverpb as pb, mvccpb},
-    server::status::{self, status},
 };
 
 /// Copies bytes out of the message that carried them, which a kept slice would keep alive whole.
@@ -21,11 +29,12 @@ fn own(bytes: &Bytes) -> Bytes {
 }
 
 /// The keys that a request names.
-pub(super) fn range(key: &Bytes, range_end: &Bytes) -> KeyRange {
+pub fn range(key: &Bytes, range_end: &Bytes) -> KeyRange {
     KeyRange::from_wire(own(key), own(range_end))
 }
 
-pub(super) fn range_op(request: &pb::RangeRequest) -> RangeOp {
+/// A read of a range.
+pub fn range_op(request: &pb::RangeRequest) -> RangeOp {
     use pb::range_request::{SortOrder, SortTarget};
     RangeOp {
         range: range(&request.key, &request.range_end),
@@ -53,7 +62,8 @@ pub(super) fn range_op(request: &pb::RangeRequest) -> RangeOp {
     }
 }
 
-pub(super) fn put_op(request: &pb::PutRequest) -> PutOp {
+/// A write of one key.
+pub fn put_op(request: &pb::PutRequest) -> PutOp {
     PutOp {
         key: own(&request.key),
         value: own(&request.value),
@@ -64,7 +74,8 @@ pub(super) fn put_op(request: &pb::PutRequest) -> PutOp {
     }
 }
 
-pub(super) fn delete_op(request: &pb::DeleteRangeRequest) -> DeleteOp {
+/// A deletion.
+pub fn delete_op(request: &pb::DeleteRangeRequest) -> DeleteOp {
     DeleteOp { range: range(&request.key, &request.range_end), prev_kv: request.prev_kv }
 }
 
@@ -105,27 +116,27 @@ fn compare(compare: &pb::Compare) -> Compare {
     Compare { range: range(&compare.key, &compare.range_end), relation, against }
 }
 
-/// A transaction that [`super::check::txn`] has passed.
-pub(super) fn txn(request: &pb::TxnRequest) -> Result<Txn, Status> {
-    Ok(Txn {
+/// A transaction; `None` where an operation says nothing.
+pub fn txn(request: &pb::TxnRequest) -> Option<Txn> {
+    Some(Txn {
         compares: request.compare.iter().map(compare).collect(),
-        success: request.success.iter().map(op).collect::<Result<_, _>>()?,
-        failure: request.failure.iter().map(op).collect::<Result<_, _>>()?,
+        success: request.success.iter().map(op).collect::<Option<_>>()?,
+        failure: request.failure.iter().map(op).collect::<Option<_>>()?,
     })
 }
 
-fn op(op: &pb::RequestOp) -> Result<Op, Status> {
+fn op(op: &pb::RequestOp) -> Option<Op> {
     use pb::request_op::Request;
-    Ok(match &op.request {
-        Some(Request::RequestRange(request)) => Op::Range(range_op(request)),
-        Some(Request::RequestPut(request)) => Op::Put(put_op(request)),
-        Some(Request::RequestDeleteRange(request)) => Op::Delete(delete_op(request)),
-        Some(Request::RequestTxn(request)) => Op::Txn(txn(request)?),
-        None => return Err(status(status::KEY_NOT_FOUND)),
+    Some(match op.request.as_ref()? {
+        Request::RequestRange(request) => Op::Range(range_op(request)),
+        Request::RequestPut(request) => Op::Put(put_op(request)),
+        Request::RequestDeleteRange(request) => Op::Delete(delete_op(request)),
+        Request::RequestTxn(request) => Op::Txn(txn(request)?),
     })
 }
 
-pub(super) fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
+/// A key as it stands.
+pub fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
     mvccpb::KeyValue {
         key: kv.key,
         create_revision: kv.create_revision,
@@ -136,11 +147,13 @@ pub(super) fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
     }
 }
 
-pub(super) fn key_values(kvs: Vec<KeyValue>) -> Vec<mvccpb::KeyValue> {
+/// Keys as they stand.
+pub fn key_values(kvs: Vec<KeyValue>) -> Vec<mvccpb::KeyValue> {
     kvs.into_iter().map(key_value).collect()
 }
 
-pub(super) fn event(event: Event) -> mvccpb::Event {
+/// A change of a key.
+pub fn event(event: Event) -> mvccpb::Event {
     use mvccpb::event::EventType;
     let kind = if event.is_delete() { EventType::Delete } else { EventType::Put };
     mvccpb::Event {
@@ -150,10 +163,8 @@ pub(super) fn event(event: Event) -> mvccpb::Event {
     }
 }
 
-pub(super) fn range_response(
-    header: Option<pb::ResponseHeader>,
-    found: Found,
-) -> pb::RangeResponse {
+/// The answer of a read.
+pub fn range_response(header: Option<pb::ResponseHeader>, found: Found) -> pb::RangeResponse {
     pb::RangeResponse { header, kvs: key_values(found.kvs), more: found.more, count: found.count }
 }
 
@@ -163,10 +174,7 @@ fn inner(revision: Revision) -> Option<pb::ResponseHeader> {
 }
 
 /// The answer of a transaction; `header` is that of the outermost.
-pub(super) fn txn_response(
-    header: Option<pb::ResponseHeader>,
-    result: TxnResult,
-) -> pb::TxnResponse {
+pub fn txn_response(header: Option<pb::ResponseHeader>, result: TxnResult) -> pb::TxnResponse {
     let responses = result.results.into_iter().map(response_op).collect();
     pb::TxnResponse { header, succeeded: result.succeeded, responses }
 }

@@ -1,0 +1,207 @@
+//! The connection to a child: made, kept, lost, and made again.
+//!
+//! ```text
+//!   describe ──> loop? version? lanes? ──> join ──> follow ──> attached, until the log breaks off
+//!       ^                                                              │
+//!       └───────────────────────── after a pause ──────────────────────┘
+//! ```
+//!
+//! While it is attached the child's log comes in, whatever it does; that it breaks off is how its absence
+//! is noticed, and pings see to it that it does.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use tokio::time::{sleep, timeout};
+use tonic::Streaming;
+
+use super::{
+    PROTOCOL, Shared,
+    call::printed,
+    wire::{WireError, WireResult},
+};
+use crate::{
+    model::{Revision, StoreError},
+    proto::tree as pb,
+    store::{
+        Batch, Late,
+        membership::{Held, LanesError},
+    },
+    wire::{self, Member},
+};
+
+/// How long an attempt may take.
+const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(3);
+
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// The reasons that are remembered, so that each is logged once.
+const REASONS_MAX: usize = 16;
+
+/// Why a child is not attached.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("{0}")]
+    Wire(WireError),
+    #[error("it is no node any more, but most likely an etcd; start this node again for that")]
+    Foreign,
+    #[error("its answer names no node")]
+    Nameless,
+    #[error(
+        "it speaks version {theirs} of the protocol between nodes ({version}), and this node version \
+         {PROTOCOL} ({}); run the same version on both",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Version { theirs: u32, version: String },
+    #[error("the routes form a loop: {0}; take one of them out")]
+    Loop(String),
+    #[error(transparent)]
+    Lanes(#[from] LanesError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<WireError> for Refusal {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Foreign => Self::Foreign,
+            error => Self::Wire(error),
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Keeps the child attached, for ever.
+    pub(super) async fn keep_attached(self: Arc<Self>) {
+        let mut pause = PAUSE_MIN;
+        let mut said = HashSet::new();
+        loop {
+            let reason = match timeout(ATTEMPT_TIME_MAX, self.attach()).await {
+                Ok(Ok((child, log))) => {
+                    tracing::info!(store = %self.name, %child, "the child is attached");
+                    (pause, said) = (PAUSE_MIN, HashSet::new());
+                    self.trouble.send_replace(None);
+                    self.presence.set_there(true);
+                    self.follow(log).await
+                }
+                Ok(Err(refusal)) => refusal.to_string(),
+                Err(_) => "it does not answer".to_owned(),
+            };
+            self.trouble.send_replace(Some(reason.as_str().into()));
+            self.presence.set_there(false);
+            if said.len() == REASONS_MAX {
+                said.clear();
+            }
+            if said.insert(reason.clone()) {
+                tracing::warn!(store = %self.name, reason, "the child is away");
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn attach(&self) -> Result<(Member, Streaming<pb::FollowResponse>), Refusal> {
+        let node = self.wire.describe().await?;
+        let child = wire::member_of(node.member.as_ref().ok_or(Refusal::Nameless)?);
+        if node.protocol != PROTOCOL {
+            return Err(Refusal::Version { theirs: node.protocol, version: node.version });
+        }
+        if !node.r#loop.is_empty() {
+            return Err(Refusal::Loop(node.r#loop));
+        }
+        let me = self.membership.me();
+        if let Some(path) = path_to(me.id, &node) {
+            return Err(Refusal::Loop(printed([me].into_iter().chain(&path))));
+        }
+        let held = node
+            .lanes
+            .and_then(wire::lanes_of)
+            .map(|block| Held { block, giver: node.giver.as_ref().map(wire::member_of) });
+        let block = self.membership.hand_out(&child, held.as_ref(), self.lanes).await?;
+        if !held.is_some_and(|held| held.block == block && held.giver.as_ref() == Some(me)) {
+            let join =
+                pb::JoinRequest { giver: Some(wire::member(me)), lanes: Some(wire::lanes(block)) };
+            let joined = self.wire.join(join).await?;
+            self.take_up(joined.revision).await?;
+        }
+        self.take_up(node.revision).await?;
+        if self.record.closed() == 0 {
+            // What this node has not begun with it does not claim to have seen.
+            self.record.begin(self.clock().begun().unwrap_or(node.closed));
+        }
+        self.note_compacted(node.compacted);
+        let log = match self.wire.follow(self.record.closed(), true).await {
+            Err(WireError::Said(StoreError::Compacted { .. })) => {
+                // Too long away, or others were told of what this node has missed: all who follow
+                // start afresh.
+                self.record.begin(node.closed.max(self.record.closed()));
+                self.wire.follow(self.record.closed(), true).await?
+            }
+            log => log?,
+        };
+        Ok((child, log))
+    }
+
+    /// Takes in the child's log until it breaks off. Returns why.
+    async fn follow(&self, mut log: Streaming<pb::FollowResponse>) -> String {
+        let mut lanes = self.membership.watch_lanes();
+        let held = lanes.borrow_and_update().held.clone();
+        loop {
+            let next = tokio::select! {
+                next = self.wire.next(&mut log) => next,
+                _ = lanes.wait_for(|lanes| lanes.held != held) => {
+                    return "this node has other lanes now".to_owned();
+                }
+            };
+            let taken = match next {
+                Ok(next) => self.take(next).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = taken {
+                return error.to_string();
+            }
+        }
+    }
+
+    async fn take(&self, next: pb::FollowResponse) -> WireResult<()> {
+        self.note_compacted(next.compacted);
+        let late_after = next.late_after;
+        let mut batch = self.batch(next).await?;
+        if !batch.late.commits.is_empty() {
+            // Durable before anyone hears of them: a client that is away now may come back much later.
+            let noted = self.presence.note_late(late_after).await;
+            batch.late.floor = noted.map_err(WireError::Said)?;
+        }
+        self.record.take(batch);
+        Ok(())
+    }
+
+    /// A piece of the child's log, above which this node allocates from now on.
+    pub(super) async fn batch(&self, next: pb::FollowResponse) -> WireResult<Batch> {
+        let commits = |commits: Vec<pb::Commit>| -> Vec<Arc<_>> {
+            commits.into_iter().map(|commit| Arc::new(wire::commit_of(commit))).collect()
+        };
+        let late =
+            Late { commits: commits(next.late), after: next.late_after, floor: Revision::MAX };
+        let batch = Batch { commits: commits(next.commits), closed: next.closed, late };
+        let all = batch.commits.iter().chain(&batch.late.commits);
+        if let Some(last) = all.map(|commit| commit.revision).max() {
+            self.take_up(last).await.map_err(WireError::Said)?;
+        }
+        Ok(batch)
+    }
+}
+
+/// The nodes from `node` down to the one with this id.
+fn path_to(id: u64, node: &pb::Node) -> Option<Vec<Member>> {
+    let member = wire::member_of(node.member.as_ref()?);
+    if member.id == id {
+        return Some(vec![member]);
+    }
+    let below = node.routes.iter().filter_map(|route| route.node.as_ref());
+    let mut path = below.into_iter().find_map(|below| path_to(id, below))?;
+    path.insert(0, member);
+    Some(path)
+}

@@ -1,0 +1,387 @@
+//! A child: another node, as a store.
+//!
+//! ```text
+//!                       calls  ──> apply, read, count, sync …      one request, one answer
+//!   NodeStore ── Wire ──┤
+//!                       live   ──> its log ──> Record ──> tails    one for all who follow it here
+//!                       past   ──> its log ──> a tail that is far behind
+//! ```
+//!
+//! Its numbers are its own, out of its own lane, so nothing is mapped. Each request takes along the
+//! revision that this node has reached, and the child moves up to it first; what the child answers, this
+//! node takes up before anyone hears of it.
+//!
+//! A child that is away answers nothing: its keys are refused at once. Its tails wait; who merges them may
+//! go on without it ([`crate::store::presence`]).
+
+pub mod call;
+mod link;
+mod record;
+mod wire;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Streaming;
+
+pub use self::wire::Connections;
+use self::{
+    record::{Next, Position, Record},
+    wire::{Wire, WireError},
+};
+use super::{
+    Batch, Described, Page, Read, Size, Store, Tail, Write, Written, membership::Membership,
+    presence::Presence,
+};
+use crate::{
+    clock::SharedClock,
+    model::{KeyRange, Revision, StoreError, error::Result},
+    proto::tree as pb,
+    wire as words,
+};
+
+/// The version of the protocol between nodes.
+pub const PROTOCOL: u32 = 1;
+
+/// How far a child that has nothing in flight is asked to close ahead.
+const AHEAD: Revision = 1 << 22;
+
+const PROBE_TIME_MAX: Duration = Duration::from_secs(4);
+
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// A child; see the module.
+#[derive(Debug)]
+pub struct NodeStore {
+    shared: Arc<Shared>,
+    _link: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    name: Arc<str>,
+    wire: Wire,
+    membership: Arc<Membership>,
+    presence: Arc<Presence>,
+    /// How many lanes its route gives it.
+    lanes: Option<u16>,
+    record: Record,
+    compacted: AtomicI64,
+    /// Why it is away.
+    trouble: watch::Sender<Option<Arc<str>>>,
+}
+
+/// What answers at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answerer {
+    /// A node.
+    Node,
+    /// Something else that speaks gRPC, most likely an etcd.
+    Other,
+}
+
+/// Finds out what answers.
+///
+/// # Errors
+/// Why nothing does.
+pub async fn probe(connections: &Connections) -> Result<Answerer, String> {
+    match timeout(PROBE_TIME_MAX, wire::answers(connections)).await {
+        Ok(answerer) => answerer,
+        Err(_) => Err("it does not answer".to_owned()),
+    }
+}
+
+// === impl NodeStore ===
+
+impl NodeStore {
+    /// The child behind `connections`, which is attached as soon as it can be reached, and from then
+    /// on whenever it can. It gets `lanes` of this node's lanes. Call it in a runtime.
+    pub fn open(
+        name: &str,
+        connections: Connections,
+        membership: Arc<Membership>,
+        presence: Arc<Presence>,
+        lanes: Option<u16>,
+    ) -> Arc<Self> {
+        let (me, clock) = (membership.me().clone(), membership.clock().clone());
+        let name: Arc<str> = name.into();
+        let shared = Arc::new(Shared {
+            wire: Wire::new(name.clone(), me, clock, connections),
+            name,
+            membership,
+            presence,
+            lanes,
+            record: Record::default(),
+            compacted: AtomicI64::new(-1),
+            trouble: watch::Sender::new(Some("it was not reached yet".into())),
+        });
+        let link = AbortOnDropHandle::new(tokio::spawn(shared.clone().keep_attached()));
+        Arc::new(Self { shared, _link: link })
+    }
+}
+
+#[async_trait]
+impl Store for NodeStore {
+    async fn apply(&self, write: Write) -> Result<Written> {
+        use pb::apply_request::Write as Message;
+        let (write, dead_leases) = match &write {
+            Write::Txn { txn, dead_leases } => {
+                (Message::Txn(words::txn_request(txn)), dead_leases.clone())
+            }
+            Write::DeleteLeased(lease) => (Message::DeleteLeased(*lease), Vec::new()),
+        };
+        let request = pb::ApplyRequest { write: Some(write), dead_leases };
+        let answer = self.shared.asked(true, self.shared.wire.apply(request)).await?;
+        self.shared.take_up(answer.revision).await?;
+        let result = answer.txn.map(words::txn_result).unwrap_or_default();
+        Ok(Written { revision: answer.revision, result })
+    }
+
+    async fn read(&self, read: &Read) -> Result<Page> {
+        let (key, range_end) = words::range_to(&read.range);
+        let request = pb::ReadRequest {
+            key,
+            range_end,
+            revision: read.revision,
+            limit: read.limit as u64,
+            keys_only: read.keys_only,
+            lease: read.lease,
+        };
+        let answer = self.shared.asked(false, self.shared.wire.read(request)).await?;
+        self.shared.take_up(answer.revision).await?;
+        Ok(Page {
+            kvs: answer.kvs.into_iter().map(words::kv).collect(),
+            next: answer.more.then_some(answer.next),
+            revision: answer.revision,
+        })
+    }
+
+    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
+        let (key, range_end) = words::range_to(range);
+        let request = pb::CountRequest { key, range_end, revision };
+        Ok(self.shared.asked(false, self.shared.wire.count(request)).await?.count)
+    }
+
+    fn tail(&self, after: Revision) -> Tail {
+        let position = self.shared.record.position(after);
+        let cursor = Cursor { shared: self.shared.clone(), position, past: None };
+        stream::try_unfold(cursor, |mut cursor| async move {
+            let batch = cursor.next().await?;
+            Ok(Some((batch, cursor)))
+        })
+        .boxed()
+    }
+
+    fn closed(&self) -> Revision {
+        self.shared.record.closed().max(self.shared.clock().begun().unwrap_or(0))
+    }
+
+    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        let closed = self.shared.record.closed();
+        if closed >= revision + ahead {
+            return Ok(closed);
+        }
+        let request = pb::SyncRequest { revision, ahead: ahead.max(AHEAD) };
+        Ok(self.shared.asked(false, self.shared.wire.sync(request)).await?.closed)
+    }
+
+    async fn present(&self, range: &KeyRange) -> Result<Revision> {
+        let (key, range_end) = words::range_to(range);
+        let request = pb::PresentRequest { key, range_end };
+        let answer = self.shared.asked(false, self.shared.wire.present(request)).await?;
+        self.shared.take_up(answer.revision).await?;
+        Ok(answer.revision)
+    }
+
+    fn presence(&self) -> Option<&Arc<Presence>> {
+        Some(&self.shared.presence)
+    }
+
+    async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
+        let request = pb::CompactRequest { revision, wait };
+        self.shared.asked(false, self.shared.wire.compact(request)).await?;
+        self.shared.note_compacted(revision);
+        Ok(())
+    }
+
+    fn compacted(&self) -> Revision {
+        self.shared.compacted.load(Ordering::Acquire)
+    }
+
+    async fn remember(&self, _name: &str, _value: Option<Bytes>) -> Result<()> {
+        Err(self.shared.no_records())
+    }
+
+    async fn recall(&self, _prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        Err(self.shared.no_records())
+    }
+
+    /// What a child takes on disk, it says itself.
+    async fn size(&self) -> Result<Size> {
+        Ok(Size::default())
+    }
+
+    /// Asked whether it is attached or not: a loop is found by asking around it.
+    async fn describe(&self) -> Vec<Described> {
+        let name = self.shared.name.to_string();
+        let trouble = self.shared.trouble.borrow().as_deref().unwrap_or_default().to_owned();
+        let node = self.shared.wire.describe().await;
+        vec![match node {
+            Ok(node) => Described { name, trouble, node: Some(node) },
+            Err(error) => {
+                let trouble = if trouble.is_empty() { error.to_string() } else { trouble };
+                Described { name, trouble, node: None }
+            }
+        }]
+    }
+
+    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
+        self
+    }
+
+    fn name(&self) -> &Arc<str> {
+        &self.shared.name
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn clock(&self) -> &SharedClock {
+        self.membership.clock()
+    }
+
+    /// Asks the child, where it is there and for as long as it is. `changes` says that it may do
+    /// something that can't be asked for twice.
+    async fn asked<T>(
+        &self,
+        changes: bool,
+        answer: impl Future<Output = wire::WireResult<T>>,
+    ) -> Result<T> {
+        let mut trouble = self.trouble.subscribe();
+        if let Some(reason) = trouble.borrow_and_update().clone() {
+            return Err(StoreError::Unavailable { store: self.name.clone(), reason });
+        }
+        let error = tokio::select! {
+            answer = answer => match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            },
+            Ok(reason) = trouble.wait_for(Option::is_some) => {
+                WireError::Lost(reason.as_deref().unwrap_or("it is away").to_owned())
+            }
+        };
+        Err(match error {
+            WireError::Said(error) => error,
+            error if changes => StoreError::UnknownOutcome {
+                store: self.name.clone(),
+                reason: error.to_string().into(),
+            },
+            error => StoreError::Unavailable {
+                store: self.name.clone(),
+                reason: error.to_string().into(),
+            },
+        })
+    }
+
+    async fn take_up(&self, revision: Revision) -> Result<()> {
+        let taken = self.clock().take_up(revision).await;
+        taken.map_err(|full| StoreError::Unavailable {
+            store: self.name.clone(),
+            reason: full.to_string().into(),
+        })
+    }
+
+    fn note_compacted(&self, revision: Revision) {
+        self.compacted.fetch_max(revision, Ordering::AcqRel);
+    }
+
+    fn no_records(&self) -> StoreError {
+        let reason = "a node keeps no records of another".into();
+        StoreError::Unavailable { store: self.name.clone(), reason }
+    }
+}
+
+/// A tail of the child's log: what it did of late from here, what was before over a connection.
+struct Cursor {
+    shared: Arc<Shared>,
+    position: Position,
+    past: Option<Streaming<pb::FollowResponse>>,
+}
+
+// === impl Cursor ===
+
+impl Cursor {
+    async fn next(&mut self) -> Result<Batch> {
+        let shared = self.shared.clone();
+        loop {
+            let Some(past) = &mut self.past else {
+                let changed = shared.record.changed();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                match shared.record.next(self.position) {
+                    Next::Batch(batch) => {
+                        self.position.after = self.position.after.max(batch.closed);
+                        self.position.late += u64::from(!batch.late.commits.is_empty());
+                        return Ok(batch);
+                    }
+                    Next::Wait => changed.await,
+                    Next::Past => self.open_past().await?,
+                    Next::Missed => {
+                        return Err(StoreError::Compacted { compacted: shared.record.closed() });
+                    }
+                }
+                continue;
+            };
+            let next = match shared.wire.next(past).await {
+                Ok(next) => shared.batch(next).await,
+                Err(error) => Err(error),
+            };
+            match next {
+                Ok(batch) if !batch.late.commits.is_empty() => {
+                    // Whether what was read before is whole, the child would have to say again.
+                    return Err(StoreError::Compacted { compacted: batch.closed });
+                }
+                Ok(batch) => {
+                    self.position.after = self.position.after.max(batch.closed);
+                    if shared.record.has_all_behind(self.position.after) {
+                        self.past = None;
+                    }
+                    return Ok(batch);
+                }
+                Err(WireError::Said(error @ StoreError::Compacted { .. })) => return Err(error),
+                Err(_) => self.past = None,
+            }
+        }
+    }
+
+    /// Asks for the log behind the position, as soon as the child is there.
+    async fn open_past(&mut self) -> Result<()> {
+        loop {
+            self.shared.presence.there().await;
+            // What comes late from here on is not in what is asked for now.
+            let position = self.shared.record.position(self.position.after);
+            match self.shared.wire.follow(self.position.after, false).await {
+                Ok(past) => {
+                    (self.position, self.past) = (position, Some(past));
+                    return Ok(());
+                }
+                Err(WireError::Said(error @ StoreError::Compacted { .. })) => return Err(error),
+                Err(_) => sleep(RETRY_AFTER).await,
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What a child has done of late, and the tails that follow it here: one log over the wire for all of them.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    model::{Commit, Revision},
+    store::{Batch, Late},
+};
+
+/// Bytes of commits that are kept for tails that are not far behind.
+const RECORD_BYTES_MAX: usize = 8 << 20;
+
+/// Late changes that are kept; a tail that has missed one is too far behind.
+const LATE_MAX: usize = 64;
+
+/// The most commits that a tail is given at once.
+const BATCH_COMMITS_MAX: usize = 1_000;
+
+/// The newest commits of a child.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    commits: VecDeque<Arc<Commit>>,
+    bytes: usize,
+    /// Every commit above is in `commits`.
+    complete_above: Revision,
+    /// What the child has closed.
+    closed: Revision,
+    late: VecDeque<Late>,
+    /// How many late changes there were before those in `late`.
+    late_before: u64,
+}
+
+/// Where a tail stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Position {
+    pub after: Revision,
+    /// How many late changes it has seen.
+    pub late: u64,
+}
+
+/// What comes next for a tail.
+#[derive(Debug)]
+pub(super) enum Next {
+    Batch(Batch),
+    /// Nothing yet.
+    Wait,
+    /// What it needs is no longer here.
+    Past,
+    /// It is so far behind that late changes passed it by.
+    Missed,
+}
+
+// === impl Record ===
+
+impl Record {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No method panics while it changes what is behind the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the child has closed, as far as it has said.
+    pub(super) fn closed(&self) -> Revision {
+        self.lock().closed
+    }
+
+    /// A tail that begins now behind `after`.
+    pub(super) fn position(&self, after: Revision) -> Position {
+        let state = self.lock();
+        Position { after, late: state.late_before + state.late.len() as u64 }
+    }
+
+    /// Begins anew at `closed`: what was before must be asked for.
+    pub(super) fn begin(&self, closed: Revision) {
+        {
+            let mut state = self.lock();
+            state.commits.clear();
+            state.bytes = 0;
+            state.complete_above = closed;
+            state.closed = closed;
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Takes what the child says next.
+    pub(super) fn take(&self, batch: Batch) {
+        {
+            let mut state = self.lock();
+            let count = batch.commits.len();
+            for commit in batch.commits {
+                state.bytes += commit.size();
+                state.commits.push_back(commit);
+            }
+            while state.bytes > RECORD_BYTES_MAX && state.commits.len() > count {
+                let Some(old) = state.commits.pop_front() else { break };
+                state.bytes -= old.size();
+                state.complete_above = old.revision;
+            }
+            state.closed = state.closed.max(batch.closed);
+            if !batch.late.commits.is_empty() {
+                state.late.push_back(batch.late);
+            }
+            while state.late.len() > LATE_MAX {
+                state.late.pop_front();
+                state.late_before += 1;
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until something was taken since this was called.
+    pub(super) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Whether a tail that has got to `after` finds the rest here.
+    pub(super) fn has_all_behind(&self, after: Revision) -> bool {
+        after >= self.lock().complete_above
+    }
+
+    /// What is next behind a position.
+    pub(super) fn next(&self, position: Position) -> Next {
+        let state = self.lock();
+        if position.late < state.late_before {
+            return Next::Missed;
+        }
+        if position.after < state.complete_above {
+            return Next::Past;
+        }
+        let seen = usize::try_from(position.late - state.late_before).unwrap_or(usize::MAX);
+        if let Some(late) = state.late.get(seen) {
+            let closed = position.after;
+            return Next::Batch(Batch { commits: Vec::new(), closed, late: late.clone() });
+        }
+        if state.closed <= position.after {
+            return Next::Wait;
+        }
+        let from = state.commits.partition_point(|commit| commit.revision <= position.after);
+        let ready = state.commits.range(from..);
+        let commits: Vec<_> = ready.take(BATCH_COMMITS_MAX).cloned().collect();
+        let is_cut = commits.len() == BATCH_COMMITS_MAX;
+        let last = commits.last().map_or(state.closed, |commit| commit.revision);
+        Next::Batch(Batch::new(commits, if is_cut { last } else { state.closed }))
+    }
+}

@@ -1,0 +1,250 @@
+//! A child as it is spoken to: one call at a time, each with what goes with it, and what errors mean.
+//!
+//! Calls, the log as it happens, and the log of the past have a connection each: a stream that is not
+//! read holds up all that shares its connection.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::time::{Instant, timeout_at};
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    metadata::{MetadataMap, MetadataValue},
+    transport::Channel,
+};
+
+use super::{
+    Answerer,
+    call::{self, Call},
+};
+use crate::{
+    clock::SharedClock,
+    model::StoreError,
+    proto::tree::{self as pb, tree_client::TreeClient},
+    store::etcd::{self, endpoint},
+    wire::{self, Member},
+};
+
+/// What a call may take where its client does not say.
+const CALL_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// What of a deadline is left to this node, to answer in time.
+const MARGIN: Duration = Duration::from_millis(5);
+
+/// A connection that does not answer a ping in time is dropped.
+const PING_EVERY: Duration = Duration::from_secs(1);
+const PING_TIME_MAX: Duration = Duration::from_millis(1_500);
+
+/// Pages end after a megabyte and a row, but transactions may answer with much.
+const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
+
+/// The connections to a child.
+#[derive(Clone, Debug)]
+pub struct Connections {
+    /// For calls.
+    pub calls: Channel,
+    /// For the log as it happens.
+    pub live: Channel,
+    /// For the log of the past.
+    pub past: Channel,
+}
+
+/// A child, or whoever answers in its place.
+#[derive(Debug)]
+pub(super) struct Wire {
+    /// The route's name.
+    name: Arc<str>,
+    me: Member,
+    clock: SharedClock,
+    connections: Connections,
+}
+
+/// Why a child did not do what it was asked.
+#[derive(Debug)]
+pub(super) enum WireError {
+    /// It said why.
+    Said(StoreError),
+    /// It did not say whether it did.
+    Lost(String),
+    /// It does not know the call: it is no node, but most likely an etcd.
+    Foreign,
+}
+
+pub(super) type WireResult<T> = Result<T, WireError>;
+
+// === impl Connections ===
+
+impl Connections {
+    /// Reads the files that protect the connections. Connects with the first call.
+    ///
+    /// # Errors
+    /// A sentence where a file or the address can't be used.
+    pub fn new(url: &str, address: &etcd::Address) -> Result<Self, String> {
+        let endpoint = endpoint(url, address)?
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIME_MAX);
+        let connect = || endpoint.connect_lazy();
+        Ok(Self { calls: connect(), live: connect(), past: connect() })
+    }
+}
+
+// === impl Wire ===
+
+impl Wire {
+    pub(super) fn new(
+        name: Arc<str>,
+        me: Member,
+        clock: SharedClock,
+        connections: Connections,
+    ) -> Self {
+        Self { name, me, clock, connections }
+    }
+
+    pub(super) async fn describe(&self) -> WireResult<pb::Node> {
+        self.call(pb::DescribeRequest {}, |mut child, it| async move { child.describe(it).await })
+            .await
+    }
+
+    pub(super) async fn join(&self, it: pb::JoinRequest) -> WireResult<pb::JoinResponse> {
+        self.call(it, |mut child, it| async move { child.join(it).await }).await
+    }
+
+    pub(super) async fn sync(&self, it: pb::SyncRequest) -> WireResult<pb::SyncResponse> {
+        self.call(it, |mut child, it| async move { child.sync(it).await }).await
+    }
+
+    pub(super) async fn present(&self, it: pb::PresentRequest) -> WireResult<pb::PresentResponse> {
+        self.call(it, |mut child, it| async move { child.present(it).await }).await
+    }
+
+    pub(super) async fn apply(&self, it: pb::ApplyRequest) -> WireResult<pb::ApplyResponse> {
+        self.call(it, |mut child, it| async move { child.apply(it).await }).await
+    }
+
+    pub(super) async fn read(&self, it: pb::ReadRequest) -> WireResult<pb::ReadResponse> {
+        self.call(it, |mut child, it| async move { child.read(it).await }).await
+    }
+
+    pub(super) async fn count(&self, it: pb::CountRequest) -> WireResult<pb::CountResponse> {
+        self.call(it, |mut child, it| async move { child.count(it).await }).await
+    }
+
+    pub(super) async fn compact(&self, it: pb::CompactRequest) -> WireResult<pb::CompactResponse> {
+        self.call(it, |mut child, it| async move { child.compact(it).await }).await
+    }
+
+    /// The log behind `after`, over the connection for what happens, or for the past.
+    pub(super) async fn follow(
+        &self,
+        after: i64,
+        is_live: bool,
+    ) -> WireResult<Streaming<pb::FollowResponse>> {
+        let connection = if is_live { &self.connections.live } else { &self.connections.past };
+        let mut child = client(connection.clone());
+        let mut request = Request::new(pb::FollowRequest { after });
+        self.describe_call(request.metadata_mut(), &Call::default());
+        let asked = timeout_at(Instant::now() + CALL_TIME_MAX, child.follow(request)).await;
+        let answered = asked.map_err(|_| self.silent())?;
+        Ok(answered.map_err(|status| self.error(status))?.into_inner())
+    }
+
+    /// The next of a log; `None` where it ends.
+    pub(super) async fn next(
+        &self,
+        log: &mut Streaming<pb::FollowResponse>,
+    ) -> WireResult<pb::FollowResponse> {
+        let next = log.message().await.map_err(|status| self.error(status))?;
+        next.ok_or_else(|| WireError::Lost("its log ended".to_owned()))
+    }
+
+    async fn call<T, R, F>(
+        &self,
+        message: T,
+        send: impl FnOnce(TreeClient<Channel>, Request<T>) -> F,
+    ) -> WireResult<R>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let call = Call::current();
+        let mut request = Request::new(message);
+        let now = Instant::now();
+        let until = call.deadline.map_or(now + CALL_TIME_MAX, |deadline| deadline - MARGIN);
+        let left = until.saturating_duration_since(now);
+        if left.is_zero() {
+            return Err(self.silent());
+        }
+        request.set_timeout(left);
+        self.describe_call(request.metadata_mut(), &call);
+        let answered = timeout_at(until, send(client(self.connections.calls.clone()), request));
+        match answered.await {
+            Ok(answered) => Ok(answered.map_err(|status| self.error(status))?.into_inner()),
+            Err(_) => Err(self.silent()),
+        }
+    }
+
+    fn describe_call(&self, metadata: &mut MetadataMap, call: &Call) {
+        metadata.insert(call::CLOCK, self.clock.shown().into());
+        let nodes = call.path.iter().chain([&self.me]).map(wire::member).collect();
+        let path = pb::Path { nodes }.encode_to_vec();
+        metadata.insert_bin(call::PATH, MetadataValue::from_bytes(&path));
+        if let Some(trace) = call.trace.as_ref().and_then(|trace| trace.parse().ok()) {
+            metadata.insert(call::TRACE, trace);
+        }
+    }
+
+    fn silent(&self) -> WireError {
+        WireError::Lost("it did not answer in time".to_owned())
+    }
+
+    fn error(&self, status: Status) -> WireError {
+        let failure = pb::Failure::decode(Bytes::copy_from_slice(status.details()));
+        let known = failure.ok().and_then(|failure| wire::from_failure(&self.name, failure));
+        if let Some(error) = known {
+            return WireError::Said(error);
+        }
+        match status.code() {
+            Code::Unimplemented => WireError::Foreign,
+            _ => WireError::Lost(said(&status)),
+        }
+    }
+}
+
+fn client(channel: Channel) -> TreeClient<Channel> {
+    TreeClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// Whether a node answers. What it is asked says nothing of who asks, so that it changes nothing.
+pub(super) async fn answers(connections: &Connections) -> Result<Answerer, String> {
+    match client(connections.calls.clone()).describe(pb::DescribeRequest {}).await {
+        Ok(_) => Ok(Answerer::Node),
+        Err(status) if status.code() == Code::Unimplemented => Ok(Answerer::Other),
+        Err(status) => Err(said(&status)),
+    }
+}
+
+/// What a status and those behind it say.
+fn said(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+// === impl WireError ===
+
+impl std::fmt::Display for WireError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Said(error) => error.fmt(f),
+            Self::Lost(reason) => f.write_str(reason),
+            Self::Foreign => f.write_str("it is no node"),
+        }
+    }
+}
