@@ -13,7 +13,7 @@ use crate::{
         Store, etcd,
         late::{self, Opened, Opener, Refusal},
         membership::Membership,
-        node::{self, Answerer, Connections, NodeStore},
+        node::{self, Answerer, Connections, NodeStore, Terms},
         presence::Presence,
         sql::{
             mysql::Mysql,
@@ -211,8 +211,9 @@ impl Site<'_> {
                     let Some(Child { membership, presence, lanes }) = child else {
                         return Err(refusal(&place, DEFAULT_IS_A_NODE, false));
                     };
+                    let terms = Terms { lanes, ..Terms::default() };
                     let store =
-                        NodeStore::open(&name, connections, membership, presence.clone(), lanes);
+                        NodeStore::open(&name, connections, membership, presence.clone(), terms);
                     // Where it can't be attached it is away, and says why.
                     let _ = timeout(CHILD_WAIT_MAX, presence.there()).await;
                     return Ok(store as Arc<dyn Store>);

@@ -1,13 +1,15 @@
-//! The commands: `serve` (which is what no command means), `check`, `explain`.
+//! The commands: `serve` (which is what no command means), `check`, `explain`,
+//! `tree`.
 
 mod build;
 mod check;
 mod explain;
 mod serve;
+mod tree;
 
 use clap::{Parser, Subcommand};
 
-pub use self::{check::Check, explain::Explain, serve::Serve};
+pub use self::{check::Check, explain::Explain, serve::Serve, tree::Tree};
 
 /// A tree of routing proxies that speak etcd v3.
 #[derive(Debug, Parser)]
@@ -27,6 +29,8 @@ enum Command {
     Check(Check),
     /// Say which route a key, or the keys of a prefix, take, and why.
     Explain(Explain),
+    /// Print the nodes behind a node, as they are now.
+    Tree(Tree),
 }
 
 // === impl Cli ===
@@ -41,6 +45,7 @@ impl Cli {
             Some(Command::Serve(serve)) => serve.run(),
             Some(Command::Check(check)) => check.run(),
             Some(Command::Explain(explain)) => explain.run(),
+            Some(Command::Tree(tree)) => tree.run(),
             None => self.serve.run(),
         }
     }

@@ -219,6 +219,10 @@ impl Node {
     /// # Errors
     /// `Compacted` and `FutureRevision` as etcd has them, and those of the stores.
     pub async fn compact(&self, revision: Revision, physical: bool) -> Result<Header> {
+        let compacted = self.root.compacted_everywhere();
+        if revision <= compacted {
+            return Err(StoreError::Compacted { compacted });
+        }
         let current = self.revision();
         if revision > current {
             return Err(StoreError::FutureRevision { current });

@@ -238,18 +238,18 @@ impl Store for Router {
         self.stores().try_for_each(|store| store.check_resumed(after))
     }
 
-    /// Compacts the stores that have not got there yet, all of them, whichever fails.
+    /// All of them, whichever fails.
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
         let compacted = join_all(self.stores().map(|store| store.compact(revision, wait))).await;
-        let is_done = |done: &Result<()>| matches!(done, Err(StoreError::Compacted { .. }));
-        if compacted.iter().all(is_done) {
-            return Err(StoreError::Compacted { compacted: self.compacted() });
-        }
-        compacted.into_iter().filter(|done| !is_done(done)).collect()
+        compacted.into_iter().collect()
     }
 
     fn compacted(&self) -> Revision {
         self.stores().map(|store| store.compacted()).max().unwrap_or(-1)
+    }
+
+    fn compacted_everywhere(&self) -> Revision {
+        self.stores().map(|store| store.compacted_everywhere()).min().unwrap_or(-1)
     }
 
     async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {

@@ -51,7 +51,7 @@ pub use crate::proto::tree::Route as Described;
 
 use self::presence::Presence;
 use crate::model::{
-    Commit, Key, KeyRange, KeyValue, LeaseId, Revision, StoreError,
+    Commit, Key, KeyRange, KeyValue, LeaseId, Revision,
     error::Result,
     txn::{Txn, TxnResult},
 };
@@ -123,11 +123,17 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// good; the work is done behind, or before returning where `wait` says so.
     ///
     /// # Errors
-    /// `Compacted` where that was done before, and where the store can't be reached.
+    /// Where the store can't be reached. To an older revision it changes nothing.
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()>;
 
     /// The oldest revision that can be read; -1 before the first compaction, as in etcd.
     fn compacted(&self) -> Revision;
+
+    /// Up to where every store in it is compacted: less than [`Store::compacted`] where a child has
+    /// done more by itself.
+    fn compacted_everywhere(&self) -> Revision {
+        self.compacted()
+    }
 
     /// Keeps a record of the node (a lease, an alarm) durably beside the keys, or forgets it.
     /// Records have no revisions and are not seen by reads or tails.
@@ -271,11 +277,6 @@ impl Read {
     pub fn rows_max(&self) -> usize {
         if self.limit == 0 { PAGE_ROWS_MAX } else { self.limit.min(PAGE_ROWS_MAX) }
     }
-}
-
-/// Refuses to compact what is compacted.
-fn check_compactable(compacted: Revision, revision: Revision) -> Result<()> {
-    if revision <= compacted { Err(StoreError::Compacted { compacted }) } else { Ok(()) }
 }
 
 /// Reads page after page until the range or the limit ends; the last page's `next` says which.

@@ -34,8 +34,8 @@ pub(super) struct Feed {
 
 #[derive(Debug)]
 struct State {
-    /// All up to here was handed on.
-    position: Revision,
+    /// All up to here was handed on. May be above what clients were shown, where a store promised that.
+    closed: Revision,
     index: Index,
     watchers: HashMap<u64, Entry>,
     next_id: u64,
@@ -88,10 +88,8 @@ impl Feed {
         stopped: CancellationToken,
     ) -> Arc<Self> {
         // Not what was shown: a commit below that may be in flight in this store.
-        // Nor what is promised ahead to a parent, which no client may hear of.
-        let position = store.closed().min(clock.shown());
-        let state =
-            State { position, index: Index::default(), watchers: HashMap::new(), next_id: 0 };
+        let closed = store.closed();
+        let state = State { closed, index: Index::default(), watchers: HashMap::new(), next_id: 0 };
         let feed = Arc::new(Self { store, clock, state: Mutex::new(state), moved: Notify::new() });
         let follow = feed.clone().follow();
         tokio::spawn(async move { stopped.run_until_cancelled(follow).await });
@@ -136,7 +134,7 @@ impl Feed {
         // Under the lock: changes that came late before are noted by now, and those that come later
         // find the watcher here.
         self.check_resumed(after).ok()?;
-        let id = state.join(joining, after)?;
+        let id = state.join(joining, after, self.clock.shown())?;
         Some(Joined { feed: self.clone(), id })
     }
 
@@ -146,7 +144,7 @@ impl Feed {
         if self.check_resumed(after).is_err() {
             return false;
         }
-        let Some(id) = state.join(joining, after) else { return false };
+        let Some(id) = state.join(joining, after, self.clock.shown()) else { return false };
         let place = Place { feed: Arc::downgrade(self), id };
         let item = Item::CaughtUp { watcher: joining.watcher, place, after };
         if !joining.inbox.push(item) {
@@ -158,7 +156,7 @@ impl Feed {
 
     /// Waits until all up to `revision` was handed on.
     pub(super) async fn reach(&self, revision: Revision) -> Result<()> {
-        if self.lock().position >= revision {
+        if self.lock().closed >= revision {
             return Ok(());
         }
         self.store.sync(revision, 0).await?;
@@ -166,7 +164,7 @@ impl Feed {
             let moved = self.moved.notified();
             tokio::pin!(moved);
             moved.as_mut().enable();
-            if self.lock().position >= revision {
+            if self.lock().closed >= revision {
                 return Ok(());
             }
             moved.await;
@@ -180,7 +178,7 @@ impl Feed {
             if !state.is_behind(range, revision) {
                 return;
             }
-            if state.position >= revision {
+            if state.closed >= revision {
                 state.tell_prefix(range, revision);
                 return;
             }
@@ -196,22 +194,23 @@ impl Feed {
 
     async fn follow(self: Arc<Self>) {
         loop {
-            let position = self.lock().position;
-            let error = self.follow_from(position).await;
+            let closed = self.lock().closed;
+            let error = self.follow_from(closed).await;
             tracing::warn!(store = %self.store.name(), %error, "a feed lost its log, and resumes");
             if matches!(error, StoreError::Compacted { .. }) {
                 // Each watcher finds out from the log that it is too late, and ends as compacted.
-                self.lock().send_away();
-                if let Ok(closed) = self.store.sync(position, 0).await {
-                    self.lock().position = self.shown_of(closed).max(position);
+                let after = self.shown_of(closed);
+                self.lock().send_away(after);
+                if let Ok(now) = self.store.sync(closed, 0).await {
+                    self.lock().closed = now.max(closed);
                 }
             }
             tokio::time::sleep(RESUME_AFTER).await;
         }
     }
 
-    async fn follow_from(&self, position: Revision) -> StoreError {
-        let mut tail = self.store.tail(position);
+    async fn follow_from(&self, after: Revision) -> StoreError {
+        let mut tail = self.store.tail(after);
         loop {
             match tail.next().await {
                 Some(Ok(batch)) => self.hand_on(batch),
@@ -231,7 +230,7 @@ impl Feed {
                 state.hand_on(commit);
             }
             state.end_for(&batch.late);
-            state.position = state.position.max(self.shown_of(batch.closed));
+            state.closed = state.closed.max(batch.closed);
         }
         self.moved.notify_waiters();
     }
@@ -240,8 +239,9 @@ impl Feed {
 // === impl State ===
 
 impl State {
-    fn join(&mut self, joining: &Joining, after: Revision) -> Option<u64> {
-        if self.position > after {
+    /// `shown` was read under the lock: what was handed on was shown before.
+    fn join(&mut self, joining: &Joining, after: Revision, shown: Revision) -> Option<u64> {
+        if self.closed.min(shown) > after {
             return None;
         }
         let id = self.next_id;
@@ -312,9 +312,9 @@ impl State {
         }
     }
 
-    fn send_away(&mut self) {
+    fn send_away(&mut self, after: Revision) {
         let ids: Vec<u64> = self.watchers.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.send_behind(id, self.position));
+        ids.into_iter().for_each(|id| self.send_behind(id, after));
     }
 
     /// Whether a watcher of this prefix waits to be told about `revision`.

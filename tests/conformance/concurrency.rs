@@ -26,7 +26,7 @@ use crate::{
 const WRITERS: usize = 8;
 const INCREMENTS: usize = 20;
 
-on_every_composition! {
+on_every_composition! { at once:
     no_update_is_lost_and_each_is_told_once,
     money_is_neither_made_nor_lost_in_any_snapshot,
     what_was_written_second_is_never_seen_first,

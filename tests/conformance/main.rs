@@ -3,6 +3,7 @@
 //! ```text
 //!   promises/     each promise of `pleach::store` as an async function of a `World`
 //!   world         what can be opened: memory, SQLite, PostgreSQL, MariaDB, etcd, routers over them and of routers
+//!   children      … and nodes, behind a socket
 //!   model/        random sequences of operations, with `Memory` as the oracle
 //!   concurrency   many writers and readers at once
 //!   planted       stores with a defect, which the promises above must notice
@@ -19,9 +20,10 @@
 //! `PROPTEST_CASES` sets how many sequences the model draws for a composition (256); one of costly
 //! leaves gets so many fewer.
 
-/// Makes a test of each function, on each composition.
+/// Makes a test of each function, on each composition. One of many writers at once says so, and gets a
+/// tree whose nodes share no number.
 macro_rules! on_every_composition {
-    ($($promise:ident),* $(,)?) => {
+    (@$tree:ident $($promise:ident),*) => {
         on_composition! { memory Memory [$($promise),*] }
         on_composition! { sqlite Sqlite [$($promise),*] }
         on_composition! { postgres Postgres [$($promise),*] }
@@ -31,6 +33,13 @@ macro_rules! on_every_composition {
         on_composition! { router_over_sqlites SqliteRouter [$($promise),*] }
         on_composition! { router_of_routers RouterOfRouters [$($promise),*] }
         on_composition! { router_over_all_kinds MixedRouter [$($promise),*] }
+        on_composition! { tree $tree [$($promise),*] }
+    };
+    (at once: $($promise:ident),* $(,)?) => {
+        on_every_composition! { @LaneTree $($promise),* }
+    };
+    ($($promise:ident),* $(,)?) => {
+        on_every_composition! { @Tree $($promise),* }
     };
 }
 
@@ -73,6 +82,7 @@ macro_rules! on_every_database {
 mod support;
 
 mod bed;
+mod children;
 mod concurrency;
 mod doubt;
 mod etcds;

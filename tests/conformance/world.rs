@@ -23,6 +23,7 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use crate::{
+    children::{Counting, membership, open_child, settle},
     follow::soon,
     support::{
         databases::{DatabaseServer, Kind as Server},
@@ -49,6 +50,10 @@ pub(crate) enum Composition {
     RouterOfRouters,
     /// A router over one leaf of each kind.
     MixedRouter,
+    /// A router over leaves, a child, and a child that has a child. All count by one.
+    Tree,
+    /// The same, each node in its own lane.
+    LaneTree,
 }
 
 /// What a leaf is.
@@ -58,6 +63,8 @@ pub(crate) enum Kind {
     File,
     Database(Server),
     Etcd,
+    /// A node with so many nodes in a row, which keep all in memory.
+    Child(usize),
 }
 
 /// Where a durable leaf keeps its rows.
@@ -100,7 +107,7 @@ pub(crate) fn fresh_clock() -> SharedClock {
 impl Composition {
     /// The names and kinds of the leaves.
     fn plan(self) -> &'static [(&'static str, Kind)] {
-        use Kind::{Database, Etcd, File, Memory};
+        use Kind::{Child, Database, Etcd, File, Memory};
         match self {
             Self::Memory => &[("memory", Memory)],
             Self::Sqlite => &[("sqlite", File)],
@@ -126,6 +133,9 @@ impl Composition {
                 ("shirts", Database(Server::MariaDb)),
                 ("blue", Etcd),
             ],
+            Self::Tree | Self::LaneTree => {
+                &[("main", Memory), ("pods", Child(1)), ("shirts", Child(2)), ("blue", Memory)]
+            }
         }
     }
 
@@ -133,14 +143,18 @@ impl Composition {
     pub(crate) fn leaf_of(self, family: usize) -> usize {
         match self {
             Self::Memory | Self::Sqlite | Self::Postgres | Self::MariaDb | Self::Etcd => 0,
-            Self::MemoryRouter | Self::SqliteRouter | Self::MixedRouter => [0, 1, 1, 2, 3][family],
+            Self::MemoryRouter
+            | Self::SqliteRouter
+            | Self::MixedRouter
+            | Self::Tree
+            | Self::LaneTree => [0, 1, 1, 2, 3][family],
             Self::RouterOfRouters => family,
         }
     }
 
     /// Whether all that it holds outlives the process.
     pub(crate) fn is_durable(self) -> bool {
-        self.plan().iter().all(|(_, kind)| *kind != Kind::Memory)
+        self.plan().iter().all(|(_, kind)| !matches!(kind, Kind::Memory | Kind::Child(_)))
     }
 
     /// What one of it costs, in files.
@@ -150,6 +164,7 @@ impl Composition {
             Kind::File => 1,
             Kind::Database(_) => 8,
             Kind::Etcd => 16,
+            Kind::Child(depth) => 2 * *depth as u32,
         });
         costs.sum()
     }
@@ -160,7 +175,11 @@ impl Composition {
             Self::Memory | Self::Sqlite | Self::Postgres | Self::MariaDb | Self::Etcd => {
                 (leaf(0), Vec::new())
             }
-            Self::MemoryRouter | Self::SqliteRouter | Self::MixedRouter => {
+            Self::MemoryRouter
+            | Self::SqliteRouter
+            | Self::MixedRouter
+            | Self::Tree
+            | Self::LaneTree => {
                 let routes = vec![
                     Route { rule: pods(), store: leaf(1) },
                     Route { rule: shirts(), store: leaf(2) },
@@ -212,14 +231,32 @@ impl World {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let clock = fresh_clock();
         let mut leaves = Vec::new();
+        let (mut parent, mut clocks) = (None, vec![clock.clone()]);
+        let counting = match composition {
+            Composition::LaneTree => Counting::InLanes,
+            _ => Counting::ByOne,
+        };
         for (name, kind) in composition.plan() {
             let place = match kind {
                 Kind::Memory => None,
+                Kind::Child(depth) => {
+                    let parent = match &parent {
+                        Some(parent) => parent,
+                        None => parent.insert(membership("parent", &clock).await),
+                    };
+                    let store = open_child(name, parent, *depth, counting, &mut clocks).await;
+                    leaves.push(Leaf { store, place: None });
+                    continue;
+                }
                 Kind::File => Some(Place::File(folder.path().join(name))),
                 Kind::Database(server) => Some(Place::Tables(*server, new_prefix())),
                 Kind::Etcd => Some(Place::Etcd(Arc::new(start_etcd().await))),
             };
             leaves.push(open_leaf(name, place, &clock).await);
+        }
+        if parent.is_some() {
+            let stores: Vec<_> = leaves.iter().map(|leaf| leaf.store.clone()).collect();
+            settle(&stores, counting, &clocks).await;
         }
         Self::over(composition, leaves, clock, folder)
     }

@@ -53,7 +53,7 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Batch, PAGE_BYTES_MAX, Page, Read, Size, Store, Tail, Write, Written, check_compactable,
+    Batch, PAGE_BYTES_MAX, Page, Read, Size, Store, Tail, Write, Written,
     guess::Guess,
     journal::{Journal, Log},
     queue::Task,
@@ -315,7 +315,6 @@ impl Store for EtcdStore {
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
-        check_compactable(self.compacted(), revision)?;
         let (answer, accepted) = oneshot::channel();
         let (done, finished) = oneshot::channel();
         self.ask(Task::Compact(revision, answer, done), accepted).await??;

@@ -119,7 +119,7 @@ impl Shared {
             .lanes
             .and_then(wire::lanes_of)
             .map(|block| Held { block, giver: node.giver.as_ref().map(wire::member_of) });
-        let block = self.membership.hand_out(&child, held.as_ref(), self.lanes).await?;
+        let block = self.membership.hand_out(&child, held.as_ref(), self.terms.lanes).await?;
         if !held.is_some_and(|held| held.block == block && held.giver.as_ref() == Some(me)) {
             let join =
                 pb::JoinRequest { giver: Some(wire::member(me)), lanes: Some(wire::lanes(block)) };

@@ -56,7 +56,7 @@ use crate::{
 /// The version of the protocol between nodes.
 pub const PROTOCOL: u32 = 1;
 
-/// How far a child that has nothing in flight is asked to close ahead.
+/// How far a child that has nothing in flight is asked to close ahead, unless its terms say otherwise.
 const AHEAD: Revision = 1 << 22;
 
 const PROBE_TIME_MAX: Duration = Duration::from_secs(4);
@@ -76,12 +76,26 @@ struct Shared {
     wire: Wire,
     membership: Arc<Membership>,
     presence: Arc<Presence>,
-    /// How many lanes its route gives it.
-    lanes: Option<u16>,
+    terms: Terms,
     record: Record,
     compacted: AtomicI64,
     /// Why it is away.
     trouble: watch::Sender<Option<Arc<str>>>,
+}
+
+/// On what terms a child is attached.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How many of this node's lanes it gets; `None` for as many as usual.
+    pub lanes: Option<u16>,
+    /// How far it is asked to close ahead where it has nothing in flight.
+    pub ahead: Revision,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { lanes: None, ahead: AHEAD }
+    }
 }
 
 /// What answers at an address.
@@ -108,13 +122,13 @@ pub async fn probe(connections: &Connections) -> Result<Answerer, String> {
 
 impl NodeStore {
     /// The child behind `connections`, which is attached as soon as it can be reached, and from then
-    /// on whenever it can. It gets `lanes` of this node's lanes. Call it in a runtime.
+    /// on whenever it can. Call it in a runtime.
     pub fn open(
         name: &str,
         connections: Connections,
         membership: Arc<Membership>,
         presence: Arc<Presence>,
-        lanes: Option<u16>,
+        terms: Terms,
     ) -> Arc<Self> {
         let (me, clock) = (membership.me().clone(), membership.clock().clone());
         let name: Arc<str> = name.into();
@@ -123,7 +137,7 @@ impl NodeStore {
             name,
             membership,
             presence,
-            lanes,
+            terms,
             record: Record::default(),
             compacted: AtomicI64::new(-1),
             trouble: watch::Sender::new(Some("it was not reached yet".into())),
@@ -194,7 +208,7 @@ impl Store for NodeStore {
         if closed >= revision + ahead {
             return Ok(closed);
         }
-        let request = pb::SyncRequest { revision, ahead: ahead.max(AHEAD) };
+        let request = pb::SyncRequest { revision, ahead: ahead.max(self.shared.terms.ahead) };
         Ok(self.shared.asked(false, self.shared.wire.sync(request)).await?.closed)
     }
 

@@ -39,7 +39,7 @@ use self::{
     writer::{Task, Writer},
 };
 use super::{
-    Batch, Page, Read, Size, Store, Tail, Write, Written, check_compactable,
+    Batch, Page, Read, Size, Store, Tail, Write, Written,
     guess::Guess,
     journal::{Journal, Log},
 };
@@ -239,7 +239,6 @@ impl<D: Database> Store for SqlStore<D> {
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
-        check_compactable(self.compacted(), revision)?;
         let (answer, accepted) = oneshot::channel();
         let (done, finished) = oneshot::channel();
         self.ask(Task::Compact(revision, answer, done), accepted).await??;

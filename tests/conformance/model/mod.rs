@@ -75,4 +75,5 @@ agrees_with_the_oracle! {
     mariadb_agrees_with_the_oracle: MariaDb,
     etcd_agrees_with_the_oracle: Etcd,
     a_router_over_all_kinds_agrees_with_the_oracle: MixedRouter,
+    a_tree_agrees_with_the_oracle: Tree,
 }

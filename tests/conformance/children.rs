@@ -1,0 +1,105 @@
+//! Stores that are nodes: served here over a socket, and attached as children.
+
+use std::{sync::Arc, time::Duration};
+
+use pleach::{
+    clock::{Lane, LaneBlock, SharedClock},
+    node::{Node, Options},
+    route::{Route, Router},
+    server::{Face, Limits},
+    store::{
+        Described, Store, etcd,
+        membership::Membership,
+        memory::Memory,
+        node::{Connections, NodeStore, Terms},
+        presence::Presence,
+    },
+    wire::lanes_of,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    follow::soon,
+    world::{fresh_clock, shirts},
+};
+
+/// How numbers are allocated in a tree of the suite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counting {
+    /// By one in all nodes, as in a lone store. Good while one writes at a time.
+    ByOne,
+    /// Each node in its own lane, as it is.
+    InLanes,
+}
+
+/// A node's place in a tree. What it keeps lies apart from the stores of the suite.
+pub(crate) async fn membership(name: &str, clock: &SharedClock) -> Arc<Membership> {
+    let store = Memory::new("kept", clock.clone());
+    Membership::recall(store, clock.clone(), name).await.expect("it remembers")
+}
+
+/// A child of `parent`, which has a child itself where `depth` is more than one. Adds its clocks.
+pub(crate) async fn open_child(
+    name: &str,
+    parent: &Arc<Membership>,
+    depth: usize,
+    counting: Counting,
+    clocks: &mut Vec<SharedClock>,
+) -> Arc<dyn Store> {
+    let clock = fresh_clock();
+    clocks.push(clock.clone());
+    let own = Memory::new("own", clock.clone());
+    let member = membership(name, &clock).await;
+    let mut root: Arc<dyn Store> = own.clone();
+    if depth > 1 {
+        let below = Box::pin(open_child("below", &member, depth - 1, counting, clocks)).await;
+        root = Router::new(vec![Route { rule: shirts(), store: below }], own);
+    }
+    let options = Options { progress_every: Duration::from_secs(600), quota_bytes: 0 };
+    let node = Node::start_in(root, member, options, &[]).await.expect("memory answers");
+    tokio::spawn(node.clone().reserve_revisions());
+    let limits = Limits { request_bytes_max: 2 << 20, txn_ops_max: 128 };
+    let stopping = CancellationToken::new();
+    let face = Face::new(node, limits, name.to_owned(), Vec::new(), stopping.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a port");
+    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+    tokio::spawn(face.serve(listener, None, std::future::pending()));
+    let address =
+        etcd::Address { urls: vec![url.clone()], login: None, ca_file: None, identity: None };
+    let connections = Connections::new(&url, &address).expect("the address is good");
+    let (memory, parents) = (parent.store().clone(), parent.clock().clone());
+    let presence = Presence::recall(name, memory, parents.clone()).await.expect("it remembers");
+    let terms = match counting {
+        Counting::ByOne => Terms { ahead: 0, ..Terms::default() },
+        Counting::InLanes => Terms::default(),
+    };
+    let store = NodeStore::open(name, connections, parent.clone(), presence.clone(), terms);
+    soon("attaching a child", presence.there()).await;
+    store
+}
+
+/// Waits until every node below has the lanes of its parent, and has them all count as they shall.
+pub(crate) async fn settle(stores: &[Arc<dyn Store>], counting: Counting, clocks: &[SharedClock]) {
+    let settled = async {
+        for store in stores {
+            while !is_settled(&store.describe().await, None) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    soon("settling a tree", settled).await;
+    if counting == Counting::ByOne {
+        clocks.iter().for_each(|clock| clock.set_lane(Lane::ALL));
+    }
+}
+
+/// Whether all that is described is attached, with lanes out of those above.
+fn is_settled(routes: &[Described], above: Option<LaneBlock>) -> bool {
+    routes.iter().all(|route| {
+        let Some(node) = &route.node else { return route.trouble.is_empty() };
+        let lanes = node.lanes.and_then(lanes_of);
+        let is_inside = lanes.is_some_and(|lanes| above.is_none_or(|above| above.covers(lanes)));
+        route.trouble.is_empty() && is_inside && is_settled(&node.routes, lanes)
+    })
+}
