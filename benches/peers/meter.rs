@@ -9,15 +9,15 @@ use crate::{
     report::{Figures, Metric},
 };
 
-/// The processes of a peer: what answers the load, and the first one of the store behind it.
-#[derive(Clone, Copy, Debug)]
+/// The processes of a peer: what answers the load, and the first ones of the store behind it.
+#[derive(Clone, Debug)]
 pub(crate) struct Processes {
     pub(crate) server: u32,
-    pub(crate) store: Option<u32>,
+    pub(crate) store: Vec<u32>,
 }
 
 /// CPU times at the start of the stretch, to be subtracted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Meter {
     processes: Processes,
     before: Times,
@@ -35,12 +35,13 @@ pub(crate) struct Times {
 
 impl Meter {
     pub(crate) fn start(processes: Processes) -> Result<Self> {
-        Ok(Meter { processes, before: Times::read(processes)? })
+        let before = Times::read(&processes)?;
+        Ok(Meter { processes, before })
     }
 
     /// The times since the start.
     pub(crate) fn read(&self) -> Result<Times> {
-        let (now, before) = (Times::read(self.processes)?, self.before);
+        let (now, before) = (Times::read(&self.processes)?, self.before);
         let since = |now: Duration, before| now.saturating_sub(before);
         Ok(Times {
             server: since(now.server, before.server),
@@ -53,10 +54,13 @@ impl Meter {
 // === impl Times ===
 
 impl Times {
-    fn read(processes: Processes) -> Result<Self> {
+    fn read(processes: &Processes) -> Result<Self> {
+        let store: Result<Duration> =
+            processes.store.iter().map(|pid| process::cpu_of_all(*pid)).sum();
+        let store = store?;
         Ok(Times {
             server: process::cpu(processes.server)?,
-            store: processes.store.map(process::cpu_of_all).transpose()?,
+            store: (!processes.store.is_empty()).then_some(store),
             client: process::cpu(std::process::id())?,
         })
     }

@@ -18,6 +18,14 @@ pub(crate) enum Peer {
     KineMariadb,
     PleachMariadb,
     PleachEtcd,
+    /// etcd's own `grpc-proxy` in front of an etcd.
+    EtcdProxy,
+    /// A node whose one route sends all keys to another node, which has them.
+    PleachHop1,
+    /// With one more node between.
+    PleachHop2,
+    /// With two.
+    PleachHop3,
 }
 
 /// Two columns of the table: the first is said to be so many times better than the second.
@@ -40,6 +48,10 @@ impl Peer {
             Peer::KineMariadb => "kine-mariadb",
             Peer::PleachMariadb => "pleach-mariadb",
             Peer::PleachEtcd => "pleach-etcd",
+            Peer::EtcdProxy => "etcd-proxy",
+            Peer::PleachHop1 => "pleach-hop1",
+            Peer::PleachHop2 => "pleach-hop2",
+            Peer::PleachHop3 => "pleach-hop3",
         }
     }
 
@@ -51,6 +63,8 @@ impl Peer {
             Peer::Pleach | Peer::PleachPostgres | Peer::PleachMariadb | Peer::PleachEtcd => {
                 Program::Pleach
             }
+            Peer::EtcdProxy => Program::EtcdProxy,
+            Peer::PleachHop1 | Peer::PleachHop2 | Peer::PleachHop3 => Program::Hop,
         }
     }
 
@@ -60,12 +74,15 @@ impl Peer {
             Peer::Etcd | Peer::Kine | Peer::Pleach => None,
             Peer::KinePostgres | Peer::PleachPostgres => Some(store::Kind::Postgres),
             Peer::KineMariadb | Peer::PleachMariadb => Some(store::Kind::MariaDb),
-            Peer::PleachEtcd => Some(store::Kind::Etcd),
+            Peer::PleachEtcd | Peer::EtcdProxy => Some(store::Kind::Etcd),
+            Peer::PleachHop1 => Some(store::Kind::Nodes(1)),
+            Peer::PleachHop2 => Some(store::Kind::Nodes(2)),
+            Peer::PleachHop3 => Some(store::Kind::Nodes(3)),
         }
     }
 
     fn is_node(self) -> bool {
-        self.program() == Program::Pleach
+        matches!(self.program(), Program::Pleach | Program::Hop)
     }
 
     /// What the binary says of itself, and what matters of how it is started.
@@ -78,12 +95,18 @@ impl Peer {
         })
     }
 
-    /// Whether a node is an answer to the other: in its place on the same kind of store, or in front
-    /// of it.
+    /// Whether it is an answer to the other: a node in its place on the same kind of store, or
+    /// something in front of it.
     fn answers(self, other: Peer) -> bool {
+        match self.program() {
+            Program::EtcdProxy => return other == Peer::Etcd,
+            Program::Hop => return other == Peer::Pleach,
+            _ => {}
+        }
         let in_place = other.store() == self.store();
         let in_front = other == Peer::Etcd && self.store() == Some(store::Kind::Etcd);
-        self.is_node() && !other.is_node() && (in_place || in_front)
+        let is_direct = !other.is_node() && other != Peer::EtcdProxy;
+        self.is_node() && is_direct && (in_place || in_front)
     }
 }
 
@@ -94,7 +117,8 @@ impl Pair {
     /// else with the other nodes. Without a node, the first peer is compared with all others.
     pub(crate) fn of(peers: &[Peer]) -> Vec<Pair> {
         let columns = || 0..peers.len();
-        let mut subjects: Vec<_> = columns().filter(|&column| peers[column].is_node()).collect();
+        let is_subject = |peer: Peer| peer.is_node() || peer == Peer::EtcdProxy;
+        let mut subjects: Vec<_> = columns().filter(|&column| is_subject(peers[column])).collect();
         if subjects.is_empty() {
             subjects.push(0);
         }

@@ -15,6 +15,10 @@ pub(crate) enum Program {
     Etcd,
     Kine,
     Pleach,
+    /// A node in front of another node.
+    Hop,
+    /// etcd's own proxy.
+    EtcdProxy,
 }
 
 // === impl Program ===
@@ -22,15 +26,15 @@ pub(crate) enum Program {
 impl Program {
     fn name(self) -> &'static str {
         match self {
-            Program::Etcd => "etcd",
+            Program::Etcd | Program::EtcdProxy => "etcd",
             Program::Kine => "kine",
-            Program::Pleach => "pleach",
+            Program::Pleach | Program::Hop => "pleach",
         }
     }
 
     pub(crate) fn path(self, peers_directory: &Path) -> PathBuf {
         match self {
-            Program::Pleach => env!("CARGO_BIN_EXE_pleach").into(),
+            Program::Pleach | Program::Hop => env!("CARGO_BIN_EXE_pleach").into(),
             program => peers_directory.join(program.name()),
         }
     }
@@ -60,7 +64,8 @@ impl Program {
     }
 
     /// The flags: durable on every side, nothing else tuned. `store` is the endpoint of the server
-    /// that holds the data; where there is none, they are files in `data`.
+    /// that holds the data, or that it stands in front of; where there is none, the data are files in
+    /// `data`.
     pub(crate) fn arguments(
         self,
         port: u16,
@@ -98,6 +103,25 @@ impl Program {
                     format!("--endpoint={}", store.map_or_else(sqlite, str::to_owned)),
                     format!("--listen-address=127.0.0.1:{port}"),
                     "--metrics-bind-address=0".into(),
+                ]
+            }
+            Program::EtcdProxy => vec![
+                "grpc-proxy".into(),
+                "start".into(),
+                format!("--endpoints={}", store.context("there is nothing to stand in front of")?),
+                format!("--listen-addr=127.0.0.1:{port}"),
+                format!("--data-dir={data}"),
+            ],
+            Program::Hop => {
+                let child = store.context("there is nothing to stand in front of")?;
+                let topology = format!("{data}/topology.yaml");
+                let text = "backends:\n- name: child\n  prefix: { prefix: / }\n  endpoint: ";
+                fs::write(&topology, format!("{text}{child}\n"))?;
+                vec![
+                    "serve".into(),
+                    format!("--listen-client-urls={client}"),
+                    format!("--data-dir={data}"),
+                    format!("--topology={topology}"),
                 ]
             }
             Program::Pleach => {

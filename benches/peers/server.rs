@@ -48,7 +48,7 @@ impl Server {
     }
 
     pub(crate) fn processes(&self) -> Result<Processes> {
-        let store = self.store.as_ref().map(Store::pid).transpose()?;
+        let store = self.store.as_ref().map(Store::pids).transpose()?.unwrap_or_default();
         Ok(Processes { server: self.serving.pid, store })
     }
 

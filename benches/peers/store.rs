@@ -1,4 +1,4 @@
-//! Servers behind a peer that hold its data, each one's own: of a database, or an etcd.
+//! Servers behind a peer that hold its data, each one's own: of a database, an etcd, or nodes in a row.
 //!
 //! Both sides of a comparison get the same settings: durable, nothing else tuned.
 
@@ -18,13 +18,20 @@ pub(crate) enum Kind {
     Postgres,
     MariaDb,
     Etcd,
+    /// So many nodes, each but the last in front of the next.
+    Nodes(usize),
 }
 
 /// A running server. Dropping it kills all its processes, and takes a database's data away.
 #[derive(Debug)]
 pub(crate) enum Store {
-    Database { server: DatabaseServer, name: String },
+    Database {
+        server: DatabaseServer,
+        name: String,
+    },
     Etcd(Serving),
+    /// The one that holds the data first.
+    Nodes(Vec<Serving>),
 }
 
 /// What durability asks for. These are the defaults, said aloud so that no other default of a
@@ -40,14 +47,16 @@ impl Kind {
             Kind::Postgres => "PostgreSQL",
             Kind::MariaDb => "MariaDB",
             Kind::Etcd => "etcd (store)",
+            Kind::Nodes(_) => "nodes behind",
         }
     }
 
     /// Its version and settings on one line, or why it can't be started here.
     pub(crate) fn version(self, peers_directory: &Path) -> Result<String> {
         let Some((database, settings)) = self.database() else {
-            Program::Etcd.require(peers_directory)?;
-            return Program::Etcd.version(peers_directory);
+            let program = if self == Kind::Etcd { Program::Etcd } else { Program::Pleach };
+            program.require(peers_directory)?;
+            return program.version(peers_directory);
         };
         let settings: Vec<_> =
             settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -58,7 +67,7 @@ impl Kind {
         match self {
             Kind::Postgres => Some((databases::Kind::Postgres, &POSTGRES_SETTINGS)),
             Kind::MariaDb => Some((databases::Kind::MariaDb, &MARIADB_SETTINGS)),
-            Kind::Etcd => None,
+            Kind::Etcd | Kind::Nodes(_) => None,
         }
     }
 }
@@ -68,6 +77,16 @@ impl Kind {
 impl Store {
     /// An empty one, its files in the run's directory and so on its disk.
     pub(crate) async fn start(plan: &Plan, kind: Kind, name: &str) -> Result<Self> {
+        if let Kind::Nodes(count) = kind {
+            let mut nodes: Vec<Serving> = Vec::new();
+            for at in 0..count {
+                let child = nodes.last().map(|child| url(child));
+                let program = if at == 0 { Program::Pleach } else { Program::Hop };
+                let name = format!("{name}-{at}");
+                nodes.push(Serving::start(plan, program, &name, child.as_deref()).await?);
+            }
+            return Ok(Store::Nodes(nodes));
+        }
         let Some((database, settings)) = kind.database() else {
             return Ok(Store::Etcd(Serving::start(plan, Program::Etcd, name, None).await?));
         };
@@ -84,15 +103,17 @@ impl Store {
     pub(crate) fn endpoint(&self) -> String {
         match self {
             Store::Database { server, name } => server.url(name),
-            Store::Etcd(etcd) => format!("http://127.0.0.1:{}", etcd.port),
+            Store::Etcd(etcd) => url(etcd),
+            Store::Nodes(nodes) => nodes.last().map(url).unwrap_or_default(),
         }
     }
 
-    /// The process whose children all others of the server are.
-    pub(crate) fn pid(&self) -> Result<u32> {
+    /// The processes whose children all others of the server are.
+    pub(crate) fn pids(&self) -> Result<Vec<u32>> {
         match self {
-            Store::Database { server, .. } => server.id(),
-            Store::Etcd(etcd) => Ok(etcd.pid),
+            Store::Database { server, .. } => Ok(vec![server.id()?]),
+            Store::Etcd(etcd) => Ok(vec![etcd.pid]),
+            Store::Nodes(nodes) => Ok(nodes.iter().map(|node| node.pid).collect()),
         }
     }
 
@@ -101,6 +122,16 @@ impl Store {
         match self {
             Store::Database { mut server, .. } => server.kill().await,
             Store::Etcd(etcd) => etcd.discard().await,
+            Store::Nodes(nodes) => {
+                for node in nodes.into_iter().rev() {
+                    node.discard().await?;
+                }
+                Ok(())
+            }
         }
     }
+}
+
+fn url(serving: &Serving) -> String {
+    format!("http://127.0.0.1:{}", serving.port)
 }

@@ -206,8 +206,8 @@ impl Membership {
                 LaneBlock::ALL
             }
         };
-        if let Some((_, block)) = lanes.handed.iter().find(|(member, _)| member.id == child.id) {
-            return Ok(*block);
+        if let Some(block) = lanes.of_child(child) {
+            return Ok(block);
         }
         let handed: Vec<LaneBlock> = lanes.handed.iter().map(|(_, block)| *block).collect();
         let given = match holds.filter(|held| held.giver.is_some()) {
@@ -310,6 +310,11 @@ impl Membership {
 // === impl Lanes ===
 
 impl Lanes {
+    /// Those that a child was handed.
+    pub fn of_child(&self, child: &Member) -> Option<LaneBlock> {
+        self.handed.iter().find(|(member, _)| member.id == child.id).map(|(_, block)| *block)
+    }
+
     fn encode(&self) -> Bytes {
         let block = |block: LaneBlock| json!({ "first": block.first, "count": block.count });
         // Ids as text: JSON's numbers are doubles to some.

@@ -16,6 +16,7 @@ use pleach::{
 
 use crate::{
     follow::{Follower, commits, revisions, soon},
+    promises::tails::a_tail_reads_the_log_where_memory_no_longer_reaches,
     words::{
         FAMILIES, all_of, apply, bytes, delete, family_range, get, key, kvs, number, put, put_op,
         unchanged_since,
@@ -27,6 +28,7 @@ const WRITERS: usize = 8;
 const INCREMENTS: usize = 20;
 
 on_every_composition! { at once:
+    a_tail_reads_the_log_where_memory_no_longer_reaches,
     no_update_is_lost_and_each_is_told_once,
     money_is_neither_made_nor_lost_in_any_snapshot,
     what_was_written_second_is_never_seen_first,

@@ -20,6 +20,7 @@ use super::{
     wire::{WireError, WireResult},
 };
 use crate::{
+    clock::LaneBlock,
     model::{Revision, StoreError},
     proto::tree as pb,
     store::{
@@ -37,6 +38,16 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The reasons that are remembered, so that each is logged once.
 const REASONS_MAX: usize = 16;
+
+const OTHER_LANES: &str = "it is to have other lanes, since this node got others";
+
+/// A child as it was attached.
+struct Attached {
+    child: Member,
+    /// The lanes that it was given.
+    block: LaneBlock,
+    log: Streaming<pb::FollowResponse>,
+}
 
 /// Why a child is not attached.
 #[derive(Debug, thiserror::Error)]
@@ -79,12 +90,15 @@ impl Shared {
         let mut said = HashSet::new();
         loop {
             let reason = match timeout(ATTEMPT_TIME_MAX, self.attach()).await {
-                Ok(Ok((child, log))) => {
+                Ok(Ok(Attached { child, block, log })) => {
                     tracing::info!(store = %self.name, %child, "the child is attached");
                     (pause, said) = (PAUSE_MIN, HashSet::new());
                     self.trouble.send_replace(None);
                     self.presence.set_there(true);
-                    self.follow(log).await
+                    tokio::select! {
+                        reason = self.follow(log) => reason,
+                        () = self.has_other_lanes(&child, block) => OTHER_LANES.to_owned(),
+                    }
                 }
                 Ok(Err(refusal)) => refusal.to_string(),
                 Err(_) => "it does not answer".to_owned(),
@@ -102,7 +116,7 @@ impl Shared {
         }
     }
 
-    async fn attach(&self) -> Result<(Member, Streaming<pb::FollowResponse>), Refusal> {
+    async fn attach(&self) -> Result<Attached, Refusal> {
         let node = self.wire.describe().await?;
         let child = wire::member_of(node.member.as_ref().ok_or(Refusal::Nameless)?);
         if node.protocol != PROTOCOL {
@@ -141,21 +155,13 @@ impl Shared {
             }
             log => log?,
         };
-        Ok((child, log))
+        Ok(Attached { child, block, log })
     }
 
     /// Takes in the child's log until it breaks off. Returns why.
     async fn follow(&self, mut log: Streaming<pb::FollowResponse>) -> String {
-        let mut lanes = self.membership.watch_lanes();
-        let held = lanes.borrow_and_update().held.clone();
         loop {
-            let next = tokio::select! {
-                next = self.wire.next(&mut log) => next,
-                _ = lanes.wait_for(|lanes| lanes.held != held) => {
-                    return "this node has other lanes now".to_owned();
-                }
-            };
-            let taken = match next {
+            let taken = match self.wire.next(&mut log).await {
                 Ok(next) => self.take(next).await,
                 Err(error) => Err(error),
             };
@@ -163,6 +169,13 @@ impl Shared {
                 return error.to_string();
             }
         }
+    }
+
+    /// Waits until a child is to have other lanes than these, since this node got others.
+    async fn has_other_lanes(&self, child: &Member, block: LaneBlock) {
+        let mut lanes = self.membership.watch_lanes();
+        // It can't fail: the membership holds the sender.
+        let _ = lanes.wait_for(|lanes| lanes.of_child(child) != Some(block)).await;
     }
 
     async fn take(&self, next: pb::FollowResponse) -> WireResult<()> {

@@ -18,7 +18,6 @@ const VALUE_BYTES: usize = 48 << 10;
 
 on_every_composition! {
     a_tail_has_no_gap_and_no_duplicate_from_any_revision,
-    a_tail_reads_the_log_where_memory_no_longer_reaches,
     a_tail_says_what_was_there_before,
     an_idle_store_holds_up_nobody,
     sync_makes_tails_say_what_is_closed,
