@@ -115,7 +115,8 @@ impl Program {
             Program::Hop => {
                 let child = store.context("there is nothing to stand in front of")?;
                 let topology = format!("{data}/topology.yaml");
-                let text = "backends:\n- name: child\n  prefix: { prefix: / }\n  endpoint: ";
+                let text =
+                    "backends:\n- name: child\n  prefix: { prefix: /registry }\n  endpoint: ";
                 fs::write(&topology, format!("{text}{child}\n"))?;
                 vec![
                     "serve".into(),

@@ -74,7 +74,7 @@ struct Site<'a> {
 struct Child {
     membership: Arc<Membership>,
     presence: Arc<Presence>,
-    lanes: Option<u16>,
+    terms: Terms,
 }
 
 /// Opens the default store and one for each route of the node called `name`. `owner` is what another
@@ -110,7 +110,9 @@ pub(super) async fn build(
                     let memory = membership.store().clone();
                     let presence = Presence::recall(name, memory, clock.clone()).await?;
                     let membership = membership.clone();
-                    Some(Child { membership, presence, lanes: backend.lanes })
+                    let (lanes, ranges) = (backend.lanes, backend.rule.extent());
+                    let terms = Terms { lanes, ranges, ..Terms::default() };
+                    Some(Child { membership, presence, terms })
                 }
                 _ => None,
             };
@@ -208,10 +210,9 @@ impl Site<'_> {
                 let answers = node::probe(&connections).await;
                 let answers = answers.map_err(|reason| refusal(&place, reason, true))?;
                 if answers == Answerer::Node {
-                    let Some(Child { membership, presence, lanes }) = child else {
+                    let Some(Child { membership, presence, terms }) = child else {
                         return Err(refusal(&place, DEFAULT_IS_A_NODE, false));
                     };
-                    let terms = Terms { lanes, ..Terms::default() };
                     let store =
                         NodeStore::open(&name, connections, membership, presence.clone(), terms);
                     // Where it can't be attached it is away, and says why.

@@ -9,16 +9,16 @@ use std::{sync::Arc, time::Duration};
 use futures::{
     FutureExt as _, StreamExt as _,
     future::{BoxFuture, pending},
-    stream::{self, BoxStream, FuturesUnordered, SelectAll},
+    stream::{self, FuturesUnordered, SelectAll},
 };
 use tokio::time::timeout;
-use tokio_stream::wrappers::WatchStream;
+use tokio_stream::{StreamMap, wrappers::WatchStream};
 
 use super::Table;
 use crate::{
     clock::Merge,
     model::{Commit, Revision, error::Result},
-    store::{Batch, Late, Tail, presence::Presence},
+    store::{Batch, Late, Store, Tail, presence::Presence},
 };
 
 /// How long to wait before a store that is there and did not close a revision is asked again.
@@ -26,37 +26,23 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The merged log of the stores of `members`, from behind `after`.
 pub(super) fn tail(table: Arc<Table>, members: &[usize], after: Revision) -> Tail {
-    let mut merge = Merge::new(members.len(), after);
-    let mut sources = Vec::new();
-    let mut tails = Vec::new();
+    let mut tails = StreamMap::new();
     let mut changes = SelectAll::new();
-    for (source, at) in members.iter().enumerate() {
-        let store = &table.stores[*at];
+    let sources = members.iter().enumerate().map(|(index, at)| {
+        let store = table.stores[*at].clone();
         let presence = store.presence().cloned();
         if let Some(presence) = &presence {
             changes.push(WatchStream::from_changes(presence.changes()));
         }
-        // Where it was left, and not later: what lies between may be what this reader lacks.
-        let left = presence.as_ref().and_then(|presence| presence.left_at());
-        let left = left.filter(|left| *left <= after);
-        if left.is_some() {
-            merge.detach(source);
-        }
-        let tail = store.tail(left.unwrap_or(after));
-        tails.push(tail.map(move |batch| (source, batch)).boxed());
-        sources.push(Source {
-            at: *at,
-            presence,
-            closed: left.unwrap_or(after),
-            is_detached: left.is_some(),
-            asked: after,
-            late: Late::default(),
-        });
-    }
+        tails.insert(index, store.tail(after));
+        let late = Late::default();
+        let (closed, asked, is_detached, gap) = (after, after, false, (0, 0));
+        Source { at: *at, store, presence, closed, is_detached, asked, late, gap }
+    });
     let merged = Merged {
-        merge,
-        sources,
-        tails: stream::select_all(tails),
+        merge: Merge::new(members.len(), after),
+        sources: sources.collect(),
+        tails,
         changes,
         syncs: FuturesUnordered::new(),
         yielded: after,
@@ -69,13 +55,12 @@ pub(super) fn tail(table: Arc<Table>, members: &[usize], after: Revision) -> Tai
     .boxed()
 }
 
-type SourceTail = BoxStream<'static, (usize, Result<Batch>)>;
-
 struct Merged {
     table: Arc<Table>,
     sources: Vec<Source>,
     merge: Merge<Arc<Commit>>,
-    tails: SelectAll<SourceTail>,
+    /// By source; none for one that is detached.
+    tails: StreamMap<usize, Tail>,
     /// Tell when a store comes or goes.
     changes: SelectAll<WatchStream<()>>,
     /// Sources that were asked to close something, and whether they have.
@@ -86,13 +71,17 @@ struct Merged {
 struct Source {
     /// Its place in the table.
     at: usize,
+    store: Arc<dyn Store>,
     presence: Option<Arc<Presence>>,
+    /// What its tail has said to be closed.
     closed: Revision,
     is_detached: bool,
     /// The revision that it was last asked to close.
     asked: Revision,
     /// What came late and is not told yet.
     late: Late,
+    /// When it was last away: where it was left, and the floor of those who went on without it.
+    gap: (Revision, Revision),
 }
 
 // === impl Merged ===
@@ -100,8 +89,14 @@ struct Source {
 impl Merged {
     async fn next(&mut self) -> Result<Option<Batch>> {
         loop {
-            self.detach_and_attach();
-            if let Some(late) = self.late() {
+            for index in 0..self.sources.len() {
+                self.detach_or_attach(index).await;
+            }
+            let mut sources = self.sources.iter_mut();
+            if let Some(source) = sources.find(|source| !source.late.commits.is_empty()) {
+                let mut late = std::mem::take(&mut source.late);
+                late.floor = late.floor.max(source.gap.1);
+                late.after = if late.after == 0 { source.gap.0 } else { late.after };
                 return Ok(Some(Batch { commits: Vec::new(), closed: self.yielded, late }));
             }
             let closed = self.merge.closed();
@@ -124,19 +119,30 @@ impl Merged {
         }
     }
 
-    /// Passes over the stores that are detached, once all is here that they had closed.
-    fn detach_and_attach(&mut self) {
-        for (index, source) in self.sources.iter_mut().enumerate() {
-            let Some(presence) = &source.presence else { continue };
-            let left = presence.left_at();
-            if source.is_detached && left.is_none() {
+    /// Passes over a store that is detached, once all is here that it had closed before, or that can
+    /// be had here. When it is attached again, what was passed over comes late.
+    async fn detach_or_attach(&mut self, index: usize) {
+        let source = &mut self.sources[index];
+        let Some(presence) = &source.presence else { return };
+        match presence.left_at() {
+            None if source.is_detached => {
+                source.gap = presence.gaps_above(source.closed);
                 source.is_detached = false;
                 source.asked = 0;
                 self.merge.attach(index);
-            } else if !source.is_detached && left.is_some_and(|left| source.closed >= left) {
-                source.is_detached = true;
-                self.merge.detach(index);
+                self.tails.insert(index, source.store.tail(source.gap.0));
             }
+            Some(left) if !source.is_detached => {
+                let is_here = source.store.is_here(source.closed);
+                let is_complete = source.closed >= left;
+                // Where nobody here knows what it did before it was left, it was left earlier.
+                if is_complete || !is_here && presence.leave_at(source.closed).await.is_ok() {
+                    source.is_detached = true;
+                    self.merge.detach(index);
+                    self.tails.remove(&index);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -146,37 +152,29 @@ impl Merged {
         detached.all(|source| source.presence.as_ref().is_none_or(|it| it.pass(revision)))
     }
 
-    /// What came late from a store that is attached again, so that its floor is known.
-    fn late(&mut self) -> Option<Late> {
-        let is_due = |source: &&mut Source| !source.is_detached && !source.late.commits.is_empty();
-        let source = self.sources.iter_mut().find(is_due)?;
-        let mut late = std::mem::take(&mut source.late);
-        if let Some(presence) = &source.presence {
-            let (after, floor) = presence.newest_gap();
-            late.after = if late.floor == 0 { after } else { late.after.min(after) };
-            late.floor = late.floor.max(floor);
-        }
-        Some(late)
-    }
-
     fn push(&mut self, index: usize, batch: Batch) {
         let source = &mut self.sources[index];
-        let owned = |commit| self.table.owned(source.at, commit);
-        let entries: Vec<_> = batch.commits.into_iter().filter_map(owned).collect();
-        let entries = entries.into_iter().map(|commit| (commit.revision, commit));
+        let owned = |commits: Vec<Arc<Commit>>| -> Vec<Arc<Commit>> {
+            commits.into_iter().filter_map(|commit| self.table.owned(source.at, commit)).collect()
+        };
+        let (mut commits, told) = (owned(batch.commits), owned(batch.late.commits));
+        // Behind a return the tail begins where the store was left: that was passed over, or is here.
+        let known = commits.partition_point(|commit| commit.revision <= source.closed);
+        let again = commits.drain(..known);
+        let passed_over = again.filter(|commit| commit.revision <= self.yielded);
+        source.late.commits.extend(passed_over.collect::<Vec<_>>());
+        let entries = commits.into_iter().map(|commit| (commit.revision, commit));
         source.closed = source.closed.max(batch.closed);
         let late = self.merge.push(index, entries, batch.closed);
         source.late.commits.extend(late.into_iter().map(|late| late.entry));
-        // What the store itself says to be late has its floor.
-        let told = batch.late;
-        let told_commits: Vec<_> = told
-            .commits
-            .into_iter()
-            .filter_map(|commit| self.table.owned(source.at, commit))
-            .collect();
-        if !told_commits.is_empty() {
-            source.late.commits.extend(told_commits);
-            (source.late.after, source.late.floor) = (told.after, told.floor);
+        if !told.is_empty() {
+            // What the store itself says to come late has a floor of its own.
+            source.late.after = match source.late.commits.is_empty() {
+                true => batch.late.after,
+                false => source.gap.0.min(batch.late.after),
+            };
+            source.late.commits.extend(told);
+            source.late.floor = batch.late.floor;
         }
     }
 
@@ -190,8 +188,7 @@ impl Merged {
                 continue;
             }
             source.asked = wanted;
-            let store = self.table.stores[source.at].clone();
-            let presence = source.presence.clone();
+            let (store, presence) = (source.store.clone(), source.presence.clone());
             self.syncs.push(
                 async move {
                     let is_closed = store.sync(wanted, 0).await.is_ok();

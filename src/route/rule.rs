@@ -258,7 +258,7 @@ impl Rule {
     }
 
     /// Ranges that together hold every key the rule matches, and maybe more.
-    fn extent(&self) -> Vec<KeyRange> {
+    pub fn extent(&self) -> Vec<KeyRange> {
         match &self.form {
             Form::Paths(paths) => paths.extent(),
             Form::Namespace(_) => vec![KeyRange::prefix(Key::from_static(BASE.as_bytes()))],

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::Face;
 use crate::{
-    model::{LeaseId, Revision, StoreError},
+    model::{Commit, Event, KeyRange, LeaseId, Revision, StoreError},
     proto::tree::{self as pb, apply_request::Write as Message},
     store::{
         Batch, Described, Read, Write,
@@ -238,12 +238,14 @@ impl pb::tree_server::Tree for Face {
         request: Request<pb::FollowRequest>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         self.enter(&request).await?;
-        let after = request.into_inner().after;
+        let pb::FollowRequest { after, ranges } = request.into_inner();
+        let ranges = ranges.into_iter().map(|it| wire::range_from(it.key, it.range_end));
+        let ranges: Vec<KeyRange> = ranges.collect();
         let root = self.node.root().clone();
         root.check_resumed(after).map_err(refused)?;
         let compacted = move || root.compacted();
         let log = self.node.root().tail(after).map(move |batch| match batch {
-            Ok(batch) => Ok(followed(&batch, compacted())),
+            Ok(batch) => Ok(followed(&batch, &ranges, compacted())),
             Err(error) => Err(refused(error)),
         });
         let log = log.take_until(self.stopping.clone().cancelled_owned());
@@ -251,11 +253,18 @@ impl pb::tree_server::Tree for Face {
     }
 }
 
-fn followed(batch: &Batch, compacted: Revision) -> pb::FollowResponse {
+fn followed(batch: &Batch, ranges: &[KeyRange], compacted: Revision) -> pb::FollowResponse {
+    let is_wanted = |event: &Event| {
+        ranges.is_empty() || ranges.iter().any(|range| range.contains(&event.kv.key))
+    };
+    let wanted = |commits: &[Arc<Commit>]| -> Vec<pb::Commit> {
+        let commits = commits.iter().filter(|commit| commit.events.iter().any(is_wanted));
+        commits.map(|commit| wire::commit(commit, is_wanted)).collect()
+    };
     pb::FollowResponse {
-        commits: batch.commits.iter().map(|commit| wire::commit(commit)).collect(),
+        commits: wanted(&batch.commits),
         closed: batch.closed,
-        late: batch.late.commits.iter().map(|commit| wire::commit(commit)).collect(),
+        late: wanted(&batch.late.commits),
         late_after: batch.late.after,
         compacted,
     }

@@ -209,6 +209,10 @@ impl Store for Late {
         self.shared.store()?.present(range).await
     }
 
+    fn is_here(&self, after: Revision) -> bool {
+        self.shared.store().is_ok_and(|store| store.is_here(after))
+    }
+
     fn presence(&self) -> Option<&Arc<Presence>> {
         self.shared.presence.as_ref()
     }

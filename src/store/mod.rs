@@ -105,6 +105,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Where that is not known here, and who knows it can't be reached.
     async fn present(&self, range: &KeyRange) -> Result<Revision>;
 
+    /// Whether a tail from behind `after` finds here all that the store had closed when it was last
+    /// there.
+    fn is_here(&self, _after: Revision) -> bool {
+        true
+    }
+
     /// Whether the store is there, where it has a life of its own; `None` for one that this node
     /// writes alone.
     fn presence(&self) -> Option<&Arc<Presence>> {

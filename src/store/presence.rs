@@ -148,9 +148,36 @@ impl Presence {
         gap.map_or(Ok(()), |gap| Err(StoreError::Compacted { compacted: gap.floor }))
     }
 
-    /// The floor of the newest gap, and where it begins.
-    pub fn newest_gap(&self) -> (Revision, Revision) {
-        self.lock().gaps.last().map_or((0, 0), |gap| (gap.after, gap.floor))
+    /// Where the gaps begin that reach above `revision`, at most there, and their greatest floor.
+    pub fn gaps_above(&self, revision: Revision) -> (Revision, Revision) {
+        let state = self.lock();
+        let above = state.gaps.iter().filter(|gap| gap.floor > revision);
+        above
+            .fold((revision, 0), |(after, floor), gap| (after.min(gap.after), floor.max(gap.floor)))
+    }
+
+    /// Notes that someone goes on who knows nothing of the store above `revision`.
+    ///
+    /// # Errors
+    /// Where the store is not detached, or the default store did not keep it.
+    pub async fn leave_at(&self, revision: Revision) -> Result<()> {
+        let is_earlier = |state: &State| match state.phase {
+            Phase::Detached(left) => Some(revision < left),
+            Phase::Attached | Phase::Returning(_) => None,
+        };
+        match is_earlier(&*self.lock()) {
+            None => return Err(self.unavailable("it is being attached")),
+            Some(false) => return Ok(()),
+            Some(true) => {}
+        }
+        self.keep(|state| {
+            if is_earlier(state) == Some(true) {
+                state.phase = Phase::Detached(revision);
+            }
+        })
+        .await?;
+        // It may be on its way back by now, to which this came too late.
+        is_earlier(&*self.lock()).map(drop).ok_or_else(|| self.unavailable("it is being attached"))
     }
 
     /// Tells when something is otherwise.
@@ -186,9 +213,13 @@ impl Presence {
     /// Changes what is remembered: durable first, then true.
     async fn keep(&self, change: impl Fn(&mut State)) -> Result<()> {
         let _writing = self.writing.lock().await;
+        let compacted = self.memory.compacted();
+        let change = |state: &mut State| {
+            change(state);
+            state.forget(compacted);
+        };
         let mut after = self.lock().copy();
         change(&mut after);
-        after.forget(self.memory.compacted());
         self.memory.remember(&record(&self.name), Some(after.encode())).await?;
         change(&mut self.lock());
         self.changed.send_replace(());
@@ -328,4 +359,142 @@ fn decode(bytes: &[u8]) -> (Option<Revision>, Vec<Gap>) {
     let gaps =
         gaps.filter_map(|gap| Some(Gap { after: gap[0].as_i64()?, floor: gap[1].as_i64()? }));
     (record["left"].as_i64(), gaps.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::{Clock, Lane, REVISION_MAX},
+        model::txn::{Op, PutOp, Txn},
+        store::{Write, memory::Memory},
+    };
+
+    /// A node's default store, and a store that comes and goes, with a clock of its own.
+    struct Bed {
+        clock: SharedClock,
+        memory: Arc<Memory>,
+        presence: Arc<Presence>,
+        store: Arc<Memory>,
+    }
+
+    fn clock() -> SharedClock {
+        SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL))
+    }
+
+    async fn put(store: &dyn Store) -> Revision {
+        let (key, value) = (Bytes::from_static(b"key"), Bytes::from_static(b"value"));
+        let (prev_kv, keep_value, keep_lease) = (false, false, false);
+        let put = PutOp { key, value, lease: 0, prev_kv, keep_value, keep_lease };
+        let txn = Txn { success: vec![Op::Put(put)], ..Txn::default() };
+        let written = store.apply(Write::Txn { txn, dead_leases: Vec::new() }).await;
+        written.expect("memory takes it").revision
+    }
+
+    impl Bed {
+        /// One whose store is there and has revisions to 5, as has the node.
+        async fn new() -> Self {
+            let clock = clock();
+            let memory = Memory::new("main", clock.clone());
+            let store = Memory::new("child", self::clock());
+            for _ in 2..=5 {
+                put(&*store).await;
+            }
+            clock.observe(5).expect("there is no limit");
+            let presence = Self::recalled(&memory, &clock).await;
+            presence.set_there(true);
+            tokio::spawn(presence.clone().keep_watch(store.clone(), GRACE));
+            Self { clock, memory, presence, store }
+        }
+
+        async fn recalled(memory: &Arc<Memory>, clock: &SharedClock) -> Arc<Presence> {
+            let recalled = Presence::recall("child", memory.clone(), clock.clone()).await;
+            recalled.expect("memory answers")
+        }
+
+        /// The store is away for longer than the grace, and all up to `said` is said meanwhile.
+        async fn without_it(&self, said: Revision) {
+            self.presence.set_there(false);
+            self.presence.wait_for(|state| state.phase != Phase::Attached).await;
+            self.clock.observe(said).expect("there is no limit");
+            assert!(self.presence.pass(said));
+        }
+
+        async fn back(&self) {
+            self.presence.set_there(true);
+            self.presence.wait_for(|state| state.phase == Phase::Attached).await;
+        }
+
+        fn refuses(&self, after: Revision) -> bool {
+            self.presence.check_resumed(after).is_err()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_away_for_a_moment_is_waited_for() {
+        let bed = Bed::new().await;
+        bed.presence.set_there(false);
+        sleep(GRACE / 2).await;
+        assert_eq!((bed.presence.left_at(), bed.presence.pass(6)), (None, false));
+        bed.presence.set_there(true);
+        sleep(GRACE * 2).await;
+        assert_eq!(bed.presence.left_at(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_comes_back_with_nothing_new_was_missed_by_nobody() {
+        let bed = Bed::new().await;
+        bed.without_it(9).await;
+        assert_eq!(bed.presence.left_at(), Some(5));
+        bed.back().await;
+        assert!((1..20).all(|after| !bed.refuses(after)));
+        assert!(put(&*bed.store).await > 9, "it counts on above what was said without it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_told_of_more_than_it_had_starts_afresh_and_nobody_else() {
+        let bed = Bed::new().await;
+        bed.without_it(9).await;
+        assert_eq!(put(&*bed.store).await, 6);
+        bed.back().await;
+        let refused: Vec<_> = (1..20).filter(|after| bed.refuses(*after)).collect();
+        assert_eq!(refused, [6, 7, 8, 9]);
+        assert!(bed.clock.shown() >= 10, "a list is above all that is refused");
+        let recalled = Bed::recalled(&bed.memory, &bed.clock).await;
+        assert!(recalled.check_resumed(9).is_err(), "the next life forgot it");
+        assert!(recalled.check_resumed(10).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_it_was_left_outlives_the_process_and_is_moved_by_who_knows_less() {
+        let bed = Bed::new().await;
+        assert!(bed.presence.leave_at(3).await.is_err(), "it is attached");
+        bed.without_it(9).await;
+        bed.presence.leave_at(7).await.expect("it is detached");
+        assert_eq!(bed.presence.left_at(), Some(5));
+        bed.presence.leave_at(3).await.expect("it is detached");
+        assert_eq!(bed.presence.left_at(), Some(3));
+        let recalled = Bed::recalled(&bed.memory, &bed.clock).await;
+        assert_eq!(recalled.left_at(), Some(3));
+        bed.back().await;
+        let refused: Vec<_> = (1..20).filter(|after| bed.refuses(*after)).collect();
+        assert_eq!(refused, [4, 5, 6, 7, 8, 9]);
+        assert_eq!(bed.presence.gaps_above(5), (3, 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn gaps_that_are_many_or_compacted_are_joined_or_forgotten() {
+        let bed = Bed::new().await;
+        for _ in 0..=GAPS_MAX {
+            let after = bed.clock.shown();
+            bed.clock.observe(after + 1).expect("there is no limit");
+            assert_eq!(bed.presence.note_late(after).await.expect("it is kept"), after + 2);
+        }
+        assert_eq!(bed.presence.lock().gaps.len(), GAPS_MAX);
+        assert!(bed.refuses(6), "the first is joined with the second");
+        let shown = bed.clock.shown();
+        bed.memory.compact(shown, true).await.expect("memory compacts");
+        bed.presence.note_late(shown).await.expect("it is kept");
+        assert_eq!(bed.presence.lock().gaps.len(), 1);
+    }
 }

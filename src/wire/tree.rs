@@ -44,9 +44,10 @@ pub fn lanes_of(lanes: tree::Lanes) -> Option<LaneBlock> {
     LaneBlock::new(first, count)
 }
 
-/// A commit in a message.
-pub fn commit(commit: &Commit) -> tree::Commit {
-    let events = commit.events.iter().cloned().map(super::event).collect();
+/// The events of a commit that are wanted, in a message.
+pub fn commit(commit: &Commit, is_wanted: impl Fn(&Event) -> bool) -> tree::Commit {
+    let events = commit.events.iter().filter(|event| is_wanted(event));
+    let events = events.cloned().map(super::event).collect();
     tree::Commit { revision: commit.revision, events }
 }
 

@@ -38,6 +38,27 @@ async fn check_prints_the_routes_of_a_good_file() -> Result<()> {
 }
 
 #[tokio::test]
+async fn every_topology_of_the_repository_is_good() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("topologies")];
+    let mut count = 0;
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let ended = pleach(folder.path(), &["check", &path.to_string_lossy()]).await?;
+            ensure!(ended.is_success && ended.stderr.is_empty(), "{path:?}: {}", ended.stderr);
+            count += 1;
+        }
+    }
+    ensure!(count >= 5, "only {count} were found");
+    Ok(())
+}
+
+#[tokio::test]
 async fn check_reports_all_mistakes_of_a_bad_file_at_once_with_their_places() -> Result<()> {
     let folder = TempDir::new()?;
     fs::write(folder.path().join("bad.yaml"), BAD)?;

@@ -146,12 +146,12 @@ impl Shared {
             self.record.begin(self.clock().begun().unwrap_or(node.closed));
         }
         self.note_compacted(node.compacted);
-        let log = match self.wire.follow(self.record.closed(), true).await {
+        let log = match self.follow_from(self.record.closed(), true).await {
             Err(WireError::Said(StoreError::Compacted { .. })) => {
                 // Too long away, or others were told of what this node has missed: all who follow
                 // start afresh.
                 self.record.begin(node.closed.max(self.record.closed()));
-                self.wire.follow(self.record.closed(), true).await?
+                self.follow_from(self.record.closed(), true).await?
             }
             log => log?,
         };

@@ -84,17 +84,19 @@ struct Shared {
 }
 
 /// On what terms a child is attached.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Terms {
     /// How many of this node's lanes it gets; `None` for as many as usual.
     pub lanes: Option<u16>,
     /// How far it is asked to close ahead where it has nothing in flight.
     pub ahead: Revision,
+    /// The keys that may be asked of it, whose changes it tells; all where there are none.
+    pub ranges: Vec<KeyRange>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { lanes: None, ahead: AHEAD }
+        Self { lanes: None, ahead: AHEAD, ranges: Vec::new() }
     }
 }
 
@@ -220,6 +222,10 @@ impl Store for NodeStore {
         Ok(answer.revision)
     }
 
+    fn is_here(&self, after: Revision) -> bool {
+        self.shared.record.has_begun() && self.shared.record.has_all_behind(after)
+    }
+
     fn presence(&self) -> Option<&Arc<Presence>> {
         Some(&self.shared.presence)
     }
@@ -319,6 +325,19 @@ impl Shared {
         })
     }
 
+    async fn follow_from(
+        &self,
+        after: Revision,
+        is_live: bool,
+    ) -> wire::WireResult<Streaming<pb::FollowResponse>> {
+        let ranges = self.terms.ranges.iter().map(|range| {
+            let (key, range_end) = words::range_to(range);
+            pb::Range { key, range_end }
+        });
+        let request = pb::FollowRequest { after, ranges: ranges.collect() };
+        self.wire.follow(request, is_live).await
+    }
+
     fn note_compacted(&self, revision: Revision) {
         self.compacted.fetch_max(revision, Ordering::AcqRel);
     }
@@ -388,7 +407,7 @@ impl Cursor {
             self.shared.presence.there().await;
             // What comes late from here on is not in what is asked for now.
             let position = self.shared.record.position(self.position.after);
-            match self.shared.wire.follow(self.position.after, false).await {
+            match self.shared.follow_from(self.position.after, false).await {
                 Ok(past) => {
                     (self.position, self.past) = (position, Some(past));
                     return Ok(());

@@ -69,6 +69,11 @@ impl Record {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the child was ever there.
+    pub(super) fn has_begun(&self) -> bool {
+        self.lock().closed > 0
+    }
+
     /// What the child has closed, as far as it has said.
     pub(super) fn closed(&self) -> Revision {
         self.lock().closed

@@ -134,15 +134,15 @@ impl Wire {
         self.call(it, |mut child, it| async move { child.compact(it).await }).await
     }
 
-    /// The log behind `after`, over the connection for what happens, or for the past.
+    /// A log, over the connection for what happens, or for the past.
     pub(super) async fn follow(
         &self,
-        after: i64,
+        request: pb::FollowRequest,
         is_live: bool,
     ) -> WireResult<Streaming<pb::FollowResponse>> {
         let connection = if is_live { &self.connections.live } else { &self.connections.past };
         let mut child = client(connection.clone());
-        let mut request = Request::new(pb::FollowRequest { after });
+        let mut request = Request::new(request);
         self.describe_call(request.metadata_mut(), &Call::default());
         let asked = timeout_at(Instant::now() + CALL_TIME_MAX, child.follow(request)).await;
         let answered = asked.map_err(|_| self.silent())?;
