@@ -92,9 +92,9 @@ impl Batch {
     }
 
     /// Those of some keys that must still be read.
-    pub(super) fn unknown(&self, keys: impl IntoIterator<Item = Key>) -> Vec<Key> {
+    pub(super) fn unknown<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) -> Vec<Key> {
         let mut keys: Vec<Key> =
-            keys.into_iter().filter(|key| !self.known.contains_key(key)).collect();
+            keys.into_iter().filter(|key| !self.known.contains_key(*key)).cloned().collect();
         keys.sort_unstable();
         keys.dedup();
         keys
@@ -157,8 +157,8 @@ impl Batch {
         last.map(|commit| commit.revision)
     }
 
-    pub(super) fn has_touched(&self, keys: impl IntoIterator<Item = Key>) -> bool {
-        !self.touched.is_empty() && keys.into_iter().any(|key| self.touched.contains(&key))
+    pub(super) fn has_touched(&self, keys: &[Key]) -> bool {
+        keys.iter().any(|key| self.touched.contains(key))
     }
 
     pub(super) fn has_touched_in(&self, range: &KeyRange) -> bool {
