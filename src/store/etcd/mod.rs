@@ -24,6 +24,7 @@ mod observer;
 mod owner;
 mod past;
 mod reader;
+mod recent;
 mod snapshot;
 mod wire;
 mod writer;
@@ -47,6 +48,7 @@ use self::{
     observer::Seen,
     owner::Tenure,
     past::Replay,
+    recent::Recent,
     snapshot::Numbers,
     wire::{Wire, WireError, WireResult},
     writer::Writer,
@@ -87,6 +89,7 @@ struct Shared {
     journal: Arc<Journal>,
     numbers: Mutex<Arc<Numbers>>,
     history: History,
+    recent: Recent,
     seen: Arc<Seen>,
     tenure: Arc<Tenure>,
     compacted: AtomicI64,
@@ -225,6 +228,7 @@ pub async fn open(
             adopted: Default::default(),
         })),
         history: History::new(entry),
+        recent: Recent::default(),
         seen: seen.clone(),
         tenure: tenure.clone(),
         compacted: AtomicI64::new(if about.compacted == 0 { -1 } else { about.compacted }),
@@ -247,6 +251,7 @@ pub async fn open(
         known,
         held: VecDeque::new(),
         spare: VecDeque::new(),
+        read_first: 0,
         helpers,
     };
     writer.begin().await.map_err(failed)?;

@@ -51,6 +51,10 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 /// How often a batch begins again because others wrote what it looks at.
 const ATTEMPTS_MAX: usize = 32;
 
+/// How many batches read what they look at after one in which a key was guessed not to exist, and that
+/// others overtook or that had one.
+const READ_FIRST_AFTER: usize = 64;
+
 /// How long a transaction that was applied may wait to see what others did just before it.
 const SEE_WAIT_MAX: Duration = Duration::from_secs(7);
 
@@ -77,6 +81,8 @@ pub(super) struct Writer {
     pub held: VecDeque<Task>,
     /// Revisions of a batch that began again.
     pub spare: VecDeque<Revision>,
+    /// How many batches read what they look at before keys are guessed not to exist again.
+    pub read_first: usize,
     /// What works for the writer as long as it lives.
     pub helpers: Vec<JoinHandle<()>>,
 }
@@ -245,7 +251,11 @@ impl Writer {
                     break WireError::Failed(reason).into();
                 }
                 Ok(Attempt::Overtaken(etcd)) => {
-                    self.spare = work.batch.all().iter().map(|commit| commit.revision).collect();
+                    self.spare = work.batch.revisions();
+                    self.shared.recent.forget(work.batch.keys());
+                    if work.batch.has_guessed() {
+                        self.read_first = READ_FIRST_AFTER;
+                    }
                     if let Err(trouble) = self.see(etcd).await {
                         break trouble;
                     }
@@ -422,6 +432,7 @@ impl Writer {
         }
         let entry = self.entry(etcd, batch.base, commits.clone()).await?;
         let oldest = self.shared.history.push(entry);
+        self.remember_rows(batch, etcd);
         {
             let mut numbers = self.shared.lock_numbers();
             if numbers.adopted.first_key_value().is_some_and(|(first, _)| *first < oldest) {
@@ -436,6 +447,18 @@ impl Writer {
             self.shared.journal.publish(&commits);
         }
         Ok(())
+    }
+
+    /// Keeps what a transaction made of its keys.
+    fn remember_rows(&self, batch: &Batch, etcd: EtcdRevision) {
+        let recent = &self.shared.recent;
+        if batch.is_exact() {
+            recent.forget(batch.adopted_keys());
+            recent.write(batch.latest(etcd));
+        } else {
+            // What others deleted meanwhile was not compared.
+            recent.clear();
+        }
     }
 
     async fn entry(

@@ -14,7 +14,7 @@ use crate::{
         Key, StoreError,
         changes::Changes,
         error::Result,
-        txn::{Needs, Place, Rows, Txn, TxnResult, delete_all, execute},
+        txn::{Compare, Needs, Place, Rows, Txn, TxnResult, delete_all, execute},
     },
     proto::etcdserverpb as pb,
     store::{
@@ -24,6 +24,7 @@ use crate::{
             layout::{ABOUT, About, RESERVED_TEXT, is_reserved, record_key},
             owner::put,
             past,
+            recent::Latest,
             snapshot::Snapshot,
             wire::{WireError, WireResult},
         },
@@ -73,6 +74,15 @@ impl<'t> Look<'t> {
         !self.needs.past.is_empty()
     }
 
+    /// Keys that must not exist for it to succeed.
+    fn created(&self) -> impl Iterator<Item = &'t Key> {
+        let compares = match self.task {
+            Task::Write(Write::Txn { txn, .. }, _) => &txn.compares[..],
+            _ => &[],
+        };
+        compares.iter().filter_map(Compare::absent)
+    }
+
     /// Whether it may change what a write before it in the batch has changed.
     fn meets(&self, batch: &Batch) -> bool {
         match self.task {
@@ -90,6 +100,21 @@ impl<'t> Look<'t> {
 impl Writer {
     /// Executes as many of the tasks as fit in one transaction, and adopts what others did.
     pub(super) async fn prepare(&mut self, tasks: &VecDeque<Task>) -> Result<Work, Trouble> {
+        let may_guess = self.read_first == 0;
+        self.read_first = self.read_first.saturating_sub(1);
+        let work = self.prepare_on(tasks, may_guess).await?;
+        if !work.batch.is_unsure() {
+            return Ok(work);
+        }
+        self.spare = work.batch.revisions();
+        self.prepare_on(tasks, false).await
+    }
+
+    async fn prepare_on(
+        &mut self,
+        tasks: &VecDeque<Task>,
+        may_guess: bool,
+    ) -> Result<Work, Trouble> {
         let shared = self.shared.clone();
         self.known = self.known.max(shared.seen.revision());
         let mut batch = Batch::new(self.known, shared.numbers(), shared.clock.shown());
@@ -99,8 +124,7 @@ impl Writer {
             return Ok(work);
         }
         let looks = Look::at_fitting(tasks);
-        let keys = work.batch.unknown(looks.iter().flat_map(|look| look.needs.keys.iter()));
-        self.load(&mut work.batch, keys).await?;
+        self.look_up(&mut work.batch, &looks, may_guess).await?;
         for look in &looks {
             let is_first = work.answers.is_empty();
             let batch = &work.batch;
@@ -133,6 +157,8 @@ impl Writer {
                 batch.base = group.etcd - 1;
                 return Ok(false);
             }
+            let changed = group.visible().filter_map(|event| event.kv.as_ref());
+            shared.recent.forget(changed.map(|kv| &kv.key));
             let (numbers, at) = (batch.numbers.clone(), self.log_etcd);
             let commit = past::foreign_commit(&shared.wire, &numbers, &group, 0, at).await?;
             let revision = self.allocate().map_err(|error| WireError::Failed(error.to_string()))?;
@@ -142,12 +168,46 @@ impl Writer {
         Ok(events <= ADOPTED_EVENTS_MAX)
     }
 
-    async fn load(&self, batch: &mut Batch, keys: Vec<Key>) -> WireResult<()> {
+    /// Finds the rows of all keys that some tasks need: those in memory, then those that are not there
+    /// if the task is to succeed, and then those that must be read.
+    async fn look_up(
+        &self,
+        batch: &mut Batch,
+        looks: &[Look<'_>],
+        may_guess: bool,
+    ) -> WireResult<()> {
+        let recent = &self.shared.recent;
+        let mut keys = batch.unknown(looks.iter().flat_map(|look| look.needs.keys.iter()));
+        keys.retain(|key| match recent.latest(key) {
+            Some(latest) => {
+                batch.learn(vec![latest.key], latest.row.into_iter().collect());
+                false
+            }
+            None => true,
+        });
+        if may_guess && keys.len() <= GUARDS_MAX {
+            let created: HashSet<&Key> = looks.iter().flat_map(Look::created).collect();
+            keys.retain(|key| {
+                let is_guessed = created.contains(key);
+                if is_guessed {
+                    batch.guess_absent(key.clone());
+                }
+                !is_guessed
+            });
+        }
         if keys.is_empty() {
             return Ok(());
         }
         let snapshot = Snapshot::new(&self.shared.wire, batch.base, &batch.numbers);
         let found = snapshot.rows_of(&keys).await?;
+        if batch.adopted.is_empty() {
+            // Nobody else writes what is known, so nothing has changed since.
+            let changes = recent.changes();
+            for row in &found {
+                let (key, since) = (row.kv.key.clone(), row.kv.mod_revision);
+                recent.learn(Latest { key, row: Some(row.clone()), since }, changes);
+            }
+        }
         batch.learn(keys, found);
         Ok(())
     }
