@@ -329,13 +329,14 @@ impl Writer {
         };
         let mut compare = vec![unchanged(Key::from_static(LOG), self.log_etcd)];
         compare.extend(batch.compares());
+        let mut ops = batch.ops();
+        ops.push(put(Key::from_static(LOG), record.encode_to_vec(), 0));
         // Compares and operations of each level come off what the levels within may have.
         let width = match compare.len() {
+            _ if ops.len() <= OPS_MAX => OPS_MAX,
             compares if compares <= OPS_MAX / 3 => OPS_MAX / 3,
             compares => OPS_MAX - compares,
         };
-        let mut ops = batch.ops();
-        ops.push(put(Key::from_static(LOG), record.encode_to_vec(), 0));
         let look = pb::RangeRequest { key: Key::from_static(LOG), ..Default::default() };
         let look = pb::RequestOp { request: Some(pb::request_op::Request::RequestRange(look)) };
         let txn = pb::TxnRequest { compare, success: nested(ops, width), failure: vec![look] };
