@@ -339,6 +339,13 @@ impl Needs {
 // === impl Compare ===
 
 impl Compare {
+    /// The key that it says does not exist, where that is what it says.
+    pub fn absent(&self) -> Option<&Key> {
+        let is_zero =
+            matches!(self.against, Against::Version(0) | Against::Create(0) | Against::Mod(0));
+        self.range.as_single().filter(|_| is_zero && self.relation == Relation::Equal)
+    }
+
     fn holds(&self, rows: &Rows) -> bool {
         let mut kvs = in_range(rows, &self.range).peekable();
         if kvs.peek().is_none() {

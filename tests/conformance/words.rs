@@ -57,6 +57,13 @@ pub(crate) fn all_of(ops: Vec<Op>) -> Txn {
     Txn { success: ops, ..Txn::default() }
 }
 
+/// Creates a key, or says what is there.
+pub(crate) fn create(key: Key, value: Bytes) -> Txn {
+    let failure = vec![range_op(KeyRange::single(key.clone()), 0)];
+    let compares = vec![unchanged_since(&key, 0)];
+    Txn { compares, success: vec![put_op(key, value, 0)], failure }
+}
+
 pub(crate) async fn apply(store: &dyn Store, txn: Txn) -> Result<Written> {
     store.apply(Write::Txn { txn, dead_leases: Vec::new() }).await
 }

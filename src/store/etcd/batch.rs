@@ -5,7 +5,7 @@
 //! others may write to it too.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -16,11 +16,12 @@ use super::{
     layout::{CommitMark, EtcdRevision, Mark, is_reserved, lease_key, mark_of, marks_of},
     observer::Group,
     owner::{put, unchanged},
+    recent::Latest,
     snapshot::{Numbers, Row, range_request},
 };
 use crate::{
     model::{
-        Commit, Event, Key, KeyRange, KeyValue, Revision,
+        Commit, Event, Key, KeyRange, KeyValue, LeaseId, Revision,
         key::successor,
         txn::{Op, Past, Rows, Txn},
     },
@@ -42,6 +43,8 @@ pub(super) struct Batch {
     known: HashMap<Key, Known>,
     /// Those of them that were asked for by name.
     named: HashSet<Key>,
+    /// Whether some of them were not read, but taken not to exist.
+    has_guessed: bool,
     /// Ranges in which no key may have appeared or changed.
     ranges: Vec<KeyRange>,
     /// Keys that were put or deleted by a write of this batch.
@@ -74,6 +77,7 @@ impl Batch {
             past: Past::new(),
             known: HashMap::new(),
             named: HashSet::new(),
+            has_guessed: false,
             ranges: Vec::new(),
             touched: HashSet::new(),
             adopted: Vec::new(),
@@ -92,9 +96,9 @@ impl Batch {
     }
 
     /// Those of some keys that must still be read.
-    pub(super) fn unknown(&self, keys: impl IntoIterator<Item = Key>) -> Vec<Key> {
+    pub(super) fn unknown<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) -> Vec<Key> {
         let mut keys: Vec<Key> =
-            keys.into_iter().filter(|key| !self.known.contains_key(key)).collect();
+            keys.into_iter().filter(|key| !self.known.contains_key(*key)).cloned().collect();
         keys.sort_unstable();
         keys.dedup();
         keys
@@ -113,6 +117,21 @@ impl Batch {
                 self.rows.insert(kv.key.clone(), kv);
             }
         }
+    }
+
+    /// Takes a key not to exist, which the etcd compares with the rest.
+    pub(super) fn guess_absent(&mut self, key: Key) {
+        self.learn(vec![key], Vec::new());
+        self.has_guessed = true;
+    }
+
+    pub(super) fn has_guessed(&self) -> bool {
+        self.has_guessed
+    }
+
+    /// Whether the etcd would not be asked to compare what was guessed.
+    pub(super) fn is_unsure(&self) -> bool {
+        self.has_guessed && (self.is_empty() || !self.is_exact())
     }
 
     /// Takes all rows of a range.
@@ -157,8 +176,8 @@ impl Batch {
         last.map(|commit| commit.revision)
     }
 
-    pub(super) fn has_touched(&self, keys: impl IntoIterator<Item = Key>) -> bool {
-        !self.touched.is_empty() && keys.into_iter().any(|key| self.touched.contains(&key))
+    pub(super) fn has_touched(&self, keys: &[Key]) -> bool {
+        keys.iter().any(|key| self.touched.contains(key))
     }
 
     pub(super) fn has_touched_in(&self, range: &KeyRange) -> bool {
@@ -199,6 +218,11 @@ impl Batch {
         self.adopted.iter().map(|(_, commit)| commit).chain(&self.commits).cloned().collect()
     }
 
+    /// Their revisions.
+    pub(super) fn revisions(&self) -> VecDeque<Revision> {
+        self.all().iter().map(|commit| commit.revision).collect()
+    }
+
     /// What the record says of its commits.
     pub(super) fn marks(&self) -> Vec<CommitMark> {
         let adopted = self.adopted.iter().map(|(etcd, commit)| CommitMark {
@@ -234,6 +258,32 @@ impl Batch {
         let ranges = ranges.iter().flat_map(super::layout::without_reserved);
         compares.extend(ranges.map(|range| not_changed_since(&range, self.base)));
         compares
+    }
+
+    /// The keys that it has looked at.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.known.keys()
+    }
+
+    /// The keys that others have changed.
+    pub(super) fn adopted_keys(&self) -> impl Iterator<Item = &Key> {
+        let events = self.adopted.iter().flat_map(|(_, commit)| &commit.events);
+        events.map(|event| &event.kv.key)
+    }
+
+    /// What its writes have made of their keys at an etcd revision.
+    pub(super) fn latest(&self, etcd: EtcdRevision) -> impl Iterator<Item = Latest> {
+        self.commits.iter().flat_map(move |commit| {
+            nets(commit).into_iter().map(move |net| {
+                let row = |kv: &KeyValue| Row {
+                    kv: kv.clone(),
+                    etcd,
+                    etcd_lease: self.etcd_lease(net.key, kv.lease),
+                };
+                let row = net.now.map(row);
+                Latest { key: net.key.clone(), row, since: commit.revision }
+            })
+        })
     }
 
     /// The operations that apply it.
@@ -273,10 +323,7 @@ impl Batch {
         let (left, joined) = (lease(net.before), lease(net.now));
         match net.now {
             Some(kv) => {
-                let known = self.known.get(key).copied().unwrap_or_default();
-                // A lease that only the etcd knows is kept where the key keeps it.
-                let etcd_lease = if joined == known.etcd_lease { joined } else { 0 };
-                ops.push(put(key.clone(), kv.value.clone(), etcd_lease));
+                ops.push(put(key.clone(), kv.value.clone(), self.etcd_lease(key, joined)));
                 ops.push(put(mark_of(key), mark(kv, 0).encode_to_vec(), 0));
             }
             None if self.swept.is_empty() => {
@@ -293,6 +340,12 @@ impl Batch {
                 ops.push(put(lease_key(joined, key), Bytes::new(), 0));
             }
         }
+    }
+
+    /// A lease that only the etcd knows is kept where the key keeps it.
+    fn etcd_lease(&self, key: &Key, lease: LeaseId) -> i64 {
+        let known = self.known.get(key).copied().unwrap_or_default();
+        if lease == known.etcd_lease { lease } else { 0 }
     }
 }
 

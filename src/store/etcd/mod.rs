@@ -24,6 +24,7 @@ mod observer;
 mod owner;
 mod past;
 mod reader;
+mod recent;
 mod snapshot;
 mod wire;
 mod writer;
@@ -48,6 +49,7 @@ use self::{
     observer::Seen,
     owner::Tenure,
     past::Replay,
+    recent::Recent,
     snapshot::Numbers,
     wire::{Wire, WireError, WireResult},
     writer::Writer,
@@ -88,6 +90,7 @@ struct Shared {
     journal: Arc<Journal>,
     numbers: Mutex<Arc<Numbers>>,
     history: History,
+    recent: Recent,
     seen: Arc<Seen>,
     tenure: Arc<Tenure>,
     compacted: AtomicI64,
@@ -226,6 +229,7 @@ pub async fn open(
             adopted: Default::default(),
         })),
         history: History::new(entry),
+        recent: Recent::default(),
         seen: seen.clone(),
         tenure: tenure.clone(),
         compacted: AtomicI64::new(if about.compacted == 0 { -1 } else { about.compacted }),
@@ -248,6 +252,7 @@ pub async fn open(
         known,
         held: VecDeque::new(),
         spare: VecDeque::new(),
+        read_first: 0,
         helpers,
     };
     writer.begin().await.map_err(failed)?;

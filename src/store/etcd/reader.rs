@@ -9,6 +9,7 @@ use super::{
     history::{Overlay, View, is_kept},
     layout::RECORDS_PREFIX,
     past,
+    recent::Latest,
     snapshot::{Numbers, Snapshot, range_request},
     wire::{WireError, WireResult},
 };
@@ -46,17 +47,46 @@ impl Shared {
         if read.range.is_empty() {
             return Ok(Page { revision: read.revision, ..Page::default() });
         }
-        let view = self.view(read.revision).await?;
-        let numbers = self.numbers_of(&view);
-        let snapshot = Snapshot::new(&self.wire, view.at, &numbers);
-        let mut page = match read.lease {
-            0 => self.scan(snapshot, &view.overlay, read).await?,
-            _ => leased(snapshot, &view.overlay, read).await?,
+        let mut page = match (read.range.as_single(), read.lease) {
+            (Some(key), 0) => {
+                let found = self.one(key, read.revision).await?;
+                Page { kvs: found.into_iter().collect(), next: None, revision: read.revision }
+            }
+            (_, lease) => {
+                let view = self.view(read.revision).await?;
+                let numbers = self.numbers_of(&view);
+                let snapshot = Snapshot::new(&self.wire, view.at, &numbers);
+                match lease {
+                    0 => self.scan(snapshot, &view.overlay, read).await?,
+                    _ => leased(snapshot, &view.overlay, read).await?,
+                }
+            }
         };
         if read.keys_only {
             page.kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
         }
         Ok(page)
+    }
+
+    async fn one(&self, key: &Key, revision: Revision) -> WireResult<Option<KeyValue>> {
+        if let Some(known) = self.recent.at(key, revision) {
+            return Ok(known);
+        }
+        // Counted before it is asked which revision is the newest.
+        let changes = self.recent.changes();
+        let (.., newest) = self.history.newest();
+        let view = self.view(revision).await?;
+        if let Some(kv) = view.overlay.get(key) {
+            return Ok(kv.clone());
+        }
+        let numbers = self.numbers_of(&view);
+        let snapshot = Snapshot::new(&self.wire, view.at, &numbers);
+        let row = snapshot.rows_of(std::slice::from_ref(key)).await?.pop();
+        if revision >= newest {
+            let since = row.as_ref().map_or(revision, |row| row.kv.mod_revision);
+            self.recent.learn(Latest { key: key.clone(), row: row.clone(), since }, changes);
+        }
+        Ok(row.map(|row| row.kv))
     }
 
     async fn scan(
@@ -65,17 +95,6 @@ impl Shared {
         overlay: &Overlay,
         read: &Read,
     ) -> WireResult<Page> {
-        if let Some(key) = read.range.as_single() {
-            let found = match overlay.get(key) {
-                Some(kv) => kv.clone(),
-                None => snapshot.rows_of(std::slice::from_ref(key)).await?.pop().map(|row| row.kv),
-            };
-            return Ok(Page {
-                kvs: found.into_iter().collect(),
-                next: None,
-                revision: read.revision,
-            });
-        }
         let guessed = if read.keys_only { usize::MAX } else { self.guess.rows() };
         let wanted = read.rows_max().min(guessed) + 1;
         let found = snapshot.scan(&read.range, wanted, read.keys_only).await?;

@@ -10,10 +10,11 @@
 //! answer was lost is found out exactly: an empty one in its place either fails, since the lost one
 //! was applied, or makes sure that it never will be.
 
+mod prepare;
 mod recovery;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::VecDeque,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -30,36 +31,29 @@ use super::{
     Reason, Shared,
     batch::{Batch, GUARDS_MAX, delete},
     history::{Entry, Overlay},
-    layout::{
-        ABOUT, About, EtcdRevision, LOG, LogRecord, OWNER, RESERVED_TEXT, is_reserved, record_key,
-    },
+    layout::{About, EtcdRevision, LOG, LogRecord, OWNER},
     observer::Blind,
     owner::{Found, put, unchanged},
     past::{self, Replay},
-    snapshot::{OPS_MAX, Snapshot, nested},
+    snapshot::{OPS_MAX, nested},
     wire::{WireError, WireResult},
 };
 use crate::{
-    model::{
-        Commit, Key, Revision, StoreError,
-        changes::Changes,
-        error::Result,
-        txn::{Place, Rows, Txn, TxnResult, delete_all, execute},
-    },
+    model::{Commit, Key, Revision, StoreError, error::Result},
     proto::etcdserverpb as pb,
-    store::{Write, Written, queue::Task},
+    store::{Written, queue::Task},
 };
 
 /// The bytes of the largest transaction that several writes share, and of the queue that is looked
 /// through for it. The etcd takes 1.5 MiB.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
-/// Changes of others that one batch adopts, and those that are told one by one at all.
-const ADOPTED_EVENTS_MAX: usize = 200;
-const GROUP_EVENTS_MAX: usize = 5_000;
-
 /// How often a batch begins again because others wrote what it looks at.
 const ATTEMPTS_MAX: usize = 32;
+
+/// How many batches read what they look at after one in which a key was guessed not to exist, and that
+/// others overtook or that had one.
+const READ_FIRST_AFTER: usize = 64;
 
 /// How long a transaction that was applied may wait to see what others did just before it.
 const SEE_WAIT_MAX: Duration = Duration::from_secs(7);
@@ -87,6 +81,8 @@ pub(super) struct Writer {
     pub held: VecDeque<Task>,
     /// Revisions of a batch that began again.
     pub spare: VecDeque<Revision>,
+    /// How many batches read what they look at before keys are guessed not to exist again.
+    pub read_first: usize,
     /// What works for the writer as long as it lives.
     pub helpers: Vec<JoinHandle<()>>,
 }
@@ -255,7 +251,11 @@ impl Writer {
                     break WireError::Failed(reason).into();
                 }
                 Ok(Attempt::Overtaken(etcd)) => {
-                    self.spare = work.batch.all().iter().map(|commit| commit.revision).collect();
+                    self.spare = work.batch.revisions();
+                    self.shared.recent.forget(work.batch.keys());
+                    if work.batch.has_guessed() {
+                        self.read_first = READ_FIRST_AFTER;
+                    }
                     if let Err(trouble) = self.see(etcd).await {
                         break trouble;
                     }
@@ -304,198 +304,11 @@ impl Writer {
         self.see(found.now).await
     }
 
-    /// Executes as many of the tasks as fit in one transaction, and adopts what others did.
-    async fn prepare(&mut self, tasks: &VecDeque<Task>) -> Result<Work, Trouble> {
-        let shared = self.shared.clone();
-        self.known = self.known.max(shared.seen.revision());
-        let mut batch = Batch::new(self.known, shared.numbers(), shared.clock.shown());
-        let has_room = self.adopt(&mut batch).await?;
-        let mut work = Work { batch, answers: Vec::new(), compact: None };
-        if !has_room {
-            return Ok(work);
-        }
-        // No more than can be compared one by one.
-        let mut keys = BTreeSet::new();
-        let mut fitting = 0;
-        for task in tasks {
-            if let Task::Write(Write::Txn { txn, .. }, _) = task {
-                let more = txn.needs().keys;
-                if fitting > 0 && keys.union(&more).count() > GUARDS_MAX {
-                    break;
-                }
-                keys.extend(more);
-            }
-            fitting += 1;
-        }
-        let keys = work.batch.unknown(keys);
-        self.load(&mut work.batch, keys).await?;
-        for task in tasks.iter().take(fitting) {
-            let is_first = work.answers.is_empty();
-            let batch = &work.batch;
-            let is_full = !batch.is_exact() || batch.bytes() + task.size() > BATCH_BYTES_MAX;
-            if !is_first && (is_full || task.reads_past() || self.meets(batch, task)) {
-                break;
-            }
-            let Some(answer) = self.execute(&mut work, task, is_first).await? else { break };
-            work.answers.push(answer);
-            if task.reads_past() {
-                break;
-            }
-        }
-        Ok(work)
-    }
-
-    /// Whether a write may change what one before it in the batch has changed.
-    fn meets(&self, batch: &Batch, task: &Task) -> bool {
-        match task {
-            Task::Write(Write::Txn { txn, .. }, _) => {
-                let changes = Changes::of(txn);
-                batch.has_touched(changes.puts)
-                    || changes.deletes.iter().any(|range| batch.has_touched_in(range))
-            }
-            Task::Write(Write::DeleteLeased(_), _) => !batch.commits.is_empty(),
-            Task::Remember(..) | Task::Compact(..) => false,
-        }
-    }
-
-    /// Gives revisions to what others did. Says whether there is room for more in the batch.
-    async fn adopt(&mut self, batch: &mut Batch) -> Result<bool, Trouble> {
-        let shared = self.shared.clone();
-        let waiting = shared.seen.waiting(self.record.base, batch.base);
-        let mut events = 0;
-        for group in waiting {
-            let count = group.visible().count();
-            if count > GROUP_EVENTS_MAX {
-                return Err(Blind::Overrun.into());
-            }
-            events += count;
-            if events > ADOPTED_EVENTS_MAX && events > count {
-                // The rest comes with the next batch, which is based on a newer state.
-                batch.base = group.etcd - 1;
-                return Ok(false);
-            }
-            let (numbers, at) = (batch.numbers.clone(), self.log_etcd);
-            let commit = past::foreign_commit(&shared.wire, &numbers, &group, 0, at).await?;
-            let revision = self.allocate().map_err(|error| WireError::Failed(error.to_string()))?;
-            let commit = past::at_revision(commit, revision);
-            batch.adopt(group.etcd, commit);
-        }
-        Ok(events <= ADOPTED_EVENTS_MAX)
-    }
-
     fn allocate(&mut self) -> Result<Revision> {
         match self.spare.pop_front() {
             Some(revision) => Ok(revision),
             None => self.shared.journal.allocate(),
         }
-    }
-
-    async fn load(&self, batch: &mut Batch, keys: Vec<Key>) -> WireResult<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let snapshot = Snapshot::new(&self.shared.wire, batch.base, &batch.numbers);
-        let found = snapshot.rows_of(&keys).await?;
-        batch.learn(keys, found);
-        Ok(())
-    }
-
-    /// One task on the state of the batch. `None` where it must wait for the next one.
-    async fn execute(
-        &mut self,
-        work: &mut Work,
-        task: &Task,
-        is_first: bool,
-    ) -> Result<Option<Result<Written>>, Trouble> {
-        let revision = work.batch.before;
-        let done = Written { revision, result: TxnResult::default() };
-        match task {
-            Task::Write(Write::Txn { txn, dead_leases }, _) => {
-                if let Err(error) = self.shared.check(txn) {
-                    return Ok(Some(Err(error)));
-                }
-                self.load_ranges(&mut work.batch, txn).await?;
-                if !is_first && work.batch.guards() > GUARDS_MAX {
-                    return Ok(None);
-                }
-                Ok(Some(self.execute_txn(&mut work.batch, txn, dead_leases)))
-            }
-            Task::Write(Write::DeleteLeased(lease), _) => {
-                let numbers = work.batch.numbers.clone();
-                let wire = &self.shared.wire;
-                let snapshot = Snapshot::new(wire, work.batch.base, &numbers);
-                let keys = snapshot.leased(*lease).await?;
-                let unknown = work.batch.unknown(keys.iter().cloned());
-                let found = snapshot.rows_of(&unknown).await?;
-                work.batch.learn_leased(found);
-                let rows = keys.iter().filter_map(|key| work.batch.rows.get(key));
-                let rows = rows.filter(|kv| kv.lease == *lease);
-                let mut rows: Rows = rows.map(|kv| (kv.key.clone(), kv.clone())).collect();
-                let commit = match delete_all(&mut rows, &mut || self.allocate()) {
-                    Ok(commit) => commit,
-                    Err(error) => return Ok(Some(Err(error))),
-                };
-                for event in commit.iter().flat_map(|commit| &commit.events) {
-                    work.batch.rows.remove(&event.kv.key);
-                }
-                work.batch.add(commit);
-                Ok(Some(Ok(Written { revision: work.batch.before, ..done })))
-            }
-            Task::Remember(name, value, _) => {
-                let key = record_key(name);
-                work.batch.own.retain(|op| !is_about(op, &key));
-                work.batch.own.push(match value {
-                    Some(value) => put(key, value.clone(), 0),
-                    None => delete(key),
-                });
-                Ok(Some(Ok(done)))
-            }
-            Task::Compact(revision, ..) => {
-                // The line never goes back: what is below is gone.
-                let compacted = self.shared.compacted.load(Ordering::Acquire);
-                if *revision > compacted.max(work.compact.unwrap_or(compacted)) {
-                    work.compact = Some(*revision);
-                    let about = About { compacted: *revision, ..self.about.clone() };
-                    let key = Key::from_static(ABOUT);
-                    work.batch.own.retain(|op| !is_about(op, &key));
-                    work.batch.own.push(put(key, about.encode_to_vec(), 0));
-                }
-                Ok(Some(Ok(done)))
-            }
-        }
-    }
-
-    async fn load_ranges(&self, batch: &mut Batch, txn: &Txn) -> WireResult<()> {
-        let needs = txn.needs();
-        for range in needs.ranges {
-            let wire = &self.shared.wire;
-            let snapshot = Snapshot::new(wire, batch.base, &batch.numbers);
-            let found = snapshot.scan(&range, 0, false).await?;
-            batch.learn_range(range, found);
-        }
-        for (range, revision) in needs.past {
-            // One that can't be read is refused by the transaction itself.
-            if revision <= batch.before && self.shared.check_readable(revision).is_ok() {
-                let kvs = self.shared.all_at(&range, revision).await?;
-                batch.past.insert((range, revision), kvs);
-            }
-        }
-        Ok(())
-    }
-
-    fn execute_txn(
-        &mut self,
-        batch: &mut Batch,
-        txn: &Txn,
-        dead_leases: &[i64],
-    ) -> Result<Written> {
-        let compacted = self.shared.compacted.load(Ordering::Acquire);
-        let before = batch.before;
-        let place = Place { rows: &mut batch.rows, past: &batch.past, before, dead_leases };
-        let outcome = execute(txn, place, compacted, &mut || self.allocate())?;
-        batch.add(outcome.commit);
-        batch.note_sweep(txn);
-        Ok(Written { revision: outcome.revision, result: outcome.result })
     }
 
     /// The whole batch as one transaction.
@@ -516,13 +329,14 @@ impl Writer {
         };
         let mut compare = vec![unchanged(Key::from_static(LOG), self.log_etcd)];
         compare.extend(batch.compares());
+        let mut ops = batch.ops();
+        ops.push(put(Key::from_static(LOG), record.encode_to_vec(), 0));
         // Compares and operations of each level come off what the levels within may have.
         let width = match compare.len() {
+            _ if ops.len() <= OPS_MAX => OPS_MAX,
             compares if compares <= OPS_MAX / 3 => OPS_MAX / 3,
             compares => OPS_MAX - compares,
         };
-        let mut ops = batch.ops();
-        ops.push(put(Key::from_static(LOG), record.encode_to_vec(), 0));
         let look = pb::RangeRequest { key: Key::from_static(LOG), ..Default::default() };
         let look = pb::RequestOp { request: Some(pb::request_op::Request::RequestRange(look)) };
         let txn = pb::TxnRequest { compare, success: nested(ops, width), failure: vec![look] };
@@ -619,6 +433,7 @@ impl Writer {
         }
         let entry = self.entry(etcd, batch.base, commits.clone()).await?;
         let oldest = self.shared.history.push(entry);
+        self.remember_rows(batch, etcd);
         {
             let mut numbers = self.shared.lock_numbers();
             if numbers.adopted.first_key_value().is_some_and(|(first, _)| *first < oldest) {
@@ -633,6 +448,18 @@ impl Writer {
             self.shared.journal.publish(&commits);
         }
         Ok(())
+    }
+
+    /// Keeps what a transaction made of its keys.
+    fn remember_rows(&self, batch: &Batch, etcd: EtcdRevision) {
+        let recent = &self.shared.recent;
+        if batch.is_exact() {
+            recent.forget(batch.adopted_keys());
+            recent.write(batch.latest(etcd));
+        } else {
+            // What others deleted meanwhile was not compared.
+            recent.clear();
+        }
     }
 
     async fn entry(
@@ -736,15 +563,6 @@ impl Shared {
         self.trouble.send_replace(Some(self.trouble_error(trouble)));
     }
 
-    /// Refuses transactions on the store's own keys.
-    fn check(&self, txn: &Txn) -> Result<()> {
-        if Changes::of(txn).puts.iter().any(|key| is_reserved(key)) {
-            let store = self.name.clone();
-            return Err(StoreError::KeyReserved { store, prefix: RESERVED_TEXT.into() });
-        }
-        Ok(())
-    }
-
     /// Lets the etcd forget what nobody may ask for any more.
     async fn compact_etcd(self: Arc<Self>, revision: Revision, done: oneshot::Sender<Result<()>>) {
         let compacted = match self.compact_below(revision).await {
@@ -775,14 +593,5 @@ impl Shared {
             }
         };
         if line <= 1 { Ok(()) } else { self.wire.compact(line, true).await }
-    }
-}
-
-fn is_about(op: &pb::RequestOp, key: &Key) -> bool {
-    use pb::request_op::Request;
-    match &op.request {
-        Some(Request::RequestPut(put)) => put.key == key,
-        Some(Request::RequestDeleteRange(delete)) => delete.key == key,
-        _ => false,
     }
 }

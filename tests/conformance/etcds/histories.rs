@@ -10,7 +10,7 @@ use super::Bed;
 use crate::{
     follow::{Follower, commits, soon},
     support::rng::Rng,
-    words::{all_of, apply, bytes, delete_op, key, kvs, put, put_op},
+    words::{all_of, apply, bytes, create, delete_op, get, key, kvs, put, put_op},
 };
 
 const ROUNDS: usize = 60;
@@ -25,20 +25,32 @@ fn seed() -> u64 {
     seed
 }
 
-/// A few writes of the node's own, which share transactions.
-async fn ours(bed: &Bed, rng: &mut Rng) {
+/// What a key was found to be as of a revision.
+type Got = (Revision, Key, Option<KeyValue>);
+
+/// A few writes of the node's own, which share transactions, and then reads of single keys.
+async fn ours(bed: &Bed, rng: &mut Rng) -> Vec<Got> {
     let writes = (0..1 + rng.below(6)).map(|_| {
         let name = key(rng.below(3), rng.below(NAMES));
-        let op = match rng.chance(70) {
-            true => put_op(name, bytes(rng.below(1_000)), 0),
-            false => delete_op(KeyRange::single(name)),
+        let value = bytes(rng.below(1_000));
+        let txn = match rng.below(10) {
+            0..5 => all_of(vec![put_op(name, value, 0)]),
+            5..7 => create(name, value),
+            _ => all_of(vec![delete_op(KeyRange::single(name))]),
         };
-        apply(&*bed.store, all_of(vec![op]))
+        apply(&*bed.store, txn)
     });
     let writes: Vec<_> = writes.collect();
     for written in futures::future::join_all(writes).await {
         written.expect("the store is there");
     }
+    let mut got = Vec::new();
+    for _ in 0..4 {
+        let (at, name) = (bed.clock.shown(), key(rng.below(3), rng.below(NAMES)));
+        let found = get(&*bed.store, &name, at).await;
+        got.push((at, name, found));
+    }
+    got
 }
 
 /// A few writes by another client of the etcd.
@@ -93,6 +105,12 @@ async fn check(bed: &Bed, states: &[(Revision, State)], step: usize) {
         assert_eq!(found, expected, "as of {revision}");
         let count = bed.store.count(&KeyRange::all(), *revision).await.expect("it can be read");
         assert_eq!(count, expected.len() as u64, "the count as of {revision}");
+        // One family at each, since a read so far back costs as much as a list.
+        let family = usize::try_from(*revision).unwrap_or(0) % 3;
+        for name in (0..NAMES).map(|name| key(family, name)) {
+            let found = get(&*bed.store, &name, *revision).await;
+            assert_eq!(found.as_ref(), state.get(&name), "{name:?} as of {revision}");
+        }
     }
 }
 
@@ -101,6 +119,7 @@ async fn every_revision_reads_as_it_was_told_whoever_wrote() {
     let mut rng = Rng::new(seed());
     let mut bed = Bed::open().await;
     let mut all = Vec::new();
+    let mut got: Vec<Got> = Vec::new();
     let mut after = 1;
     for _life in 0..2 {
         let before = all.len();
@@ -108,7 +127,8 @@ async fn every_revision_reads_as_it_was_told_whoever_wrote() {
         for _ in 0..ROUNDS {
             let (mut a, mut b) = (Rng::new(rng.next()), Rng::new(rng.next()));
             let mut client = bed.client.clone();
-            tokio::join!(ours(&bed, &mut a), theirs(&mut client, &mut b));
+            let (found, ()) = tokio::join!(ours(&bed, &mut a), theirs(&mut client, &mut b));
+            got.extend(found);
         }
         // Whatever others did before this is seen before it.
         bed.client.put(key(4, "mark").to_vec(), "x", None).await.expect("a put is taken");
@@ -129,6 +149,11 @@ async fn every_revision_reads_as_it_was_told_whoever_wrote() {
         all.extend(follower.commits.clone());
         let states = states(&all);
         check(&bed, &states[before..], 1).await;
+        for (at, name, found) in got.drain(..) {
+            let then = states.partition_point(|(revision, _)| *revision <= at);
+            let expected = then.checked_sub(1).and_then(|then| states[then].1.get(&name).cloned());
+            assert_eq!(found, expected, "{name:?} as of {at}");
+        }
         after = last;
         drop(follower);
         bed = bed.reopened().await;

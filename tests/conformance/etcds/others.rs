@@ -5,14 +5,15 @@ use std::time::Duration;
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
 use pleach::model::{
     KeyRange, StoreError,
-    txn::{Op, PutOp},
+    txn::{Op, OpResult, PutOp},
 };
 
 use super::{Bed, open, try_open};
 use crate::{
     follow::{Follower, commits, revisions, soon},
     words::{
-        all_of, apply, bytes, delete, get, key, kvs, list, number, put, put_op, unchanged_since,
+        all_of, apply, bytes, create, delete, get, key, kvs, list, number, put, put_op,
+        unchanged_since,
     },
     world::fresh_clock,
 };
@@ -119,6 +120,28 @@ async fn what_others_do_gets_revisions_and_is_told() {
     for (at, before) in (1..=last).zip(reads) {
         assert_eq!(kvs(&*bed.store, KeyRange::all(), at).await, before, "as of {at}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_finds_the_key_that_others_made_and_holds_up_no_other_create() {
+    let mut bed = Bed::open().await;
+    bed.client.put(raw(0, "theirs"), "theirs", None).await.expect("a put is taken");
+    let names = ["a", "b", "theirs", "c", "d"];
+    let creates = names.map(|name| apply(&*bed.store, create(key(0, name), bytes("ours"))));
+    let written = futures::future::join_all(creates).await;
+    let written = written.into_iter().map(|it| it.expect("the store is there").result);
+    let succeeded: Vec<bool> = written.map(|result| result.succeeded).collect();
+    assert_eq!(succeeded, [true, true, false, true, true]);
+    // One that was made before the store was opened, and that nobody has read since.
+    let bed = bed.reopened().await;
+    let again = apply(&*bed.store, create(key(0, "a"), bytes("again"))).await;
+    let again = again.expect("the store is there");
+    assert!(!again.result.succeeded);
+    assert_eq!(again.revision, bed.clock.shown(), "nothing was changed");
+    let OpResult::Range { found, .. } = &again.result.results[0] else {
+        panic!("it was to be read")
+    };
+    assert_eq!(&found.kvs[0].value[..], b"ours");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -224,6 +224,7 @@ impl Writer {
             numbers.gaps.clone_from(&self.about.gaps);
             numbers.adopted.clear();
         }
+        shared.recent.clear();
         shared.compacted.fetch_max(revision, Ordering::AcqRel);
         shared.seen.restart(found.now);
         let record = self.record.clone();
@@ -264,6 +265,7 @@ impl Writer {
             trouble => trouble,
         };
         let mut pause = Duration::ZERO;
+        self.shared.recent.clear();
         loop {
             self.shared.note_trouble(&trouble);
             if matches!(trouble, Trouble::Fenced) {
