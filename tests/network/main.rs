@@ -1,0 +1,98 @@
+//! The simulated network: a tree of real nodes, which speak gRPC over a network that is simulated, as
+//! their time is.
+//!
+//! ```text
+//!   seed ──> schedule ──> hosts: nodes and their clients ──> history ──┐
+//!             cuts, holds, slows links; crashes nodes                  ├──> check
+//!                                     what the stores hold ──> truth ──┘
+//! ```
+//!
+//! Servers, clients between nodes, routers, watches and what nodes remember are the product's; stores are
+//! in memory, and outlive the nodes. Clients at every level write, read, list and watch while links and
+//! nodes fail. In the end the trouble stops, everyone must get to know everything, and what each client
+//! saw is held against what the stores hold ([`check`]). Then rules of the algorithm are left out one by
+//! one, and each time that must be noticed ([`fault`]).
+//!
+//! `PLEACH_NETWORK_SEEDS` sets how many seeds are run, `PLEACH_SEED` repeats a single one.
+
+mod check;
+mod client;
+mod fault;
+mod history;
+mod node;
+#[path = "../support/rng.rs"]
+#[allow(dead_code, reason = "others draw in more ways")]
+mod rng;
+mod schedule;
+mod socket;
+mod tree;
+mod truth;
+mod watcher;
+
+use std::env;
+
+use fault::Fault;
+use history::Seen;
+
+/// How many seeds run where nothing else is said.
+const SEEDS: u64 = 100;
+/// Within so many seeds each planted fault must be noticed.
+const FAULT_SEEDS: u64 = 300;
+
+fn number(name: &str) -> Option<u64> {
+    let value = env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {value:?}")))
+}
+
+/// The first seed that breaks a promise, which must exist: a fault is planted.
+fn must_be_noticed(fault: Fault) {
+    let seeds = number("PLEACH_SEED").map_or(0..FAULT_SEEDS, |seed| seed..seed + 1);
+    let noticed =
+        seeds.clone().find_map(|seed| Some((seed, schedule::run(seed, Some(fault)).err()?)));
+    match noticed {
+        Some((seed, what)) => println!("{fault:?} is noticed with PLEACH_SEED={seed}: {what}"),
+        None => panic!("{fault:?} is not noticed with any seed in {seeds:?}"),
+    }
+}
+
+#[test]
+fn no_trouble_of_the_network_breaks_a_promise_to_any_client() {
+    let seeds = match number("PLEACH_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("PLEACH_NETWORK_SEEDS").unwrap_or(SEEDS),
+    };
+    let mut seen = Seen::default();
+    for seed in seeds.clone() {
+        match schedule::run(seed, None) {
+            Ok(more) => seen.add(more),
+            Err(what) => panic!("PLEACH_SEED={seed}: {what}"),
+        }
+    }
+    println!("seeds {seeds:?} without a violation:");
+    for (name, count) in seen.counts() {
+        println!("  {count:>10} {name}");
+        assert!(count > 0 || seeds.end - seeds.start < 20, "there were no {name}");
+    }
+}
+
+macro_rules! planted {
+    ($($sentence:ident: $fault:ident;)*) => {$(
+        #[test]
+        fn $sentence() {
+            must_be_noticed(Fault::$fault);
+        }
+    )*};
+}
+
+planted! {
+    emitting_without_closing_is_noticed: EmittingWithoutClosing;
+    a_restart_at_the_greatest_revision_is_noticed: RestartingAtGreatest;
+    listing_each_log_at_its_own_revision_is_noticed: ListingEachLogAtItsOwnRevision;
+    reattaching_without_telling_is_noticed: ReattachingWithoutTelling;
+    forgetting_who_may_lack_late_changes_is_noticed: ForgettingTheFloor;
+    forgetting_in_a_crash_that_a_child_is_detached_is_noticed: ForgettingTheDetached;
+    nodes_that_share_a_lane_are_noticed: SharingOneLane;
+    a_child_that_ignores_its_parents_clock_is_noticed: IgnoringTheParent;
+    not_asking_children_for_their_present_is_noticed: TakingTheClockForThePresent;
+    retrying_what_may_be_done_is_noticed: RetryingUnknownOutcomes;
+}
