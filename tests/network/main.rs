@@ -13,7 +13,8 @@
 //! saw is held against what the stores hold ([`check`]). Then rules of the algorithm are left out one by
 //! one, and each time that must be noticed ([`fault`]).
 //!
-//! `PLEACH_NETWORK_SEEDS` sets how many seeds are run, `PLEACH_SEED` repeats a single one.
+//! `PLEACH_NETWORK_SEEDS` sets which seeds are run, as `100` or as `100..200`; `PLEACH_SEED` repeats a
+//! single one, and `RUST_LOG` prints what the nodes say meanwhile.
 
 mod check;
 mod client;
@@ -29,7 +30,12 @@ mod tree;
 mod truth;
 mod watcher;
 
-use std::env;
+use std::{
+    env,
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
 
 use fault::Fault;
 use history::Seen;
@@ -55,19 +61,54 @@ fn must_be_noticed(fault: Fault) {
     }
 }
 
+/// The seeds that are asked for.
+fn seeds() -> Range<u64> {
+    if let Some(seed) = number("PLEACH_SEED") {
+        return seed..seed + 1;
+    }
+    let Ok(asked) = env::var("PLEACH_NETWORK_SEEDS") else { return 0..SEEDS };
+    let (from, to) = asked.split_once("..").unwrap_or(("0", &asked));
+    let bound = |text: &str| text.parse().unwrap_or_else(|_| panic!("no seeds: {asked:?}"));
+    bound(from)..bound(to)
+}
+
+/// Runs the seeds, one on each processor at a time. What breaks a promise comes as a sentence.
+fn run(seeds: &Range<u64>) -> (Seen, Vec<String>) {
+    let next = AtomicU64::new(seeds.start);
+    let work = || {
+        let (mut seen, mut broken) = (Seen::default(), Vec::new());
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return (seen, broken);
+            }
+            match schedule::run(seed, None) {
+                Ok(more) => seen.add(more),
+                Err(what) => broken.push(format!("PLEACH_SEED={seed}: {what}")),
+            }
+        }
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let (mut seen, mut broken) = (Seen::default(), Vec::new());
+        for worker in running {
+            let (more, what) = worker.join().expect("a schedule catches its panics");
+            seen.add(more);
+            broken.extend(what);
+        }
+        (seen, broken)
+    })
+}
+
 #[test]
 fn no_trouble_of_the_network_breaks_a_promise_to_any_client() {
-    let seeds = match number("PLEACH_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("PLEACH_NETWORK_SEEDS").unwrap_or(SEEDS),
-    };
-    let mut seen = Seen::default();
-    for seed in seeds.clone() {
-        match schedule::run(seed, None) {
-            Ok(more) => seen.add(more),
-            Err(what) => panic!("PLEACH_SEED={seed}: {what}"),
-        }
-    }
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .try_init();
+    let seeds = seeds();
+    let (seen, broken) = run(&seeds);
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
     println!("seeds {seeds:?} without a violation:");
     for (name, count) in seen.counts() {
         println!("  {count:>10} {name}");

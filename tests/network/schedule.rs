@@ -5,6 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures::{
+    FutureExt as _,
+    future::{LocalBoxFuture, join_all},
+};
 use pleach::store::memory::Kept;
 use turmoil::Sim;
 
@@ -15,7 +19,7 @@ use crate::{
     history::{Outcome, Seen, SharedHistory},
     node::Start,
     rng::Rng,
-    tree::{NODES, NodeId},
+    tree::{NODES, NodeId, ROOT},
     truth::Truth,
     watcher::Watching,
 };
@@ -23,8 +27,8 @@ use crate::{
 /// What the simulated network and its hosts move on by at once.
 const TICK: Duration = Duration::from_millis(5);
 
-/// The tree is left alone at first, so that all get to know each other.
-const PEACE: Duration = Duration::from_secs(1);
+/// The nodes are left alone at first: what they did before they were one tree would be nobody's business.
+const PEACE: Duration = Duration::from_secs(3);
 
 /// How long there is trouble.
 const TROUBLE: Duration = Duration::from_secs(20);
@@ -88,6 +92,7 @@ struct Run<'a> {
     rng: Rng,
     history: SharedHistory,
     kept: Vec<Kept>,
+    compact_every: Duration,
     truth: Truth,
     troubles: Vec<Trouble>,
 }
@@ -123,39 +128,63 @@ impl Run<'_> {
             let start = Start { node, kept, grace, fault, history };
             sim.host(NODES[node].name, move || start.clone().run());
         }
+        Self {
+            sim,
+            rng,
+            history,
+            kept,
+            compact_every,
+            truth: Truth::default(),
+            troubles: Vec::new(),
+        }
+    }
+
+    fn admit_clients(&mut self) {
+        let compact_every = self.compact_every;
         for clients in &CLIENTS {
-            let mut tasks: Vec<futures::future::LocalBoxFuture<'static, ()>> = Vec::new();
+            let mut tasks: Vec<LocalBoxFuture<'static, ()>> = Vec::new();
             let name = NODES[clients.node].name;
+            // Made on their host, whose time and network they use.
             let mut client = |kind: &str, at: usize| {
                 let name = format!("{kind}-{at}-at-{name}");
-                Client::new(name, clients.node, Rng::new(rng.next()), history.clone())
+                let (rng, history) = (Rng::new(self.rng.next()), self.history.clone());
+                async move { Client::new(name, clients.node, rng, history) }
             };
             for at in 0..clients.writers {
-                tasks.push(Box::pin(client("writer", at).write()));
+                let client = client("writer", at);
+                tasks.push(async { client.await.write().await }.boxed_local());
             }
             for at in 0..clients.readers {
-                tasks.push(Box::pin(client("reader", at).read()));
+                let client = client("reader", at);
+                tasks.push(async { client.await.read().await }.boxed_local());
             }
-            if clients.node == 0 {
-                tasks.push(Box::pin(client("compactor", 0).compact(compact_every)));
+            if clients.node == ROOT {
+                let client = client("compactor", 0);
+                let compact = async move { client.await.compact(compact_every).await };
+                tasks.push(compact.boxed_local());
             }
             for (at, watched) in clients.watched.iter().enumerate() {
                 let (range, no_delete) = (NODES[*watched].range(), at % 2 == 1);
-                let rng = Rng::new(rng.next());
-                let watching = Watching::new(clients.node, range, no_delete, rng, history.clone());
-                tasks.push(Box::pin(watching.run()));
+                let (rng, history) = (Rng::new(self.rng.next()), self.history.clone());
+                let watch = async move {
+                    Watching::new(clients.node, range, no_delete, rng, history).run().await;
+                };
+                tasks.push(watch.boxed_local());
             }
-            sim.client(host_of_clients(clients.node), async move {
-                futures::future::join_all(tasks).await;
+            self.sim.client(host_of_clients(clients.node), async move {
+                join_all(tasks).await;
                 Ok(())
             });
         }
-        Self { sim, rng, history, kept, truth: Truth::default(), troubles: Vec::new() }
     }
 
     fn run(mut self) -> Result<Seen, String> {
         let end = PEACE + TROUBLE;
         let mut next = PEACE;
+        while self.sim.elapsed() < PEACE {
+            self.step()?;
+        }
+        self.admit_clients();
         while self.sim.elapsed() < end {
             self.step()?;
             let now = self.sim.elapsed();
@@ -224,6 +253,7 @@ impl Run<'_> {
             return;
         }
         let until = now + self.millis(LAST_MILLIS);
+        tracing::info!(?now, ?until, ?what, "trouble");
         let seen = &mut self.history.borrow_mut().seen;
         match what {
             What::Partition((a, b)) => {
@@ -257,6 +287,7 @@ impl Run<'_> {
             std::mem::take(&mut self.troubles).into_iter().partition(|it| it.until <= now);
         self.troubles = rest;
         for trouble in over {
+            tracing::info!(?now, what = ?trouble.what, "trouble is over");
             match trouble.what {
                 What::Partition((a, b)) => self.sim.repair(a, b),
                 What::OneWay((a, b)) => self.sim.repair_oneway(a, b),
