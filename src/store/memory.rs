@@ -255,3 +255,43 @@ impl Log for Kept {
         self.lock().compacted
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+
+    use super::*;
+    use crate::{
+        clock::{Clock, Lane, REVISION_MAX},
+        model::txn::{Op, PutOp, Txn},
+    };
+
+    async fn put(store: &Memory, key: &'static str) -> Revision {
+        let (key, value) = (Bytes::from(key), Bytes::from("value"));
+        let (prev_kv, keep_value, keep_lease) = (false, false, false);
+        let put = Op::Put(PutOp { key, value, lease: 0, prev_kv, keep_value, keep_lease });
+        let txn = Txn { success: vec![put], ..Txn::default() };
+        let written = store.apply(Write::Txn { txn, dead_leases: Vec::new() }).await;
+        written.expect("memory takes it").revision
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_opened_again_holds_what_it_held_and_goes_on_above_it() {
+        let clock = || SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
+        let kept = Kept::default();
+        let before = Memory::reopen("main", clock(), kept.clone()).expect("it is empty");
+        assert_eq!((put(&before, "a").await, put(&before, "b").await), (2, 3));
+        before.remember("name", Some(Bytes::from("value"))).await.expect("memory takes it");
+        drop(before);
+        let after = Memory::reopen("main", clock(), kept.clone()).expect("it may hold anything");
+        assert_eq!(after.recall("").await.expect("memory answers").len(), 1);
+        assert_eq!(put(&after, "a").await, 4);
+        let batch = after.tail(1).next().await.expect("a tail does not end");
+        let commits = batch.expect("nothing is compacted").commits;
+        let revisions: Vec<Revision> = commits.iter().map(|commit| commit.revision).collect();
+        assert_eq!((&revisions[..], kept.commits(3).len()), (&[2, 3, 4][..], 1));
+        let begun = clock();
+        begun.begin();
+        assert!(Memory::reopen("main", begun, kept).is_err());
+    }
+}

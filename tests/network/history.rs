@@ -31,8 +31,9 @@ pub(crate) enum Outcome {
     Refused(Write),
     /// Nobody said whether the write was done.
     Unknown(Write),
-    /// A watcher of the range knows all up to `at`.
-    Told { range: KeyRange, at: Revision },
+    /// A watcher heard of these changes, and of progress up to `at`. It may lack what a store did that
+    /// was away: then it will be told to begin anew.
+    Told { changes: Vec<(Key, Revision)>, at: Revision },
 }
 
 /// The first `limit` keys of a range, out of `count`.
@@ -76,6 +77,8 @@ pub(crate) struct Stretch {
     /// The last revision it was told of, by an event or by a progress notification.
     pub(crate) told: Revision,
     pub(crate) events: Vec<mvccpb::Event>,
+    /// It was told that it may lack something, or comes back too late.
+    pub(crate) is_over: bool,
 }
 
 /// All of it.

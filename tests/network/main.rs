@@ -21,6 +21,7 @@ mod client;
 mod fault;
 mod history;
 mod node;
+mod panics;
 #[path = "../support/rng.rs"]
 #[allow(dead_code, reason = "others draw in more ways")]
 mod rng;
@@ -39,11 +40,24 @@ use std::{
 
 use fault::Fault;
 use history::Seen;
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{format::Writer, time::FormatTime},
+};
 
 /// How many seeds run where nothing else is said.
 const SEEDS: u64 = 100;
 /// Within so many seeds each planted fault must be noticed.
 const FAULT_SEEDS: u64 = 300;
+
+/// The time on the host that logs something.
+struct SimulatedTime;
+
+impl FormatTime for SimulatedTime {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        write!(writer, "{:?}", turmoil::sim_elapsed().unwrap_or_default())
+    }
+}
 
 fn number(name: &str) -> Option<u64> {
     let value = env::var(name).ok()?;
@@ -103,9 +117,9 @@ fn run(seeds: &Range<u64>) -> (Seen, Vec<String>) {
 
 #[test]
 fn no_trouble_of_the_network_breaks_a_promise_to_any_client() {
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .try_init();
+    if let Ok(filter) = EnvFilter::try_from_default_env() {
+        tracing_subscriber::fmt().with_env_filter(filter).with_timer(SimulatedTime).init();
+    }
     let seeds = seeds();
     let (seen, broken) = run(&seeds);
     assert!(broken.is_empty(), "{}", broken.join("\n"));

@@ -18,6 +18,7 @@ use crate::{
     fault::Fault,
     history::{Outcome, Seen, SharedHistory},
     node::Start,
+    panics,
     rng::Rng,
     tree::{NODES, NodeId, ROOT},
     truth::Truth,
@@ -99,8 +100,12 @@ struct Run<'a> {
 
 /// Runs one schedule. What is wrong comes as a sentence.
 pub(crate) fn run(seed: u64, fault: Option<Fault>) -> Result<Seen, String> {
+    panics::note();
     let ran = catch_unwind(AssertUnwindSafe(|| Run::new(seed, fault).run()));
-    ran.unwrap_or_else(|_| Err("it panicked".to_owned()))
+    match panics::take() {
+        Some(panic) => Err(panic),
+        None => ran.unwrap_or_else(|_| Err("it panicked".to_owned())),
+    }
 }
 
 // === impl Run ===

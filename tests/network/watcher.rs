@@ -85,7 +85,7 @@ impl Watching {
                 self.client.pause().await;
                 continue;
             };
-            let stretch = Stretch { base, told: base, events: Vec::new() };
+            let stretch = Stretch { base, told: base, events: Vec::new(), is_over: false };
             self.history.borrow_mut().watchers[self.at].stretches.push(stretch);
             while self.stay().await == Left::Cut {
                 self.history.borrow_mut().seen.resumed += 1;
@@ -94,7 +94,11 @@ impl Watching {
                 let high = if is_settling { low } else { high };
                 sleep(Duration::from_millis(self.rng.between(low, high) as u64)).await;
             }
-            self.history.borrow_mut().seen.relisted += 1;
+            let mut history = self.history.borrow_mut();
+            history.seen.relisted += 1;
+            if let Some(stretch) = history.watchers[self.at].stretches.last_mut() {
+                stretch.is_over = true;
+            }
         }
     }
 
@@ -159,12 +163,14 @@ impl Watching {
         let header = revision(response.header);
         let told = self.told();
         let mut last = told;
-        for event in &response.events {
-            let changed = event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
+        let mut changes = Vec::new();
+        for kv in response.events.iter().filter_map(|event| event.kv.as_ref()) {
+            let changed = kv.mod_revision;
             if changed <= told || changed < last {
                 self.broken(format!("event {changed} comes after {last} was told"));
             }
             last = last.max(changed);
+            changes.push((kv.key.clone(), changed));
         }
         if response.events.is_empty() {
             last = last.max(header);
@@ -177,7 +183,7 @@ impl Watching {
             stretch.events.extend(response.events);
         }
         let now = turmoil::sim_elapsed().unwrap_or_default();
-        let outcome = Outcome::Told { range: self.range.clone(), at: last };
+        let outcome = Outcome::Told { changes, at: last };
         let operation = Operation { node: self.node, began: now, ended: now, outcome };
         history.operations.push(operation);
     }
