@@ -77,14 +77,17 @@ impl Shared {
     pub(super) async fn keep_attached(self: Arc<Self>) {
         let mut pause = PAUSE_MIN;
         let mut said = HashSet::new();
+        let mut has_missed = false;
         loop {
-            let reason = match timeout(ATTEMPT_TIME_MAX, self.attach()).await {
+            let reason = match timeout(ATTEMPT_TIME_MAX, self.attach(has_missed)).await {
                 Ok(Ok((child, log))) => {
                     tracing::info!(store = %self.name, %child, "the child is attached");
                     (pause, said) = (PAUSE_MIN, HashSet::new());
                     self.trouble.send_replace(None);
                     self.presence.set_there(true);
-                    self.follow(log).await
+                    let broken = self.follow(log).await;
+                    has_missed = matches!(broken, WireError::Said(StoreError::Compacted { .. }));
+                    broken.to_string()
                 }
                 Ok(Err(refusal)) => refusal.to_string(),
                 Err(_) => "it does not answer".to_owned(),
@@ -102,7 +105,11 @@ impl Shared {
         }
     }
 
-    async fn attach(&self) -> Result<(Member, Streaming<pb::FollowResponse>), Refusal> {
+    /// `has_missed` says that the child no longer tells what this node needs of its log.
+    async fn attach(
+        &self,
+        has_missed: bool,
+    ) -> Result<(Member, Streaming<pb::FollowResponse>), Refusal> {
         let node = self.wire.describe().await?;
         let child = wire::member_of(node.member.as_ref().ok_or(Refusal::Nameless)?);
         if node.protocol != PROTOCOL {
@@ -132,27 +139,29 @@ impl Shared {
             self.record.begin(self.clock().begun().unwrap_or(node.closed));
         }
         self.note_compacted(node.compacted);
-        let log = match self.wire.follow(self.record.closed(), true).await {
-            Err(WireError::Said(StoreError::Compacted { .. })) => {
-                // Too long away, or others were told of what this node has missed: all who follow
-                // start afresh.
-                self.record.begin(node.closed.max(self.record.closed()));
-                self.wire.follow(self.record.closed(), true).await?
+        let closed = self.record.closed();
+        if !has_missed {
+            match self.wire.follow(closed, true).await {
+                Err(WireError::Said(StoreError::Compacted { .. })) => {}
+                log => return Ok((child, log?)),
             }
-            log => log?,
-        };
-        Ok((child, log))
+        }
+        // Too long away, or others were told of what this node has missed: all who follow start
+        // afresh. Who has got less far asks the child himself.
+        self.presence.note_late(closed - 1).await?;
+        self.record.begin_anew(node.closed.max(closed));
+        Ok((child, self.wire.follow(self.record.closed(), true).await?))
     }
 
     /// Takes in the child's log until it breaks off. Returns why.
-    async fn follow(&self, mut log: Streaming<pb::FollowResponse>) -> String {
+    async fn follow(&self, mut log: Streaming<pb::FollowResponse>) -> WireError {
         let mut lanes = self.membership.watch_lanes();
         let held = lanes.borrow_and_update().held.clone();
         loop {
             let next = tokio::select! {
                 next = self.wire.next(&mut log) => next,
                 _ = lanes.wait_for(|lanes| lanes.held != held) => {
-                    return "this node has other lanes now".to_owned();
+                    return WireError::Lost("this node has other lanes now".to_owned());
                 }
             };
             let taken = match next {
@@ -160,7 +169,7 @@ impl Shared {
                 Err(error) => Err(error),
             };
             if let Err(error) = taken {
-                return error.to_string();
+                return error;
             }
         }
     }

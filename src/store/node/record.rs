@@ -107,6 +107,17 @@ impl Record {
         self.changed.notify_waiters();
     }
 
+    /// Begins anew at `closed`, since the child does not say all that was before: who follows from
+    /// there has missed something, whatever he has got to.
+    pub(super) fn begin_anew(&self, closed: Revision) {
+        {
+            let mut state = self.lock();
+            state.late_before += state.late.len() as u64 + 1;
+            state.late.clear();
+        }
+        self.begin(closed);
+    }
+
     /// Takes what the child says next.
     pub(super) fn take(&self, batch: Batch) {
         {
@@ -199,5 +210,15 @@ mod tests {
         record.take(Batch { commits: Vec::new(), closed: 20, late });
         assert_eq!(next(&record, record.position(12)), (vec![14, 16], false));
         assert_eq!(next(&record, before), (vec![14, 9], true));
+    }
+
+    #[test]
+    fn who_followed_before_it_began_anew_has_missed_something_wherever_he_is() {
+        let record = Record::default();
+        record.begin(10);
+        let before = record.position(10);
+        record.begin_anew(10);
+        assert!(matches!(record.next(before), Next::Missed));
+        assert!(matches!(record.next(record.position(10)), Next::Wait));
     }
 }
