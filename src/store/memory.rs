@@ -1,9 +1,7 @@
-//! The smallest correct store: the oracle of the property tests. Everything is lost with the process.
+//! The smallest correct store: the oracle of the property tests. Everything is lost with the process; what
+//! a node has [`Kept`] there outlives the node, as files outlive a process.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicI64, Ordering},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,7 +11,7 @@ use super::{
     journal::{Journal, Log},
 };
 use crate::{
-    clock::SharedClock,
+    clock::{JoinError, SharedClock, Slot},
     model::{
         Commit, KeyRange, KeyValue, Revision, StoreError,
         error::Result,
@@ -28,20 +26,30 @@ pub struct Memory {
     name: Arc<str>,
     clock: SharedClock,
     journal: Arc<Journal>,
-    kept: Arc<Kept>,
+    kept: Kept,
 }
+
+/// What a store in memory holds.
+#[derive(Clone, Debug, Default)]
+pub struct Kept(Arc<Mutex<State>>);
 
 #[derive(Debug)]
-struct Kept {
-    state: Mutex<State>,
-    compacted: AtomicI64,
-}
-
-#[derive(Debug, Default)]
 struct State {
     rows: Rows,
     log: Vec<Arc<Commit>>,
     records: std::collections::BTreeMap<String, Bytes>,
+    /// The greatest revision that it ever had.
+    newest: Revision,
+    compacted: Revision,
+}
+
+// === impl State ===
+
+impl Default for State {
+    fn default() -> Self {
+        let (rows, log, records) = Default::default();
+        Self { rows, log, records, newest: 0, compacted: -1 }
+    }
 }
 
 // === impl Memory ===
@@ -50,14 +58,27 @@ impl Memory {
     /// An empty store that takes its revisions from `clock`.
     pub fn new(name: &str, clock: SharedClock) -> Arc<Self> {
         let slot = clock.add_store();
-        let kept = Arc::new(Kept { state: Mutex::default(), compacted: AtomicI64::new(-1) });
-        let journal = Arc::new(Journal::new(name, clock.clone(), slot, clock.now()));
+        Self::over(name, clock.clone(), slot, clock.now(), Kept::default())
+    }
+
+    /// The store again that a node which has ended had open over `kept`.
+    ///
+    /// # Errors
+    /// Where it may not join the clock any more.
+    pub fn reopen(name: &str, clock: SharedClock, kept: Kept) -> Result<Arc<Self>, JoinError> {
+        let newest = kept.lock().newest;
+        let slot = clock.join(newest)?;
+        Ok(Self::over(name, clock, slot, newest, kept))
+    }
+
+    fn over(name: &str, clock: SharedClock, slot: Slot, last: Revision, kept: Kept) -> Arc<Self> {
+        let journal = Arc::new(Journal::new(name, clock.clone(), slot, last));
         Arc::new(Self { name: name.into(), clock, journal, kept })
     }
 
     fn rows_at(&self, range: &KeyRange, revision: Revision) -> Result<Vec<KeyValue>> {
         let state = self.kept.lock();
-        let compacted = self.compacted();
+        let compacted = state.compacted;
         if revision < compacted {
             return Err(StoreError::Compacted { compacted });
         }
@@ -81,7 +102,7 @@ impl Memory {
             Write::Txn { txn, dead_leases } => {
                 let place =
                     Place { rows: &mut state.rows, past, before, dead_leases: &dead_leases };
-                let outcome = execute(&txn, place, self.compacted(), &mut allocate)?;
+                let outcome = execute(&txn, place, state.compacted, &mut allocate)?;
                 let written = Written { revision: outcome.revision, result: outcome.result };
                 (written, outcome.commit)
             }
@@ -103,6 +124,7 @@ impl Memory {
         };
         if let Some(commit) = commit {
             let commit = Arc::new(commit);
+            state.newest = commit.revision;
             state.log.push(commit.clone());
             self.journal.publish(&[commit]);
         }
@@ -144,7 +166,7 @@ impl Store for Memory {
     }
 
     fn tail(&self, after: Revision) -> Tail {
-        self.journal.clone().tail(after, self.kept.clone())
+        self.journal.clone().tail(after, Arc::new(self.kept.clone()))
     }
 
     fn closed(&self) -> Revision {
@@ -161,13 +183,13 @@ impl Store for Memory {
 
     async fn compact(&self, revision: Revision, _wait: bool) -> Result<()> {
         let mut state = self.kept.lock();
-        self.kept.compacted.fetch_max(revision, Ordering::AcqRel);
+        state.compacted = revision;
         state.log.retain(|commit| commit.revision >= revision);
         Ok(())
     }
 
     fn compacted(&self) -> Revision {
-        self.kept.compacted.load(Ordering::Acquire)
+        self.kept.compacted()
     }
 
     async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
@@ -205,7 +227,14 @@ impl Store for Memory {
 impl Kept {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Transactions check before they change, so a panic leaves whole states behind.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The commits above `after` that are not compacted, in order.
+    pub fn commits(&self, after: Revision) -> Vec<Arc<Commit>> {
+        let state = self.lock();
+        let from = state.log.partition_point(|commit| commit.revision <= after);
+        state.log[from..].to_vec()
     }
 }
 
@@ -213,7 +242,7 @@ impl Kept {
 impl Log for Kept {
     async fn page(&self, after: Revision, through: Revision) -> Result<Batch> {
         let state = self.lock();
-        let compacted = self.compacted.load(Ordering::Acquire);
+        let compacted = state.compacted;
         if after + 1 < compacted {
             return Err(StoreError::Compacted { compacted });
         }
@@ -222,6 +251,46 @@ impl Log for Kept {
     }
 
     fn compacted(&self) -> Revision {
-        self.compacted.load(Ordering::Acquire)
+        self.lock().compacted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+
+    use super::*;
+    use crate::{
+        clock::{Clock, Lane, REVISION_MAX},
+        model::txn::{Op, PutOp, Txn},
+    };
+
+    async fn put(store: &Memory, key: &'static str) -> Revision {
+        let (key, value) = (Bytes::from(key), Bytes::from("value"));
+        let (prev_kv, keep_value, keep_lease) = (false, false, false);
+        let put = Op::Put(PutOp { key, value, lease: 0, prev_kv, keep_value, keep_lease });
+        let txn = Txn { success: vec![put], ..Txn::default() };
+        let written = store.apply(Write::Txn { txn, dead_leases: Vec::new() }).await;
+        written.expect("memory takes it").revision
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_opened_again_holds_what_it_held_and_goes_on_above_it() {
+        let clock = || SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
+        let kept = Kept::default();
+        let before = Memory::reopen("main", clock(), kept.clone()).expect("it is empty");
+        assert_eq!((put(&before, "a").await, put(&before, "b").await), (2, 3));
+        before.remember("name", Some(Bytes::from("value"))).await.expect("memory takes it");
+        drop(before);
+        let after = Memory::reopen("main", clock(), kept.clone()).expect("it may hold anything");
+        assert_eq!(after.recall("").await.expect("memory answers").len(), 1);
+        assert_eq!(put(&after, "a").await, 4);
+        let batch = after.tail(1).next().await.expect("a tail does not end");
+        let commits = batch.expect("nothing is compacted").commits;
+        let revisions: Vec<Revision> = commits.iter().map(|commit| commit.revision).collect();
+        assert_eq!((&revisions[..], kept.commits(3).len()), (&[2, 3, 4][..], 1));
+        let begun = clock();
+        begun.begin();
+        assert!(Memory::reopen("main", begun, kept).is_err());
     }
 }

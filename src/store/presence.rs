@@ -276,15 +276,7 @@ impl Presence {
         };
         // Merged watches hold still from here on, and the store allocates above what it closes.
         store.sync(said, 0).await?;
-        let mut tail = store.tail(left);
-        let mut is_late = false;
-        while let Some(batch) = tail.next().await {
-            let batch = batch?;
-            is_late |= batch.commits.iter().any(|commit| commit.revision <= said);
-            if is_late || batch.closed >= said {
-                break;
-            }
-        }
+        let is_late = has_changes(store, left, said).await?;
         let floor = said.max(self.clock.shown()) + 1;
         if is_late {
             self.clock.take_up(floor).await.map_err(|full| self.unavailable(&full.to_string()))?;
@@ -344,6 +336,25 @@ impl State {
         let gaps: Vec<Value> = self.gaps.iter().map(|gap| json!([gap.after, gap.floor])).collect();
         json!({ "left": left, "gaps": gaps }).to_string().into()
     }
+}
+
+/// Whether a store has changes above `left` and up to `said`. Of what it does not say any more nobody
+/// knows better.
+async fn has_changes(store: &dyn Store, left: Revision, said: Revision) -> Result<bool> {
+    let mut tail = store.tail(left);
+    while let Some(batch) = tail.next().await {
+        let batch = match batch {
+            Err(StoreError::Compacted { .. }) => return Ok(true),
+            batch => batch?,
+        };
+        if batch.commits.iter().any(|commit| commit.revision <= said) {
+            return Ok(true);
+        }
+        if batch.closed >= said {
+            break;
+        }
+    }
+    Ok(false)
 }
 
 fn record(name: &str) -> String {

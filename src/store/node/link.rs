@@ -88,17 +88,22 @@ impl Shared {
     pub(super) async fn keep_attached(self: Arc<Self>) {
         let mut pause = PAUSE_MIN;
         let mut said = HashSet::new();
+        let mut has_missed = false;
         loop {
-            let reason = match timeout(ATTEMPT_TIME_MAX, self.attach()).await {
+            let reason = match timeout(ATTEMPT_TIME_MAX, self.attach(has_missed)).await {
                 Ok(Ok(Attached { child, block, log })) => {
                     tracing::info!(store = %self.name, %child, "the child is attached");
                     (pause, said) = (PAUSE_MIN, HashSet::new());
                     self.trouble.send_replace(None);
                     self.presence.set_there(true);
-                    tokio::select! {
-                        reason = self.follow(log) => reason,
-                        () = self.has_other_lanes(&child, block) => OTHER_LANES.to_owned(),
-                    }
+                    let broken = tokio::select! {
+                        broken = self.follow(log) => broken,
+                        () = self.has_other_lanes(&child, block) => {
+                            WireError::Lost(OTHER_LANES.to_owned())
+                        }
+                    };
+                    has_missed = matches!(broken, WireError::Said(StoreError::Compacted { .. }));
+                    broken.to_string()
                 }
                 Ok(Err(refusal)) => refusal.to_string(),
                 Err(_) => "it does not answer".to_owned(),
@@ -116,7 +121,8 @@ impl Shared {
         }
     }
 
-    async fn attach(&self) -> Result<Attached, Refusal> {
+    /// `has_missed` says that the child no longer tells what this node needs of its log.
+    async fn attach(&self, has_missed: bool) -> Result<Attached, Refusal> {
         let node = self.wire.describe().await?;
         let child = wire::member_of(node.member.as_ref().ok_or(Refusal::Nameless)?);
         if node.protocol != PROTOCOL {
@@ -146,27 +152,30 @@ impl Shared {
             self.record.begin(self.clock().begun().unwrap_or(node.closed));
         }
         self.note_compacted(node.compacted);
-        let log = match self.follow_from(self.record.closed(), true).await {
-            Err(WireError::Said(StoreError::Compacted { .. })) => {
-                // Too long away, or others were told of what this node has missed: all who follow
-                // start afresh.
-                self.record.begin(node.closed.max(self.record.closed()));
-                self.follow_from(self.record.closed(), true).await?
+        let closed = self.record.closed();
+        if !has_missed {
+            match self.follow_from(closed, true).await {
+                Err(WireError::Said(StoreError::Compacted { .. })) => {}
+                log => return Ok(Attached { child, block, log: log? }),
             }
-            log => log?,
-        };
+        }
+        // Too long away, or others were told of what this node has missed: all who follow start
+        // afresh. Who has got less far asks the child himself.
+        self.presence.note_late(closed - 1).await?;
+        self.record.begin_anew(node.closed.max(closed));
+        let log = self.follow_from(self.record.closed(), true).await?;
         Ok(Attached { child, block, log })
     }
 
     /// Takes in the child's log until it breaks off. Returns why.
-    async fn follow(&self, mut log: Streaming<pb::FollowResponse>) -> String {
+    async fn follow(&self, mut log: Streaming<pb::FollowResponse>) -> WireError {
         loop {
             let taken = match self.wire.next(&mut log).await {
                 Ok(next) => self.take(next).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = taken {
-                return error.to_string();
+                return error;
             }
         }
     }

@@ -61,6 +61,21 @@ pub(super) enum Next {
     Missed,
 }
 
+// === impl State ===
+
+impl State {
+    /// Puts in a commit that comes late, for who begins to follow from before it.
+    fn insert(&mut self, commit: &Arc<Commit>) {
+        let place = self.commits.binary_search_by_key(&commit.revision, |commit| commit.revision);
+        if let Err(place) = place
+            && commit.revision > self.complete_above
+        {
+            self.bytes += commit.size();
+            self.commits.insert(place, commit.clone());
+        }
+    }
+}
+
 // === impl Record ===
 
 impl Record {
@@ -97,6 +112,17 @@ impl Record {
         self.changed.notify_waiters();
     }
 
+    /// Begins anew at `closed`, since the child does not say all that was before: who follows from
+    /// there has missed something, whatever he has got to.
+    pub(super) fn begin_anew(&self, closed: Revision) {
+        {
+            let mut state = self.lock();
+            state.late_before += state.late.len() as u64 + 1;
+            state.late.clear();
+        }
+        self.begin(closed);
+    }
+
     /// Takes what the child says next.
     pub(super) fn take(&self, batch: Batch) {
         {
@@ -113,6 +139,9 @@ impl Record {
             }
             state.closed = state.closed.max(batch.closed);
             if !batch.late.commits.is_empty() {
+                for commit in &batch.late.commits {
+                    state.insert(commit);
+                }
                 state.late.push_back(batch.late);
             }
             while state.late.len() > LATE_MAX {
@@ -156,5 +185,45 @@ impl Record {
         let is_cut = commits.len() == BATCH_COMMITS_MAX;
         let last = commits.last().map_or(state.closed, |commit| commit.revision);
         Next::Batch(Batch::new(commits, if is_cut { last } else { state.closed }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(revision: Revision) -> Arc<Commit> {
+        Arc::new(Commit { revision, events: Vec::new() })
+    }
+
+    /// The revisions that come next behind a position, and whether they come late.
+    fn next(record: &Record, position: Position) -> (Vec<Revision>, bool) {
+        let Next::Batch(batch) = record.next(position) else { panic!("there is more") };
+        let is_late = !batch.late.commits.is_empty();
+        let commits = if is_late { batch.late.commits } else { batch.commits };
+        (commits.iter().map(|commit| commit.revision).collect(), is_late)
+    }
+
+    #[test]
+    fn what_came_late_is_in_its_place_for_who_follows_from_before_it() {
+        let record = Record::default();
+        record.begin(10);
+        let before = record.position(14);
+        record.take(Batch::new(vec![commit(12), commit(16)], 20));
+        let commits = vec![commit(14), commit(9)];
+        let late = Late { commits, after: 12, floor: 21 };
+        record.take(Batch { commits: Vec::new(), closed: 20, late });
+        assert_eq!(next(&record, record.position(12)), (vec![14, 16], false));
+        assert_eq!(next(&record, before), (vec![14, 9], true));
+    }
+
+    #[test]
+    fn who_followed_before_it_began_anew_has_missed_something_wherever_he_is() {
+        let record = Record::default();
+        record.begin(10);
+        let before = record.position(10);
+        record.begin_anew(10);
+        assert!(matches!(record.next(before), Next::Missed));
+        assert!(matches!(record.next(record.position(10)), Next::Wait));
     }
 }
