@@ -248,7 +248,14 @@ impl Presence {
         let mut tail = store.tail(left);
         let mut is_late = false;
         while let Some(batch) = tail.next().await {
-            let batch = batch?;
+            let batch = match batch {
+                // It has given up what was there, so nobody can tell whether there was anything.
+                Err(StoreError::Compacted { .. }) => {
+                    is_late = true;
+                    break;
+                }
+                batch => batch?,
+            };
             is_late |= batch.commits.iter().any(|commit| commit.revision <= said);
             if is_late || batch.closed >= said {
                 break;
