@@ -240,6 +240,11 @@ impl pb::tree_server::Tree for Face {
         self.enter(&request).await?;
         let after = request.into_inner().after;
         let root = self.node.root().clone();
+        // Here and not in the log: a parent begins anew where it is refused, and not where a log breaks off.
+        let oldest = root.compacted();
+        if after + 1 < oldest {
+            return Err(refused(StoreError::Compacted { compacted: oldest }));
+        }
         root.check_resumed(after).map_err(refused)?;
         let compacted = move || root.compacted();
         let log = self.node.root().tail(after).map(move |batch| match batch {
