@@ -41,11 +41,6 @@ async fn a_root_that_starts_without_a_child_goes_on_above_all_that_was_shown() -
     let (revision, kvs) = list(&root).await?;
     ensure!(names(&kvs).contains(&"/far/alone".to_owned()), "{:?}", names(&kvs));
     ensure!(revision >= own.max(alone), "a list as of {revision}");
-    if alone <= own {
-        anew.ended().await.context("a watcher that lacks a change")?;
-    } else {
-        anew.reach(alone).await.context("a change above all that was told")?;
-    }
     let back = put(&root, "/far/k", "back").await?;
     ensure!(back > own.max(alone).max(revision), "{back} was given out after {revision}");
     Ok(())
