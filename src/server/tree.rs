@@ -242,6 +242,11 @@ impl pb::tree_server::Tree for Face {
         let ranges = ranges.into_iter().map(|it| wire::range_from(it.key, it.range_end));
         let ranges: Vec<KeyRange> = ranges.collect();
         let root = self.node.root().clone();
+        // Here and not in the log: a parent begins anew where it is refused, and not where a log breaks off.
+        let oldest = root.compacted();
+        if after + 1 < oldest {
+            return Err(refused(StoreError::Compacted { compacted: oldest }));
+        }
         root.check_resumed(after).map_err(refused)?;
         let compacted = move || root.compacted();
         let log = self.node.root().tail(after).map(move |batch| match batch {

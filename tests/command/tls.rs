@@ -12,21 +12,11 @@ use tower::{Service as _, ServiceExt as _};
 use crate::{
     call::{put, run},
     support::{
-        certificates::{Authority, authority, certificate},
+        certificates::{authority, certificate, write_certificates},
         peers::{free_port, peer},
         process::{Process, eventually},
     },
 };
-
-fn write_certificates(folder: &Path, authority: &Authority) -> Result<()> {
-    fs::write(folder.join("ca.pem"), authority.pem())?;
-    for name in ["localhost", "client"] {
-        let (certificate, key) = certificate(authority, name)?;
-        fs::write(folder.join(format!("{name}.pem")), certificate)?;
-        fs::write(folder.join(format!("{name}.key")), key)?;
-    }
-    Ok(())
-}
 
 fn start(folder: &Path, port: u16, more: &[&str]) -> Result<Process> {
     let file = |name: &str| folder.join(name).display().to_string();

@@ -3,32 +3,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
-use pleach::proto::mvccpb;
 
-/// A key as its owner believes it to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Row {
-    pub(crate) value: String,
-    pub(crate) create: i64,
-    pub(crate) modified: i64,
-    pub(crate) version: i64,
-}
+use crate::support::changes::{Event, Row};
 
 /// A change of one key: a new value, or none for a deletion.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
     pub(crate) key: String,
     pub(crate) value: Option<String>,
-}
-
-/// What happened to a key, as a watch must tell it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Event {
-    pub(crate) revision: i64,
-    pub(crate) key: String,
-    /// `None` for a deletion.
-    pub(crate) now: Option<Row>,
-    pub(crate) before: Option<Row>,
 }
 
 /// The books of one client. Nobody else writes its keys, so they must balance to the letter.
@@ -40,19 +22,6 @@ pub(crate) struct Ledger {
     /// The changes of the one transaction whose call failed.
     pub(crate) unknown: Vec<Change>,
     pub(crate) acknowledged: usize,
-}
-
-// === impl Row ===
-
-impl From<&mvccpb::KeyValue> for Row {
-    fn from(kv: &mvccpb::KeyValue) -> Self {
-        Self {
-            value: String::from_utf8_lossy(&kv.value).into_owned(),
-            create: kv.create_revision,
-            modified: kv.mod_revision,
-            version: kv.version,
-        }
-    }
 }
 
 // === impl Ledger ===

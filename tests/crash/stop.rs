@@ -17,8 +17,7 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
     ONE_AT_A_TIME, seed,
-    support::{node::Node, process::eventually},
-    witness::open_watch,
+    support::{changes::open_watch, node::Node, process::eventually},
     world::{END, FIRST, Stores, World},
 };
 

@@ -2,17 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use pleach::proto::{
-    etcdserverpb::{
-        self as pb, WatchResponse, watch_client::WatchClient, watch_request::RequestUnion,
-    },
-    mvccpb::{self, event::EventType},
-};
-use tokio_stream::wrappers::ReceiverStream;
+use anyhow::{Result, ensure};
+use pleach::proto::etcdserverpb::{self as pb, WatchResponse};
 use tonic::{Streaming, transport::Channel};
 
-use crate::ledger::{Event, Row};
+use crate::support::changes::{Event, open_watch};
 
 /// Between two attempts to reach a node that is down.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
@@ -80,36 +74,5 @@ impl Witness {
             self.next = last.revision + 1;
         }
         Ok(())
-    }
-}
-
-/// Opens a watch stream with one watch. It lasts as long as the sender.
-pub(crate) async fn open_watch(
-    channel: Channel,
-    create: pb::WatchCreateRequest,
-) -> Result<(tokio::sync::mpsc::Sender<pb::WatchRequest>, Streaming<WatchResponse>)> {
-    let (requests, sent) = tokio::sync::mpsc::channel(1);
-    let request_union = Some(RequestUnion::CreateRequest(create));
-    requests.send(pb::WatchRequest { request_union }).await?;
-    let answer = WatchClient::new(channel)
-        .max_decoding_message_size(usize::MAX)
-        .watch(ReceiverStream::new(sent))
-        .await?;
-    Ok((requests, answer.into_inner()))
-}
-
-impl TryFrom<&mvccpb::Event> for Event {
-    type Error = anyhow::Error;
-
-    fn try_from(event: &mvccpb::Event) -> Result<Self> {
-        let kv = event.kv.as_ref().context("an event without a key")?;
-        let now = match event.r#type() {
-            EventType::Put => Some(Row::from(kv)),
-            EventType::Delete if kv.value.is_empty() && kv.version == 0 => None,
-            EventType::Delete => bail!("a deletion with a value: {event:?}"),
-        };
-        let key = String::from_utf8_lossy(&kv.key).into_owned();
-        let before = event.prev_kv.as_ref().map(Row::from);
-        Ok(Self { revision: kv.mod_revision, key, now, before })
     }
 }

@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use crate::{
-    ledger::{Event, Row},
     support::{
+        changes::{Event, Row},
         databases::{DatabaseServer, Kind},
         etcd::Etcd,
         node::Node,

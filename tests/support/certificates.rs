@@ -1,5 +1,7 @@
 //! A certificate authority of a test's own.
 
+use std::{fs, path::Path};
+
 use anyhow::Result;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
@@ -17,4 +19,15 @@ pub(crate) fn certificate(authority: &Authority, name: &str) -> Result<(String, 
     let names = vec![name.to_owned(), "127.0.0.1".to_owned()];
     let certificate = CertificateParams::new(names)?.signed_by(&key, authority)?;
     Ok((certificate.pem(), key.serialize_pem()))
+}
+
+/// Keeps the authority's certificate, and one with its key for a server on this machine and for a client.
+pub(crate) fn write_certificates(folder: &Path, authority: &Authority) -> Result<()> {
+    fs::write(folder.join("ca.pem"), authority.pem())?;
+    for name in ["localhost", "client"] {
+        let (certificate, key) = certificate(authority, name)?;
+        fs::write(folder.join(format!("{name}.pem")), certificate)?;
+        fs::write(folder.join(format!("{name}.key")), key)?;
+    }
+    Ok(())
 }

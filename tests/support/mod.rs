@@ -1,9 +1,10 @@
 //! What the tests that run real processes share: processes, peers, the server under test, database
-//! servers and etcds to be its stores, a proxy that breaks their connections, a small HTTP
-//! client, a random generator and a Kubernetes control plane.
+//! servers and etcds to be its stores, a proxy that breaks their connections, what watches tell, a
+//! small HTTP client, a random generator and a Kubernetes control plane.
 #![allow(dead_code, reason = "each test takes only the pieces it needs")]
 
 pub(crate) mod certificates;
+pub(crate) mod changes;
 pub(crate) mod controlplane;
 pub(crate) mod daemon;
 pub(crate) mod databases;

@@ -56,10 +56,19 @@ impl Node {
             text += &format!("- name: store-{index}\n  endpoint: {endpoint}\n");
             text += &format!("  prefix:\n    prefix: {prefix}\n");
         }
+        self.set_topology(&text)?;
+        Ok(self)
+    }
+
+    /// Gives it another topology. A start after this reads it.
+    pub(crate) fn set_topology(&mut self, text: &str) -> Result<()> {
         let path = self.folder.join("topology.yaml");
         fs::write(&path, text)?;
-        self.flags.push(format!("--topology={}", path.display()));
-        Ok(self)
+        let flag = format!("--topology={}", path.display());
+        if !self.flags.contains(&flag) {
+            self.flags.push(flag);
+        }
+        Ok(())
     }
 
     /// Keeps its data elsewhere than its log.
@@ -132,6 +141,16 @@ impl Node {
         }
     }
 
+    /// Whether it has ended by itself, and how. If so it does not run any more.
+    pub(crate) fn has_ended(&mut self) -> Result<Option<ExitStatus>> {
+        let child = self.child.as_mut().context("the node does not run")?;
+        let status = child.try_wait()?;
+        if status.is_some() {
+            self.child = None;
+        }
+        Ok(status)
+    }
+
     /// SIGKILL. The process is gone when this returns.
     pub(crate) fn kill(&mut self) -> Result<()> {
         let mut child = self.child.take().context("the node does not run")?;
@@ -152,9 +171,7 @@ impl Node {
     pub(crate) async fn ended(&mut self) -> Result<(ExitStatus, Duration)> {
         let begin = Instant::now();
         loop {
-            let child = self.child.as_mut().context("the node does not run")?;
-            if let Some(status) = child.try_wait()? {
-                self.child = None;
+            if let Some(status) = self.has_ended()? {
                 return Ok((status, begin.elapsed()));
             }
             ensure!(begin.elapsed() < END_WITHIN, "the node does not end\n{}", self.log_tail());
