@@ -19,3 +19,4 @@ mod space;
 mod start;
 mod tls;
 mod topology;
+mod trace;
