@@ -14,6 +14,7 @@
 //! * [`node`]: etcd's verbs on stores: keys, leases, quota, lines.
 //! * [`server`]: etcd's services over gRPC, and what is served over HTTP.
 //! * [`topology`]: the file that says which routes there are.
+//! * [`telemetry`]: what a node tells those who run it.
 //! * [`cli`]: the commands.
 
 pub mod proto;
@@ -35,5 +36,7 @@ pub mod node;
 pub mod server;
 
 pub mod topology;
+
+pub mod telemetry;
 
 pub mod cli;

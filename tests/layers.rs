@@ -7,8 +7,18 @@ use std::{
 };
 
 /// The layers from the top down, as `src/lib.rs` lists them.
-const LAYERS: [&str; 11] = [
-    "proto", "model", "clock", "wire", "store", "route", "watch", "node", "server", "topology",
+const LAYERS: [&str; 12] = [
+    "proto",
+    "model",
+    "clock",
+    "wire",
+    "store",
+    "route",
+    "watch",
+    "node",
+    "server",
+    "topology",
+    "telemetry",
     "cli",
 ];
 
@@ -109,6 +119,15 @@ fn the_wire_and_the_databases_are_named_only_where_they_belong() {
             }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn spans_are_made_with_tracing_and_collected_in_one_place() {
+    let others = LAYERS.iter().filter(|name| **name != "telemetry");
+    let naming =
+        others.flat_map(|name| layer(name)).filter(|(_, text)| text.contains("opentelemetry::"));
+    let wrong: Vec<_> = naming.map(|(path, _)| path).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 

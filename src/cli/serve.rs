@@ -23,6 +23,7 @@ use crate::{
     route::Router,
     server::{Face, Limits, Tls},
     store::presence::GRACE,
+    telemetry::{self, Telemetry},
     topology::{Endpoint, Topology},
 };
 
@@ -91,6 +92,12 @@ pub struct Serve {
     #[arg(long, env = "PLEACH_LOG_FORMAT", default_value = "text",
           value_parser = ["text", "json"])]
     log_format: String,
+    /// Who takes traces: http(s)://HOST:PORT of an OTLP receiver, over gRPC. Without one, none are made.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// How many of the requests that come without a trace are traced: 0 for none, 1 for all.
+    #[arg(long, env = "PLEACH_TRACE_SAMPLE_RATIO", default_value_t = 0.0, value_parser = ratio)]
+    trace_sample_ratio: f64,
 }
 
 /// Where something is served.
@@ -129,6 +136,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "expected a number from 0 to 1".to_owned())
+}
+
 /// The file that HariKube's `file://` form names.
 pub(super) fn file_path(path: &Path) -> PathBuf {
     let text = path.to_string_lossy();
@@ -139,21 +151,24 @@ pub(super) fn file_path(path: &Path) -> PathBuf {
 
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        self.start_log()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let telemetry = runtime.block_on(async { self.start_telemetry() })?;
         let served = runtime.block_on(self.serve());
+        telemetry.end();
         // Stores are durable at every moment, so nothing that still runs is worth waiting for.
         runtime.shutdown_background();
         served
     }
 
-    fn start_log(&self) -> anyhow::Result<()> {
-        let filter = tracing_subscriber::EnvFilter::try_new(&self.log_level)
-            .with_context(|| format!("--log-level {}", self.log_level))?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        let started =
-            if self.log_format == "json" { log.json().try_init() } else { log.try_init() };
-        started.map_err(|error| anyhow::anyhow!("the log could not be started: {error}"))
+    fn start_telemetry(&self) -> Result<Telemetry, telemetry::StartError> {
+        Telemetry::start(&telemetry::Options {
+            name: &self.name,
+            log_level: &self.log_level,
+            is_json: self.log_format == "json",
+            // A variable that is empty is one that is not set, as OpenTelemetry has it.
+            receiver: self.otlp_endpoint.as_deref().filter(|receiver| !receiver.is_empty()),
+            ratio: self.trace_sample_ratio,
+        })
     }
 
     async fn serve(self) -> anyhow::Result<()> {

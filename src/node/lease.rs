@@ -15,6 +15,7 @@ use tokio::{
     sync::{Notify, Semaphore},
     time::Instant,
 };
+use tracing::Instrument as _;
 
 use super::Node;
 use crate::{
@@ -273,7 +274,8 @@ impl Node {
     pub async fn revoke_lease(self: &Arc<Self>, id: LeaseId) -> Result<Revision> {
         // In a task of its own, which goes on where whoever asked has gone: a lease is ended whole.
         let node = self.clone();
-        let ended = tokio::spawn(async move { node.revoke(id).await }).await;
+        let revoking = async move { node.revoke(id).await };
+        let ended = tokio::spawn(revoking.in_current_span()).await;
         ended.unwrap_or_else(|error| {
             let reason = error.to_string().into();
             Err(StoreError::Unavailable { store: "leases".into(), reason })

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::StreamExt as _;
+use tracing::Instrument as _;
 
 use super::Node;
 use crate::{
@@ -107,7 +108,7 @@ impl Node {
             let place = node.put_in_line(&name, lease, value).await?;
             Ok(Waiting { node, place, is_head: false })
         };
-        let entered = tokio::spawn(entering).await;
+        let entered = tokio::spawn(entering.in_current_span()).await;
         entered.unwrap_or_else(|error| {
             let reason = error.to_string().into();
             Err(StoreError::Unavailable { store: "line".into(), reason })

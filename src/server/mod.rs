@@ -14,6 +14,7 @@ mod lock;
 mod maintenance;
 mod metrics;
 pub mod status;
+mod trace;
 mod tree;
 mod watch;
 
@@ -208,8 +209,9 @@ impl Face {
             .add_service(pb::auth_server::AuthServer::new(face()))
             .add_service(v3lockpb::lock_server::LockServer::new(face()))
             .add_service(v3electionpb::election_server::ElectionServer::new(face()));
+        let name: Arc<str> = self.name.as_str().into();
         let all = routes.into_axum_router().merge(http::routes(self)).fallback(http::missing);
-        let all = all.layer(axum::middleware::from_fn(tree::note_call));
+        let all = all.layer(axum::middleware::from_fn_with_state(name, tree::note_call));
         Routes::from(all.layer(MapRequestLayer::new(cluster::note_authority)))
     }
 }

@@ -2,14 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{extract::Request as HttpRequest, middleware::Next, response::Response as HttpResponse};
+use axum::{
+    extract::{Request as HttpRequest, State},
+    middleware::Next,
+    response::Response as HttpResponse,
+};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use prost::Message as _;
 use tokio::time::{Instant, timeout};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tracing::Instrument as _;
 
-use super::Face;
+use super::{Face, trace};
 use crate::{
     model::{Commit, Event, KeyRange, LeaseId, Revision, StoreError},
     proto::tree::{self as pb, apply_request::Write as Message},
@@ -30,14 +35,20 @@ const BELOW_TIME_MAX: Duration = Duration::from_secs(2);
 const PATH_BYTES_MAX: usize = 64 << 10;
 
 /// Keeps what goes with a request for the task that serves it.
-pub(super) async fn note_call(request: HttpRequest, next: Next) -> HttpResponse {
+pub(super) async fn note_call(
+    State(node): State<Arc<str>>,
+    request: HttpRequest,
+    next: Next,
+) -> HttpResponse {
+    let (span, trace) = trace::begin(&node, &request);
     let headers = request.headers();
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let deadline = text("grpc-timeout").and_then(grpc_timeout).map(|left| Instant::now() + left);
-    let trace = text(call::TRACE).map(Arc::from);
     let metadata = MetadataMap::from_headers(headers.clone());
     let path = path(&metadata).into();
-    Call { path, deadline, trace }.scope(next.run(request)).await
+    let served = next.run(request).instrument(span.clone());
+    let response = Call { path, deadline, trace }.scope(served).await;
+    trace::follow(span, response)
 }
 
 fn path(metadata: &MetadataMap) -> Vec<Member> {

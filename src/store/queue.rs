@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::{Write, Written};
 use crate::model::{Revision, StoreError, error::Result};
@@ -10,11 +11,50 @@ use crate::model::{Revision, StoreError, error::Result};
 #[derive(Debug)]
 pub(super) enum Task<E = StoreError> {
     /// Change keys.
-    Write(Write, oneshot::Sender<Result<Written>>),
+    Write(Write, Asker<Result<Written>>),
     /// Keep or forget a record.
     Remember(String, Option<Bytes>, oneshot::Sender<Result<()>>),
     /// Give up the past below a revision; the second channel hears when the work is done.
     Compact(Revision, oneshot::Sender<Result<()>>, oneshot::Sender<Result<(), E>>),
+}
+
+/// Whoever waits for an answer, and the span that it is waited for in.
+#[derive(Debug)]
+pub(super) struct Asker<T> {
+    answer: oneshot::Sender<T>,
+    span: Span,
+}
+
+/// The span of what is done at once for several requests: a child of the first that is traced, and
+/// linked with those of the others, both ways.
+pub(super) fn shared_span<'t, E: 't>(
+    tasks: impl IntoIterator<Item = &'t Task<E>>,
+    make: impl FnOnce() -> Span,
+) -> Span {
+    let spans = tasks.into_iter().filter_map(Task::span);
+    let mut traced = spans.filter(|span| !span.is_disabled());
+    let Some(first) = traced.next() else { return Span::none() };
+    let span = first.in_scope(make);
+    for other in traced {
+        span.follows_from(other);
+        other.follows_from(&span);
+    }
+    span
+}
+
+// === impl Asker ===
+
+impl<T> Asker<T> {
+    /// Who asks now, and where the answer comes.
+    pub(super) fn new() -> (Self, oneshot::Receiver<T>) {
+        let (answer, answered) = oneshot::channel();
+        (Self { answer, span: Span::current() }, answered)
+    }
+
+    /// Answers. Gives the answer back where nobody waits for it any more.
+    pub(super) fn send(self, answer: T) -> Result<(), T> {
+        self.answer.send(answer)
+    }
 }
 
 // === impl Task ===
@@ -28,6 +68,13 @@ impl<E> Task<E> {
             Self::Remember(_, _, answer) | Self::Compact(_, answer, _) => {
                 drop(answer.send(Err(error)));
             }
+        }
+    }
+
+    fn span(&self) -> Option<&Span> {
+        match self {
+            Self::Write(_, asker) => Some(&asker.span),
+            Self::Remember(..) | Self::Compact(..) => None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod failure;
 mod request;
+pub mod trace;
 mod tree;
 
 use bytes::Bytes;

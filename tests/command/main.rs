@@ -19,4 +19,5 @@ mod space;
 mod start;
 mod tls;
 mod topology;
+mod trace;
 mod tree;

@@ -1,6 +1,6 @@
 //! What the tests that run real processes share: processes, peers, the server under test, database
-//! servers and etcds to be its stores, a proxy that breaks their connections, what watches tell, a
-//! small HTTP client, a random generator and a Kubernetes control plane.
+//! servers and etcds to be its stores, a receiver of its traces, a proxy that breaks their connections,
+//! what watches tell, a small HTTP client, a random generator and a Kubernetes control plane.
 #![allow(dead_code, reason = "each test takes only the pieces it needs")]
 
 pub(crate) mod certificates;
@@ -11,6 +11,7 @@ pub(crate) mod databases;
 pub(crate) mod etcd;
 pub(crate) mod http;
 pub(crate) mod node;
+pub(crate) mod otlp;
 pub(crate) mod peers;
 pub(crate) mod process;
 pub(crate) mod proxy;

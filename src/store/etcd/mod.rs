@@ -58,7 +58,7 @@ use super::{
     Batch, PAGE_BYTES_MAX, Page, Read, Size, Store, Tail, Write, Written,
     guess::Guess,
     journal::{Journal, Log},
-    queue::Task,
+    queue::{Asker, Task},
 };
 use crate::{
     clock::SharedClock,
@@ -204,7 +204,7 @@ pub async fn open(
     clock: SharedClock,
 ) -> Result<Arc<EtcdStore>, OpenError> {
     let failed = |reason: Reason| OpenError::Failed { place: place.to_owned(), reason };
-    let wire = Arc::new(Wire::new(address).map_err(|error| failed(error.into()))?);
+    let wire = Arc::new(Wire::new(name, address).map_err(|error| failed(error.into()))?);
     let version = wire.status().await.map_err(|error| failed(error.into()))?.version;
     if parsed(&version).is_none_or(|version| version < VERSION_MIN) {
         return Err(OpenError::TooOld { place: place.to_owned(), found: version });
@@ -284,7 +284,7 @@ impl EtcdStore {
 #[async_trait]
 impl Store for EtcdStore {
     async fn apply(&self, write: Write) -> Result<Written> {
-        let (answer, written) = oneshot::channel();
+        let (answer, written) = Asker::new();
         self.ask(Task::Write(write, answer), written).await?
     }
 

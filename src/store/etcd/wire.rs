@@ -7,7 +7,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::{
-        Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -24,8 +24,17 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
+use tracing::Instrument as _;
 
-use crate::{proto::etcdserverpb as pb, store::sql::address::Login};
+use crate::{proto::etcdserverpb as pb, store::sql::address::Login, wire::trace};
+
+use pb::{
+    kv_server::SERVICE_NAME as KV, lease_server::SERVICE_NAME as LEASE,
+    maintenance_server::SERVICE_NAME as MAINTENANCE, watch_server::SERVICE_NAME as WATCH,
+};
+
+/// A service and what it is asked for.
+type Method = (&'static str, &'static str);
 
 /// What a call may take, as long as etcd gives a request.
 const CALL_TIME_MAX: Duration = Duration::from_secs(7);
@@ -90,6 +99,8 @@ pub(super) type WireResult<T> = Result<T, WireError>;
 /// An etcd.
 #[derive(Debug)]
 pub(super) struct Wire {
+    /// The route's name.
+    name: Arc<str>,
     members: Vec<Member>,
     /// Who is asked next.
     current: AtomicUsize,
@@ -124,10 +135,11 @@ pub(super) struct Watching {
 
 impl Wire {
     /// Reads the files that protect the connections. Connects with the first call.
-    pub(super) fn new(address: &Address) -> Result<Self, String> {
+    pub(super) fn new(name: &str, address: &Address) -> Result<Self, String> {
         let members: Result<_, String> =
             address.urls.iter().map(|url| Member::new(url, address)).collect();
         Ok(Self {
+            name: name.into(),
             members: members?,
             current: AtomicUsize::new(0),
             login: address.login.clone(),
@@ -166,7 +178,7 @@ impl Wire {
         let call = |channel, request| async move {
             kv(channel).txn(request).await.map(Response::into_inner)
         };
-        let answer = self.call(txn.clone(), deadline, call).await?;
+        let answer = self.call((KV, "Txn"), txn.clone(), deadline, call).await?;
         self.check(answer.header.as_ref())?;
         Ok(answer)
     }
@@ -190,7 +202,7 @@ impl Wire {
         let mut tries = self.members.len();
         loop {
             let deadline = Instant::now() + self.member_time();
-            match self.call(pb::StatusRequest {}, deadline, call).await {
+            match self.call((MAINTENANCE, "Status"), pb::StatusRequest {}, deadline, call).await {
                 Err(WireError::Lost(_)) if tries > 1 => tries -= 1,
                 answer => {
                     let answer = answer?;
@@ -206,7 +218,7 @@ impl Wire {
             kv(channel).compact(request).await.map(Response::into_inner)
         };
         let request = pb::CompactionRequest { revision, physical };
-        self.call(request, Instant::now() + CALL_TIME_MAX, call).await.map(drop)
+        self.call((KV, "Compact"), request, Instant::now() + CALL_TIME_MAX, call).await.map(drop)
     }
 
     pub(super) async fn grant_lease(&self, ttl: i64) -> WireResult<i64> {
@@ -214,7 +226,10 @@ impl Wire {
             lease(channel).lease_grant(request).await.map(Response::into_inner)
         };
         let request = pb::LeaseGrantRequest { ttl, id: 0 };
-        Ok(self.call(request, Instant::now() + CALL_TIME_MAX, call).await?.id)
+        Ok(self
+            .call((LEASE, "LeaseGrant"), request, Instant::now() + CALL_TIME_MAX, call)
+            .await?
+            .id)
     }
 
     pub(super) async fn revoke_lease(&self, id: i64) -> WireResult<()> {
@@ -222,7 +237,9 @@ impl Wire {
             lease(channel).lease_revoke(request).await.map(Response::into_inner)
         };
         let request = pb::LeaseRevokeRequest { id };
-        self.call(request, Instant::now() + MEMBER_TIME_MAX, call).await.map(drop)
+        self.call((LEASE, "LeaseRevoke"), request, Instant::now() + MEMBER_TIME_MAX, call)
+            .await
+            .map(drop)
     }
 
     /// The seconds that a lease is given anew; 0 where it is gone.
@@ -237,7 +254,7 @@ impl Wire {
         };
         let request = pb::LeaseKeepAliveRequest { id };
         let deadline = Instant::now() + MEMBER_TIME_MAX;
-        Ok(self.call(request, deadline, call).await?.ttl)
+        Ok(self.call((LEASE, "LeaseKeepAlive"), request, deadline, call).await?.ttl)
     }
 
     /// The seconds that a lease has left; below 1 where it is gone.
@@ -246,7 +263,10 @@ impl Wire {
             lease(channel).lease_time_to_live(request).await.map(Response::into_inner)
         };
         let request = pb::LeaseTimeToLiveRequest { id, keys: false };
-        Ok(self.call(request, Instant::now() + CALL_TIME_MAX, call).await?.ttl)
+        Ok(self
+            .call((LEASE, "LeaseTimeToLive"), request, Instant::now() + CALL_TIME_MAX, call)
+            .await?
+            .ttl)
     }
 
     /// Watches; returns when the watch was confirmed.
@@ -272,7 +292,8 @@ impl Wire {
             let created = created.ok_or_else(|| Status::unavailable("the watch ended"))?;
             Ok((Watching { responses, _requests: requests }, created))
         };
-        let (watching, created) = self.call_on(Some(lane), create, deadline, call).await?;
+        let (watching, created) =
+            self.call_on(Some(lane), (WATCH, "Watch"), create, deadline, call).await?;
         self.check(created.header.as_ref())?;
         if created.canceled {
             // What a stale token gets on a stream; the next attempt logs in anew.
@@ -306,6 +327,7 @@ impl Wire {
 
     async fn call<Q, A, F>(
         &self,
+        method: Method,
         request: Q,
         deadline: Instant,
         call: impl Fn(Channel, Request<Q>) -> F,
@@ -314,13 +336,14 @@ impl Wire {
         Q: Clone,
         F: Future<Output = Result<A, Status>>,
     {
-        self.call_on(None, request, deadline, call).await
+        self.call_on(None, method, request, deadline, call).await
     }
 
     /// One call, and one more where the token had run out.
     async fn call_on<Q, A, F>(
         &self,
         lane: Option<Lane>,
+        (service, method): Method,
         request: Q,
         deadline: Instant,
         call: impl Fn(Channel, Request<Q>) -> F,
@@ -352,11 +375,23 @@ impl Wire {
                     wrapped.metadata_mut().insert("token", token);
                 }
             }
-            let answer = timeout_at(deadline, call(channel.clone(), wrapped)).await;
-            let status = match answer {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(status)) => status,
+            let span = trace::calling(&self.name, service, method);
+            let told = span.in_scope(|| trace::Context::current_or(None));
+            for (name, text) in told.iter().flat_map(trace::Context::headers) {
+                wrapped.metadata_mut().as_mut().insert(name, text);
+            }
+            let answer = timeout_at(deadline, call(channel.clone(), wrapped));
+            let status = match answer.instrument(span.clone()).await {
+                Ok(Ok(answer)) => {
+                    trace::note_code(&span, Code::Ok);
+                    return Ok(answer);
+                }
+                Ok(Err(status)) => {
+                    trace::note_code(&span, status.code());
+                    status
+                }
                 Err(_) => {
+                    trace::note_code(&span, Code::DeadlineExceeded);
                     self.go_on(at);
                     return Err(WireError::Lost("the etcd did not answer in time".to_owned()));
                 }

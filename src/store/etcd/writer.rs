@@ -26,6 +26,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+use tracing::Instrument as _;
 
 use super::{
     Reason, Shared,
@@ -41,7 +42,10 @@ use super::{
 use crate::{
     model::{Commit, Key, Revision, StoreError, error::Result},
     proto::etcdserverpb as pb,
-    store::{Written, queue::Task},
+    store::{
+        Written,
+        queue::{Task, shared_span},
+    },
 };
 
 /// The bytes of the largest transaction that several writes share, and of the queue that is looked
@@ -180,7 +184,11 @@ impl Writer {
     pub(super) async fn run(mut self) {
         loop {
             let goes_on = match self.next().await {
-                Next::Tasks(tasks) => self.process(tasks).await,
+                Next::Tasks(tasks) => {
+                    let span = || tracing::info_span!("batch", pleach.route = &*self.shared.name);
+                    let span = shared_span(&tasks, span);
+                    self.process(tasks).instrument(span).await
+                }
                 Next::Changes => self.process(VecDeque::new()).await,
                 Next::LeaseLost => match self.keep_ownership().await {
                     Ok(()) => true,

@@ -6,14 +6,12 @@ use std::{future::Future, sync::Arc};
 
 use tokio::time::Instant;
 
-use crate::wire::Member;
+use crate::wire::{Member, trace};
 
 /// The metadata that carries the revision which a parent has reached.
 pub const CLOCK: &str = "pleach-clock";
 /// The metadata that carries the path, as a message.
 pub const PATH: &str = "pleach-path-bin";
-/// The W3C trace context.
-pub const TRACE: &str = "traceparent";
 
 tokio::task_local! {
     static CALL: Call;
@@ -26,8 +24,8 @@ pub struct Call {
     pub path: Arc<[Member]>,
     /// When whoever asked stops waiting.
     pub deadline: Option<Instant>,
-    /// Its trace.
-    pub trace: Option<Arc<str>>,
+    /// Its trace, as it came from outside or is told on.
+    pub trace: Option<trace::Context>,
 }
 
 // === impl Call ===

@@ -13,6 +13,7 @@ use tonic::{
     metadata::{MetadataMap, MetadataValue},
     transport::Channel,
 };
+use tracing::Instrument as _;
 
 use super::{
     Answerer,
@@ -21,9 +22,9 @@ use super::{
 use crate::{
     clock::SharedClock,
     model::StoreError,
-    proto::tree::{self as pb, tree_client::TreeClient},
+    proto::tree::{self as pb, tree_client::TreeClient, tree_server::SERVICE_NAME},
     store::etcd::{self, endpoint},
-    wire::{self, Member},
+    wire::{self, Member, trace},
 };
 
 /// What a call may take where its client does not say.
@@ -102,36 +103,36 @@ impl Wire {
     }
 
     pub(super) async fn describe(&self) -> WireResult<pb::Node> {
-        self.call(pb::DescribeRequest {}, |mut child, it| async move { child.describe(it).await })
-            .await
+        let send = |mut child: TreeClient<_>, it| async move { child.describe(it).await };
+        self.call("Describe", pb::DescribeRequest {}, send).await
     }
 
     pub(super) async fn join(&self, it: pb::JoinRequest) -> WireResult<pb::JoinResponse> {
-        self.call(it, |mut child, it| async move { child.join(it).await }).await
+        self.call("Join", it, |mut child, it| async move { child.join(it).await }).await
     }
 
     pub(super) async fn sync(&self, it: pb::SyncRequest) -> WireResult<pb::SyncResponse> {
-        self.call(it, |mut child, it| async move { child.sync(it).await }).await
+        self.call("Sync", it, |mut child, it| async move { child.sync(it).await }).await
     }
 
     pub(super) async fn present(&self, it: pb::PresentRequest) -> WireResult<pb::PresentResponse> {
-        self.call(it, |mut child, it| async move { child.present(it).await }).await
+        self.call("Present", it, |mut child, it| async move { child.present(it).await }).await
     }
 
     pub(super) async fn apply(&self, it: pb::ApplyRequest) -> WireResult<pb::ApplyResponse> {
-        self.call(it, |mut child, it| async move { child.apply(it).await }).await
+        self.call("Apply", it, |mut child, it| async move { child.apply(it).await }).await
     }
 
     pub(super) async fn read(&self, it: pb::ReadRequest) -> WireResult<pb::ReadResponse> {
-        self.call(it, |mut child, it| async move { child.read(it).await }).await
+        self.call("Read", it, |mut child, it| async move { child.read(it).await }).await
     }
 
     pub(super) async fn count(&self, it: pb::CountRequest) -> WireResult<pb::CountResponse> {
-        self.call(it, |mut child, it| async move { child.count(it).await }).await
+        self.call("Count", it, |mut child, it| async move { child.count(it).await }).await
     }
 
     pub(super) async fn compact(&self, it: pb::CompactRequest) -> WireResult<pb::CompactResponse> {
-        self.call(it, |mut child, it| async move { child.compact(it).await }).await
+        self.call("Compact", it, |mut child, it| async move { child.compact(it).await }).await
     }
 
     /// A log, over the connection for what happens, or for the past.
@@ -143,7 +144,7 @@ impl Wire {
         let connection = if is_live { &self.connections.live } else { &self.connections.past };
         let mut child = client(connection.clone());
         let mut request = Request::new(request);
-        self.describe_call(request.metadata_mut(), &Call::default());
+        self.describe_call(request.metadata_mut(), Call::default());
         let asked = timeout_at(Instant::now() + CALL_TIME_MAX, child.follow(request)).await;
         let answered = asked.map_err(|_| self.silent())?;
         Ok(answered.map_err(|status| self.error(status))?.into_inner())
@@ -160,12 +161,14 @@ impl Wire {
 
     async fn call<T, R, F>(
         &self,
+        method: &'static str,
         message: T,
         send: impl FnOnce(TreeClient<Channel>, Request<T>) -> F,
     ) -> WireResult<R>
     where
         F: Future<Output = Result<Response<R>, Status>>,
     {
+        let span = trace::calling(&self.name, SERVICE_NAME, method);
         let call = Call::current();
         let mut request = Request::new(message);
         let now = Instant::now();
@@ -175,21 +178,25 @@ impl Wire {
             return Err(self.silent());
         }
         request.set_timeout(left);
-        self.describe_call(request.metadata_mut(), &call);
+        span.in_scope(|| self.describe_call(request.metadata_mut(), call));
         let answered = timeout_at(until, send(client(self.connections.calls.clone()), request));
-        match answered.await {
-            Ok(answered) => Ok(answered.map_err(|status| self.error(status))?.into_inner()),
-            Err(_) => Err(self.silent()),
-        }
+        let Ok(answered) = answered.instrument(span.clone()).await else {
+            trace::note_code(&span, Code::DeadlineExceeded);
+            return Err(self.silent());
+        };
+        trace::note_code(&span, answered.as_ref().map_or_else(Status::code, |_| Code::Ok));
+        Ok(answered.map_err(|status| self.error(status))?.into_inner())
     }
 
-    fn describe_call(&self, metadata: &mut MetadataMap, call: &Call) {
+    fn describe_call(&self, metadata: &mut MetadataMap, call: Call) {
         metadata.insert(call::CLOCK, self.clock.shown().into());
         let nodes = call.path.iter().chain([&self.me]).map(wire::member).collect();
         let path = pb::Path { nodes }.encode_to_vec();
         metadata.insert_bin(call::PATH, MetadataValue::from_bytes(&path));
-        if let Some(trace) = call.trace.as_ref().and_then(|trace| trace.parse().ok()) {
-            metadata.insert(call::TRACE, trace);
+        for (name, text) in
+            trace::Context::current_or(call.trace).iter().flat_map(trace::Context::headers)
+        {
+            metadata.as_mut().insert(name, text);
         }
     }
 

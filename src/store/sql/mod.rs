@@ -31,10 +31,11 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
+use tracing::{Instrument as _, Span, field::Empty};
 
 use self::{
     compact::Compaction,
-    session::{Arg, Columns, Database, DbError, DbResult, Session, rows},
+    session::{Arg, Columns, Database, DbError, DbResult, Session, Sql, rows},
     statements::Statements,
     writer::{Task, Writer},
 };
@@ -42,6 +43,7 @@ use super::{
     Batch, Page, Read, Size, Store, Tail, Write, Written,
     guess::Guess,
     journal::{Journal, Log},
+    queue::Asker,
 };
 use crate::{
     clock::SharedClock,
@@ -72,6 +74,8 @@ struct Inner<D> {
 #[derive(Debug)]
 struct Shared {
     name: Arc<str>,
+    /// The database's name in traces.
+    system: &'static str,
     clock: SharedClock,
     journal: Arc<Journal>,
     compacted: AtomicI64,
@@ -108,6 +112,7 @@ impl<D: Database> SqlStore<D> {
         let slot = clock.join(newest).map_err(|error| DbError::Failed(error.to_string()))?;
         let shared = Arc::new(Shared {
             name: name.into(),
+            system: dialect.system,
             journal: Arc::new(Journal::new(name, clock.clone(), slot, newest)),
             clock,
             compacted: AtomicI64::new(compacted),
@@ -177,7 +182,7 @@ impl<D: Database> Store for SqlStore<D> {
         if let Write::Txn { txn, .. } = &write {
             self.inner.shared.check_keys(txn)?;
         }
-        let (answer, written) = oneshot::channel();
+        let (answer, written) = Asker::new();
         self.ask(Task::Write(write, answer), written).await?
     }
 
@@ -188,6 +193,7 @@ impl<D: Database> Store for SqlStore<D> {
         shared.check_readable(read.revision)?;
         let (statements, read, revision) = (shared.clone(), read.clone(), read.revision);
         let is_short = read.range.as_single().is_some();
+        let span = shared.span("SELECT", reader::statement(&shared.statements, &read));
         let page = self.inner.database.read(
             is_short,
             Box::new(move |session| {
@@ -197,7 +203,8 @@ impl<D: Database> Store for SqlStore<D> {
                 })
             }),
         );
-        let page = page.await.map_err(|error| shared.error(error))?;
+        let page = page.instrument(span.clone()).await;
+        let page = page.map_err(|error| shared.error_in(&span, error))?;
         // Compaction may have dropped what was needed, while it was read.
         shared.check_readable(revision)?;
         Ok(page)
@@ -208,6 +215,7 @@ impl<D: Database> Store for SqlStore<D> {
         shared.wait_closed(revision).await?;
         shared.check_readable(revision)?;
         let (statements, range) = (shared.clone(), range.clone());
+        let span = shared.span("SELECT", reader::count_statement(&shared.statements, &range));
         let count = self.inner.database.read(
             range.as_single().is_some(),
             Box::new(move |session| {
@@ -217,7 +225,8 @@ impl<D: Database> Store for SqlStore<D> {
                 })
             }),
         );
-        let count = count.await.map_err(|error| shared.error(error))?;
+        let count = count.instrument(span.clone()).await;
+        let count = count.map_err(|error| shared.error_in(&span, error))?;
         shared.check_readable(revision)?;
         Ok(count)
     }
@@ -355,6 +364,39 @@ impl Shared {
     fn check_readable(&self, revision: Revision) -> Result<()> {
         let compacted = self.compacted.load(Ordering::Acquire);
         if revision < compacted { Err(StoreError::Compacted { compacted }) } else { Ok(()) }
+    }
+
+    /// The span of what is asked of the database, where that is for a request that is traced.
+    /// Arguments are no part of a statement.
+    fn span(&self, operation: &'static str, statement: &Sql) -> Span {
+        tracing::info_span!(
+            "sql",
+            otel.name = operation,
+            otel.kind = "client",
+            otel.status_code = Empty,
+            db.system = self.system,
+            db.query.text = &**statement,
+            pleach.route = &*self.name,
+        )
+    }
+
+    /// The span of a transaction for so many writes, likewise.
+    fn transaction_span(&self, writes: usize) -> Span {
+        tracing::info_span!(
+            "sql",
+            otel.name = "transaction",
+            otel.kind = "client",
+            otel.status_code = Empty,
+            db.system = self.system,
+            db.operation.batch.size = writes,
+            db.query.text = Empty,
+            pleach.route = &*self.name,
+        )
+    }
+
+    fn error_in(&self, span: &Span, error: DbError) -> StoreError {
+        span.record("otel.status_code", "ERROR");
+        self.error(error)
     }
 
     fn error(&self, error: DbError) -> StoreError {

@@ -110,6 +110,7 @@ impl Driver for Mysql {
 
     fn dialect(&self) -> Dialect {
         Dialect {
+            system: "mysql",
             prefix: self.database.table_prefix.clone(),
             has_numbers: false,
             rows: |columns| format!("VALUES [({})]", vec!["?"; columns].join(", ")),

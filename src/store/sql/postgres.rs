@@ -132,6 +132,7 @@ impl Driver for Postgres {
 
     fn dialect(&self) -> Dialect {
         Dialect {
+            system: "postgresql",
             prefix: self.database.table_prefix.clone(),
             has_numbers: true,
             rows: |columns| format!("SELECT * FROM unnest({})", vec!["?"; columns].join(", ")),

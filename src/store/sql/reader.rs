@@ -6,7 +6,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    session::{Arg, Columns, DbResult, Session, rows},
+    session::{Arg, Columns, DbResult, Session, Sql, rows},
     statements::Statements,
 };
 use crate::{
@@ -116,6 +116,22 @@ async fn leased_in(
     Ok(found)
 }
 
+/// What a page of a read is asked for with; keys that changed since are asked for one by one.
+pub(super) fn statement<'s>(statements: &'s Statements, read: &Read) -> &'s Sql {
+    if read.lease != 0 {
+        return &statements.leased;
+    }
+    let is_single = read.range.as_single().is_some();
+    match (is_single, read.range.end.is_some(), read.keys_only) {
+        (true, _, false) => &statements.key,
+        (true, _, true) => &statements.key_only,
+        (false, true, false) => &statements.page,
+        (false, true, true) => &statements.page_keys,
+        (false, false, false) => &statements.page_open,
+        (false, false, true) => &statements.page_keys_open,
+    }
+}
+
 /// One page of a read.
 pub(super) async fn page(
     session: &mut impl Session,
@@ -161,8 +177,8 @@ async fn scan(
     rows_max: usize,
 ) -> DbResult<(Vec<Live>, Option<Bytes>)> {
     let mut found = Vec::new();
+    let sql = statement(statements, read);
     if let Some(key) = read.range.as_single() {
-        let sql = if read.keys_only { &statements.key_only } else { &statements.key };
         let decode = if read.keys_only { live_key } else { live_row };
         found = rows(session, sql, &[Arg::Bytes(key)], decode).await?;
         found.retain(|live| !live.kv.is_tombstone() || live.kv.mod_revision > read.revision);
@@ -185,13 +201,10 @@ async fn scan(
     let (revision, limit) = (Arg::Int(read.revision), int(at_once));
     match &read.range.end {
         Some(end) => {
-            let sql = if read.keys_only { &statements.page_keys } else { &statements.page };
             let args = [Arg::Bytes(&read.range.start), Arg::Bytes(end), revision, limit];
             session.fetch(sql, &args, &mut each).await?;
         }
         None => {
-            let sql =
-                if read.keys_only { &statements.page_keys_open } else { &statements.page_open };
             let args = [Arg::Bytes(&read.range.start), revision, limit];
             session.fetch(sql, &args, &mut each).await?;
         }
@@ -217,6 +230,11 @@ async fn back(
     Ok(found.filter(|kv| !kv.is_tombstone()))
 }
 
+/// What a range is counted with.
+pub(super) fn count_statement<'s>(statements: &'s Statements, range: &KeyRange) -> &'s Sql {
+    if range.end.is_some() { &statements.count } else { &statements.count_open }
+}
+
 /// How many keys a range held at a revision.
 pub(super) async fn count(
     session: &mut impl Session,
@@ -229,14 +247,15 @@ pub(super) async fn count(
     }
     let at = Arg::Int(revision);
     let both = |columns: &dyn Columns| (columns.int(0), columns.int(1));
+    let sql = count_statement(statements, range);
     let counted = match &range.end {
         Some(end) => {
             let args = [at, at, Arg::Bytes(&range.start), Arg::Bytes(end)];
-            rows(session, &statements.count, &args, both).await?
+            rows(session, sql, &args, both).await?
         }
         None => {
             let args = [at, at, Arg::Bytes(&range.start)];
-            rows(session, &statements.count_open, &args, both).await?
+            rows(session, sql, &args, both).await?
         }
     };
     let (mut count, newer) = counted.first().copied().unwrap_or_default();

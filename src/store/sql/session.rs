@@ -108,6 +108,8 @@ pub trait Database: fmt::Debug + Send + Sync + 'static {
 /// How a database writes what databases write differently.
 #[derive(Clone, Debug)]
 pub struct Dialect {
+    /// The database's name in traces.
+    pub system: &'static str,
     /// What the names of the tables begin with, instead of `pleach_`.
     pub prefix: String,
     /// Whether placeholders are `$1`, `$2`, … and not `?`.

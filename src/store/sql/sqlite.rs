@@ -57,6 +57,7 @@ const SCHEMA: &str = "
 
 fn dialect() -> Dialect {
     Dialect {
+        system: "sqlite",
         prefix: "pleach_".to_owned(),
         has_numbers: false,
         // A call costs nothing here, so a statement takes one row at a time.

@@ -20,12 +20,13 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
+use tracing::{Instrument as _, Span};
 
 use super::{
     Shared,
     compact::Compaction,
     reader::{self, Live},
-    session::{Arg, DbError, DbResult, Session},
+    session::{Arg, DbError, DbResult, Session, Sql},
 };
 use crate::{
     model::{
@@ -33,7 +34,10 @@ use crate::{
         error::Result,
         txn::{Past, Place, Rows, Txn, delete_all, execute, in_range},
     },
-    store::{PAGE_ROWS_MAX, Read, Write, Written, queue},
+    store::{
+        PAGE_ROWS_MAX, Read, Write, Written,
+        queue::{self, Asker, shared_span},
+    },
 };
 
 /// The most writes in one commit. What waits longer than one commit is what the queue holds.
@@ -101,7 +105,7 @@ struct Run {
 
 /// An answer that waits for the commit.
 enum Answer {
-    Written(oneshot::Sender<Result<Written>>, Result<Written>),
+    Written(Asker<Result<Written>>, Result<Written>),
     Done(oneshot::Sender<Result<()>>),
 }
 
@@ -187,7 +191,13 @@ impl<S: Session> Writer<S> {
             answers: Vec::with_capacity(tasks.len()),
             next_seq: self.next_seq,
         };
-        match self.attempt(tasks, &mut batch).await {
+        let span = shared_span(&tasks, || self.shared.transaction_span(tasks.len()));
+        let attempted = self.attempt(tasks, &mut batch).instrument(span.clone()).await;
+        if attempted.is_err() {
+            span.record("otel.status_code", "ERROR");
+        }
+        drop(span);
+        match attempted {
             Ok(()) => self.conclude(batch),
             Err(Failure::Before(error)) => {
                 self.refuse(batch, &error);
@@ -504,10 +514,13 @@ impl<S: Session> Writer<S> {
 
     /// Writes what the batch changed, and commits.
     async fn write(&mut self, batch: &mut Batch) -> Result<(), Failure> {
+        let statements = &self.shared.statements;
         if batch.run.commits.is_empty() && batch.work.is_empty() {
+            note_statements(&[&statements.each_key], "ROLLBACK");
             self.session.rollback().await;
             return Ok(());
         }
+        note_statements(&[&statements.put_log, &statements.put_key], "COMMIT");
         batch.next_seq = self.write_commits(&batch.run).await.map_err(Failure::Before)?;
         self.write_work(&batch.work).await.map_err(Failure::Before)?;
         self.session.commit().await.map_err(Failure::Within)
@@ -570,6 +583,16 @@ impl<S> Drop for Writer<S> {
     fn drop(&mut self) {
         self.shared.journal.abort();
     }
+}
+
+/// Says in the span at hand what is done in the transaction, and how it ends.
+fn note_statements(statements: &[&Sql], end: &'static str) {
+    let span = Span::current();
+    if span.is_none() {
+        return;
+    }
+    let texts: Vec<&str> = statements.iter().map(|sql| &***sql).chain([end]).collect();
+    span.record("db.query.text", texts.join("; "));
 }
 
 /// What a batch does beside changing keys.

@@ -1,0 +1,83 @@
+//! The log: a line on standard error for each event, with the trace of the request that it is about.
+
+use std::{fmt, io::IsTerminal as _};
+
+use tracing::{Event, Subscriber, level_filters::LevelFilter};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{FilterExt as _, filter_fn},
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::{Format, Json, Writer},
+    },
+    registry::LookupSpan,
+};
+
+use super::traces::is_ours;
+use crate::wire::trace;
+
+/// Lines of text, with the trace before what is said.
+struct Text(Format);
+
+/// Objects, with the trace as their first member.
+struct Objects(Format<Json>);
+
+/// A log of what passes `level`.
+pub(super) fn layer<S>(level: EnvFilter, is_json: bool) -> impl Layer<S>
+where
+    S: Subscriber + for<'s> LookupSpan<'s>,
+{
+    // Our spans are there for traces alone: a log at any level makes none of them.
+    let others = filter_fn(|metadata| !is_ours(metadata));
+    let filter = level.and(others.with_max_level_hint(LevelFilter::TRACE));
+    let log = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match is_json {
+        true => log.json().event_format(Objects(Format::default().json())).boxed(),
+        false => log.event_format(Text(Format::default())).boxed(),
+    }
+    .with_filter(filter)
+}
+
+/// The trace of the request at hand, where it is traced.
+fn trace_id() -> Option<String> {
+    let context = trace::Context::current_or(None)?;
+    context.parent.split('-').nth(1).map(str::to_owned)
+}
+
+impl<S, N> FormatEvent<S, N> for Text
+where
+    S: Subscriber + for<'s> LookupSpan<'s>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        if let Some(id) = trace_id() {
+            write!(writer, "trace_id={id} ")?;
+        }
+        self.0.format_event(context, writer, event)
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Objects
+where
+    S: Subscriber + for<'s> LookupSpan<'s>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let Some(id) = trace_id() else { return self.0.format_event(context, writer, event) };
+        let mut object = String::new();
+        self.0.format_event(context, Writer::new(&mut object), event)?;
+        write!(writer, "{{\"trace_id\":\"{id}\",{}", object.trim_start_matches('{'))
+    }
+}

@@ -1,0 +1,82 @@
+//! What a node tells those who run it: a log, and traces where somebody takes them.
+//!
+//! All other layers speak to `tracing`; here is who listens. Without a receiver of traces no span is
+//! made. With one, spans are made for the requests that are traced and for no others; they wait in a
+//! queue of bounded length for a thread that sends them, and are dropped where it is full: no request
+//! ever waits for its trace.
+
+mod log;
+mod traces;
+
+use tracing_subscriber::{
+    EnvFilter,
+    layer::SubscriberExt as _,
+    util::{SubscriberInitExt as _, TryInitError},
+};
+
+use self::traces::Traces;
+
+/// What is told, and where.
+#[derive(Debug)]
+pub struct Options<'a> {
+    /// The node's name.
+    pub name: &'a str,
+    /// What is logged: a filter of tracing's.
+    pub log_level: &'a str,
+    /// Whether each line of the log is JSON.
+    pub is_json: bool,
+    /// Where traces are sent, if anywhere.
+    pub receiver: Option<&'a str>,
+    /// The share of requests that are traced of those that come without a trace.
+    pub ratio: f64,
+}
+
+/// Why nothing can be told.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The filter can't be read.
+    #[error("--log-level {0}: {1}")]
+    Level(String, tracing_subscriber::filter::ParseError),
+    /// The address of the receiver can't be used. It may hold a secret, and is not shown.
+    #[error("--otlp-endpoint: {0}; expected http://HOST:PORT, as http://localhost:4317")]
+    Receiver(String),
+    /// The process has a log already.
+    #[error("the log could not be started: {0}")]
+    Taken(#[from] TryInitError),
+}
+
+/// What is told, for as long as this is kept.
+#[derive(Debug)]
+pub struct Telemetry {
+    traces: Option<Traces>,
+}
+
+// === impl Telemetry ===
+
+impl Telemetry {
+    /// Begins to tell. Call it in a runtime, which the traces are sent in.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(options: &Options<'_>) -> Result<Self, StartError> {
+        let level = EnvFilter::try_new(options.log_level);
+        let level =
+            level.map_err(|error| StartError::Level(options.log_level.to_owned(), error))?;
+        let connect = |receiver| Traces::connect(options.name, receiver, options.ratio);
+        let traces = options.receiver.map(connect).transpose().map_err(StartError::Receiver)?;
+        let spans = traces.as_ref().map(Traces::layer);
+        let log = log::layer(level, options.is_json);
+        tracing_subscriber::registry().with(spans).with(log).try_init()?;
+        if let Some(traces) = &traces {
+            traces.collect();
+        }
+        Ok(Self { traces })
+    }
+
+    /// Sends what waits, for a short time at most.
+    pub fn end(self) {
+        if let Some(traces) = self.traces {
+            traces.end();
+        }
+    }
+}
