@@ -321,8 +321,9 @@ impl Run<'_> {
             let told = watcher.stretches.last().map_or(0, |stretch| stretch.told);
             // Who wants no deletions hears of the last change by a progress notification.
             if told < last {
-                let name = NODES[watcher.node].name;
-                open.push(format!("a watcher of {:?} at {name} has {told}", watcher.range));
+                let (name, range) = (NODES[watcher.node].name, &watcher.range);
+                let filter = if watcher.no_delete { " but for deletions" } else { "" };
+                open.push(format!("a watcher of {range:?}{filter} at {name} has {told} of {last}"));
             }
         }
         for clients in CLIENTS.iter().filter(|clients| clients.readers > 0) {
