@@ -234,6 +234,10 @@ impl Store for Router {
         Ok(try_join_all(presents).await?.into_iter().max().unwrap_or(0))
     }
 
+    fn is_own(&self) -> bool {
+        self.stores().all(|store| store.is_own())
+    }
+
     fn check_resumed(&self, after: Revision) -> Result<()> {
         self.stores().try_for_each(|store| store.check_resumed(after))
     }

@@ -117,6 +117,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Whether all its numbers are of this node's clock, so that what comes next is above all shown.
+    fn is_own(&self) -> bool {
+        self.presence().is_none()
+    }
+
     /// Whether a watch may go on behind `after`: all at or below was given out with every store there.
     ///
     /// # Errors

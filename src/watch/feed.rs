@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -19,6 +19,9 @@ use crate::{
     model::{Commit, KeyRange, Revision, StoreError, error::Result},
     store::{Batch, Late, Store, Tail},
 };
+
+/// How long a watch that begins, or reads the log, waits for stores to close what was shown.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long a feed waits before it follows a log again that broke off.
 const RESUME_AFTER: Duration = Duration::from_millis(100);
@@ -104,6 +107,26 @@ impl Feed {
     /// The log behind `after`, for who catches up.
     pub(super) fn tail(&self, after: Revision) -> Tail {
         self.store.tail(after)
+    }
+
+    /// Behind which revision a watch begins that wants what comes from now on. Numbers of other nodes
+    /// may be below what was shown here: they close that first, or, where they can't, the watch begins
+    /// behind all that they have closed.
+    pub(super) async fn now(&self) -> Revision {
+        let shown = self.clock.shown();
+        if self.store.is_own() || timeout(CLOSE_WITHIN, self.close(shown)).await == Ok(true) {
+            return shown;
+        }
+        self.lock().closed.min(shown)
+    }
+
+    /// Has the store close what was shown, so that whoever reads its log hears how far it is.
+    pub(super) async fn close_shown(&self) {
+        let _ = timeout(CLOSE_WITHIN, self.close(self.clock.shown())).await;
+    }
+
+    async fn close(&self, revision: Revision) -> bool {
+        self.store.sync(revision, 0).await.is_ok()
     }
 
     /// Up to where a piece of the log is complete, as far as clients may hear of it.

@@ -223,8 +223,11 @@ impl Stream {
             return self.send(Response::Refused { revision, reason }).await;
         }
         let watcher = self.choose_id(create.watcher);
+        let start = match create.start {
+            0 => self.hub.feed(&create.range).now().await + 1,
+            start => start,
+        };
         self.send(Response::Created { watcher, revision }).await?;
-        let start = if create.start == 0 { revision + 1 } else { create.start };
         let Create { range, filters, wants_progress, prev_kv, fragment, .. } = create;
         let wanted = Wanted { range, filters, prev_kv, fragment };
         let state = State::Ended;
@@ -544,6 +547,7 @@ impl Reading {
                 // A store is away that only knows what comes next: others may have their turn.
                 Err(_) => drop(turn),
             }
+            self.feed.close_shown().await;
             sleep(TURN_TIME_MAX).await;
         };
         if self.misses(&batch.late) {

@@ -401,6 +401,16 @@ impl Cursor {
         }
     }
 
+    /// Has the child say how far it is, also where nothing happens there.
+    fn ask_how_far(&self) {
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let request = pb::SyncRequest { revision: shared.clock().shown(), ahead: 0 };
+            // Where it can't, the log waits for what it can't close either.
+            let _ = shared.asked(false, shared.wire.sync(request)).await;
+        });
+    }
+
     /// Asks for the log behind the position, as soon as the child is there.
     async fn open_past(&mut self) -> Result<()> {
         loop {
@@ -410,6 +420,7 @@ impl Cursor {
             match self.shared.follow_from(self.position.after, false).await {
                 Ok(past) => {
                     (self.position, self.past) = (position, Some(past));
+                    self.ask_how_far();
                     return Ok(());
                 }
                 Err(WireError::Said(error @ StoreError::Compacted { .. })) => return Err(error),
