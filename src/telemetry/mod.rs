@@ -64,11 +64,15 @@ impl Telemetry {
             level.map_err(|error| StartError::Level(options.log_level.to_owned(), error))?;
         let connect = |receiver| Traces::connect(options.name, receiver, options.ratio);
         let traces = options.receiver.map(connect).transpose().map_err(StartError::Receiver)?;
-        let spans = traces.as_ref().map(Traces::layer);
-        let log = log::layer(level, options.is_json);
-        tracing_subscriber::registry().with(spans).with(log).try_init()?;
-        if let Some(traces) = &traces {
-            traces.collect();
+        let registry = tracing_subscriber::registry();
+        // Not an `Option` of a layer: without one, what the log refuses would be asked for each time.
+        match &traces {
+            Some(traces) => {
+                let log = log::layer(level, options.is_json);
+                registry.with(traces.layer()).with(log).try_init()?;
+                traces.collect();
+            }
+            None => registry.with(log::layer(level, options.is_json)).try_init()?,
         }
         Ok(Self { traces })
     }

@@ -72,19 +72,28 @@ pub fn begin(came: Option<Context>, make: impl FnOnce() -> Span) -> (Span, Optio
     }
 }
 
+/// A part of what is done for the request at hand, where that is traced. A filter alone would not do:
+/// the registry makes spans that every one of its layers refuses.
+pub fn within(make: impl FnOnce() -> Span) -> Span {
+    let is_traced = COLLECTOR.get().is_some() && !Span::current().is_none();
+    if is_traced { make() } else { Span::none() }
+}
+
 /// A call to another process, where its request is traced; `route` is the store that it is for.
 pub fn calling(route: &str, service: &'static str, method: &'static str) -> Span {
-    tracing::info_span!(
-        "calling",
-        otel.name = %format_args!("{service}/{method}"),
-        otel.kind = "client",
-        otel.status_code = Empty,
-        rpc.system = "grpc",
-        rpc.service = service,
-        rpc.method = method,
-        rpc.grpc.status_code = Empty,
-        pleach.route = route,
-    )
+    within(|| {
+        tracing::info_span!(
+            "calling",
+            otel.name = %format_args!("{service}/{method}"),
+            otel.kind = "client",
+            otel.status_code = Empty,
+            rpc.system = "grpc",
+            rpc.service = service,
+            rpc.method = method,
+            rpc.grpc.status_code = Empty,
+            pleach.route = route,
+        )
+    })
 }
 
 /// Notes how a call ended that others did.

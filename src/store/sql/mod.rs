@@ -48,6 +48,7 @@ use super::{
 use crate::{
     clock::SharedClock,
     model::{KeyRange, Revision, StoreError, error::Result, txn::Txn},
+    wire::trace,
 };
 
 /// The most writes that wait for the writer; who comes later waits to be let in.
@@ -369,15 +370,17 @@ impl Shared {
     /// The span of what is asked of the database, where that is for a request that is traced.
     /// Arguments are no part of a statement.
     fn span(&self, operation: &'static str, statement: &Sql) -> Span {
-        tracing::info_span!(
-            "sql",
-            otel.name = operation,
-            otel.kind = "client",
-            otel.status_code = Empty,
-            db.system = self.system,
-            db.query.text = &**statement,
-            pleach.route = &*self.name,
-        )
+        trace::within(|| {
+            tracing::info_span!(
+                "sql",
+                otel.name = operation,
+                otel.kind = "client",
+                otel.status_code = Empty,
+                db.system = self.system,
+                db.query.text = &**statement,
+                pleach.route = &*self.name,
+            )
+        })
     }
 
     /// The span of a transaction for so many writes, likewise.
