@@ -1,6 +1,6 @@
 //! What the tests that run real processes share: processes, peers, the server under test, database
-//! servers and etcds to be its stores, a proxy that breaks their connections, a small HTTP
-//! client, a random generator and a Kubernetes control plane.
+//! servers and etcds to be its stores, nodes to be its children, a proxy that breaks their
+//! connections, a small HTTP client, a random generator and a Kubernetes control plane.
 #![allow(dead_code, reason = "each test takes only the pieces it needs")]
 
 pub(crate) mod certificates;
@@ -16,3 +16,4 @@ pub(crate) mod proxy;
 pub(crate) mod rng;
 pub(crate) mod server;
 pub(crate) mod tmpfs;
+pub(crate) mod tree;
