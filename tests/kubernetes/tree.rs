@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use etcd_client::{Client, GetOptions};
-use futures::future::try_join;
+use futures::future::try_join3;
 use http::{Method, StatusCode};
 use serde_json::json;
 
@@ -150,28 +150,27 @@ pub(crate) async fn tenant_is_cut_off(
     let tree = root.server.tree()?;
     tree.cut_off_tenant_a().await?;
     let begin = Instant::now();
-    try_join(its_objects_are_refused(root), its_objects_are_refused(region)).await?;
     if changes {
         let mut tenant = Box::pin(Client::connect([tree.tenant_a.url()], None)).await?;
         let key = format!("{}{TEAM_A}/{VICTIM}", PODS.key_prefix);
         ensure!(tenant.delete(key, None).await?.deleted() == 1, "the tenant has the pod");
-        let pods = writers.iter().find(|writer| writer.resource.plural == PODS.plural);
-        eventually("writes of the tenant's objects are refused", DEADLINE, async || {
-            let refused = pods.map_or(0, |pods| pods.progress.refused.load(Ordering::Relaxed));
-            ensure!(refused > 0, "all are taken");
-            Ok(())
-        })
-        .await?;
     }
-    others_flow_on(&writers).await?;
-    let flowed = begin.elapsed();
+    let flowing = async {
+        others_flow_on(&writers).await?;
+        Ok(begin.elapsed())
+    };
+    let (_, _, flowed) =
+        try_join3(its_objects_are_refused(root), its_objects_are_refused(region), flowing).await?;
     lists_are_whole_or_an_error(root, &kept).await?;
-    eventually("the tenant is away for some time", DEADLINE, async || {
+    eventually("it was away for long enough", DEADLINE, async || {
         ensure!(begin.elapsed() >= CUT, "it was cut off {:?} ago", begin.elapsed());
-        lists_are_whole_or_an_error(root, &kept).await
+        Ok(())
     })
     .await?;
     others_flow_on(&writers).await?;
+    let refused = |writer: &&Writer| writer.progress.refused.load(Ordering::Relaxed) > 0;
+    let refused: Vec<_> = writers.iter().filter(refused).map(|it| it.resource.plural).collect();
+    ensure!(refused == if changes { vec![PODS.plural] } else { vec![] }, "refused: {refused:?}");
 
     tree.mend().await?;
     let mended = Instant::now();
