@@ -21,6 +21,8 @@ mod restart;
 #[path = "kubernetes/stores.rs"]
 mod stores;
 mod support;
+#[path = "kubernetes/tree.rs"]
+mod tree;
 #[path = "kubernetes/witness.rs"]
 mod witness;
 #[path = "kubernetes/workloads.rs"]
@@ -30,8 +32,13 @@ use std::{future::Future, time::Instant};
 
 use anyhow::{Context as _, Result};
 use restart::Blow;
-use support::{controlplane::ControlPlane, process::Signal, server::Flavour};
+use support::{
+    controlplane::ControlPlane,
+    process::Signal,
+    server::{Child, Flavour},
+};
 use tokio::sync::Mutex;
+use tree::Meanwhile;
 
 /// One control plane keeps a small machine busy, so the tests of this file take turns.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
@@ -61,6 +68,15 @@ async fn kubernetes_lives_on_a_node_with_stores_in_databases() {
         return;
     }
     tell_the_story_to(Flavour::MixedStores).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubernetes_lives_at_the_root_of_a_tree() {
+    if Flavour::etcd_is_asked_for() {
+        eprintln!("etcd has no children: the first test tells it the story");
+        return;
+    }
+    tell_the_story_to(Flavour::Tree).await;
 }
 
 async fn tell_the_story_to(flavour: Flavour) {
@@ -103,6 +119,9 @@ async fn story(plane: &mut ControlPlane) -> Result<()> {
         let purpose = format!("watches survive a kill and restart of server {at} of a route");
         phase(&purpose, restart::watches_survive(plane, Blow::Behind(at))).await?;
     }
+    if plane.server.flavour() == Flavour::Tree {
+        Box::pin(story_of_a_tree(plane)).await?;
+    }
     let old_page = compaction::remember_a_page(plane).await?;
     phase("the lease is renewed after that, too", workloads::lease_is_renewed(plane)).await?;
     phase("10,000 objects are made and listed", bulk::ten_thousand_objects(plane)).await?;
@@ -111,6 +130,23 @@ async fn story(plane: &mut ControlPlane) -> Result<()> {
     phase("the API server compacts past the restarts", compaction::advances(plane, &old_page))
         .await?;
     phase("a new API server reads all", bulk::a_new_api_server_reads_all(plane)).await
+}
+
+async fn story_of_a_tree(plane: &mut ControlPlane) -> Result<()> {
+    phase("each node holds its own keys", tree::each_node_holds_its_own_keys(plane.server.tree()?))
+        .await?;
+    for child in [Child::RegionA, Child::TenantA] {
+        let purpose = format!("watches survive a kill and restart of {child:?}");
+        phase(&purpose, restart::watches_survive(plane, Blow::Child(child))).await?;
+    }
+    let region = phase("a region gets an API server of its own", tree::start_region(plane)).await?;
+    phase("what either API server writes, both show", tree::api_servers_agree(plane, &region))
+        .await?;
+    for meanwhile in [Meanwhile::Nothing, Meanwhile::Changes] {
+        let purpose = format!("a tenant is cut off and returns; meanwhile: {meanwhile:?}");
+        phase(&purpose, tree::tenant_is_cut_off(plane, &region, meanwhile)).await?;
+    }
+    Ok(())
 }
 
 /// Says what is going to be shown, and afterwards how long it took.

@@ -135,7 +135,8 @@ impl SharedClock {
         clock.limit().max(wanted) + 2 * low_water(clock.lane())
     }
 
-    /// [`SharedClock::observe`] that waits until enough is reserved. Call it where somebody reserves.
+    /// [`SharedClock::observe`] that waits until enough is reserved for it and for the writes that
+    /// follow, which do not wait. Call it where somebody reserves.
     ///
     /// # Errors
     /// For what is no revision.
@@ -144,13 +145,24 @@ impl SharedClock {
             let reserved = self.0.closed_more.notified();
             tokio::pin!(reserved);
             reserved.as_mut().enable();
-            match self.observe(revision) {
-                Err(full) if revision >= REVISION_MAX - 1 => return Err(full),
-                Err(_) => self.want(revision),
-                Ok(()) => return Ok(()),
+            if revision >= REVISION_MAX - 1 || self.has_room_above(revision) {
+                return self.observe(revision);
             }
+            self.want(revision);
             reserved.await;
         }
+    }
+
+    /// Whether writes find numbers between there and the limit, which others' numbers come near
+    /// without a write.
+    fn has_room_above(&self, revision: Revision) -> bool {
+        let clock = self.lock();
+        let left = clock.limit() - clock.now().max(revision);
+        let low = low_water(clock.lane());
+        if left < low {
+            self.0.ran_low.notify_one();
+        }
+        left >= low / 2 || clock.limit() == REVISION_MAX - 1
     }
 
     fn want(&self, limit: Revision) {
@@ -239,5 +251,25 @@ impl SharedClock {
             }
             notified.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_taken_up_leaves_room_for_the_writes_that_follow() {
+        let clock = SharedClock::new(Clock::new(0, 1_000, Lane::ALL));
+        let store = clock.add_store();
+        let reserving = clock.clone();
+        tokio::spawn(async move {
+            loop {
+                reserving.runs_low().await;
+                reserving.reserve(reserving.to_reserve());
+            }
+        });
+        clock.take_up(1_000).await.expect("more is reserved");
+        assert_eq!(clock.allocate(store), Ok(1_001));
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -29,14 +29,23 @@ pub(crate) struct Seen {
     pub(crate) revision: u64,
 }
 
-/// What a witness knows: the list it began with, and each event since.
+/// What a witness knows: the list it began with, each event since, and each list it had to make anew.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    base: BTreeMap<String, u64>,
+    pub(crate) lists: Vec<List>,
     pub(crate) events: Vec<Seen>,
     /// How often the watch ended and was taken up again where it had ended.
     pub(crate) resumed: usize,
     broken: Option<String>,
+}
+
+/// All objects as of a revision.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct List {
+    pub(crate) revision: u64,
+    pub(crate) objects: BTreeMap<String, u64>,
+    /// Up to where the watch had come that this list took the place of.
+    pub(crate) after: u64,
 }
 
 pub(crate) struct Witness {
@@ -52,9 +61,9 @@ impl Witness {
     /// Lists the objects of all namespaces, and watches from there.
     pub(crate) async fn of(resource: Resource, api: Api) -> Result<Self> {
         let path = resource.everywhere();
-        let list = api.get(&path).await?;
-        let from = revision(&list)?;
-        let history = History { base: revisions_by_name(&list)?, ..History::default() };
+        let list = List::of(api, &path, 0).await?;
+        let from = list.revision;
+        let history = History { lists: vec![list], ..History::default() };
         let history = Arc::new(Mutex::new(history));
         let task = tokio::spawn(follow(api, path.clone(), from, Arc::clone(&history)));
         Ok(Self { api, path, history, task })
@@ -63,25 +72,27 @@ impl Witness {
     /// Waits until the witness has been shown all that a list shows now, and checks that replaying
     /// its events gives exactly that list.
     pub(crate) async fn agrees_with_a_list(&self) -> Result<History> {
-        let list = self.api.get(&self.path).await?;
-        let listed = revisions_by_name(&list)?;
-        let at = revision(&list)?;
+        let mut list = List::default();
         let what = format!("the watch of {} shows what the list shows", self.path);
         eventually(&what, Duration::from_secs(30), async || {
             let history = self.history();
-            let replayed = history.replay_until(at)?;
-            for (name, revision) in &listed {
+            // What it had to list anew says nothing of the time before.
+            if history.newest_list()?.revision > list.revision {
+                list = List::of(self.api, &self.path, 0).await?;
+            }
+            let replayed = history.replay_until(list.revision)?;
+            for (name, revision) in &list.objects {
                 let shown = replayed.get(name);
                 ensure!(shown == Some(revision), "{name} of revision {revision}: {shown:?}");
             }
-            let gone = replayed.keys().find(|name| !listed.contains_key(*name));
+            let gone = replayed.keys().find(|name| !list.objects.contains_key(*name));
             ensure!(gone.is_none(), "{gone:?} is gone, but no event said so");
             Ok(history)
         })
         .await
     }
 
-    fn history(&self) -> History {
+    pub(crate) fn history(&self) -> History {
         self.history.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -92,9 +103,33 @@ impl Drop for Witness {
     }
 }
 
+// === impl List ===
+
+impl List {
+    async fn of(api: Api, path: &str, after: u64) -> Result<Self> {
+        let list = api.get(path).await?;
+        Ok(Self { revision: revision(&list)?, objects: revisions_by_name(&list)?, after })
+    }
+}
+
 // === impl History ===
 
 impl History {
+    /// The lists that were made since the watch could not be taken up where it had ended.
+    pub(crate) fn relists(&self) -> &[List] {
+        self.lists.get(1..).unwrap_or_default()
+    }
+
+    fn newest_list(&self) -> Result<&List> {
+        self.lists.last().context("a history begins with a list")
+    }
+
+    /// Up to where it shows all there was.
+    pub(crate) fn position(&self) -> u64 {
+        let list = self.lists.last().map_or(0, |list| list.revision);
+        self.events.last().map_or(list, |seen| seen.revision.max(list))
+    }
+
     /// How many events of a kind there were in a namespace.
     pub(crate) fn count(&self, change: Change, namespace: &str) -> usize {
         let within = |seen: &Seen| seen.name.split_once('/').is_some_and(|(of, _)| of == namespace);
@@ -112,8 +147,11 @@ impl History {
         if let Some(reason) = &self.broken {
             bail!("the watch broke: {reason}");
         }
-        let mut state = self.base.clone();
-        for seen in self.events.iter().filter(|seen| seen.revision <= revision) {
+        let list = self.newest_list()?;
+        ensure!(list.revision <= revision, "it was listed anew at {}", list.revision);
+        let mut state = list.objects.clone();
+        let since = list.revision + 1..=revision;
+        for seen in self.events.iter().filter(|seen| since.contains(&seen.revision)) {
             let before = match seen.change {
                 Change::Deleted => state.remove(&seen.name),
                 Change::Added | Change::Modified => state.insert(seen.name.clone(), seen.revision),
@@ -122,6 +160,14 @@ impl History {
             ensure!(fits, "{seen:?} does not follow from {before:?}");
         }
         Ok(state)
+    }
+
+    /// Goes on from a list.
+    fn begin_anew(&mut self, list: List, position: &mut u64) -> Result<()> {
+        ensure!(list.revision >= *position, "a list of {} comes after {position}", list.revision);
+        *position = list.revision;
+        self.lists.push(list);
+        Ok(())
     }
 
     /// Takes in one line of the watch; `position` is the revision up to which all was shown.
@@ -147,21 +193,38 @@ impl History {
     }
 }
 
-/// Watches for ever, and takes up a watch that ended where it ended, as every client does.
+/// Watches for ever, as every client does: a watch that ended is taken up where it ended, and where
+/// that is refused, since changes were passed over, all is listed anew.
 async fn follow(api: Api, path: String, mut position: u64, history: Arc<Mutex<History>>) {
     let locked = || history.lock().unwrap_or_else(PoisonError::into_inner);
+    // How often it has ended since it last showed anything.
+    let mut ended = 0;
     loop {
         let query = format!("?watch=1&allowWatchBookmarks=true&resourceVersion={position}");
+        let mut is_expired = false;
         if let Ok(mut lines) = api.watch(&format!("{path}{query}")).await {
             while let Ok(Some(line)) = lines.next().await {
-                let taken = locked().take_in(&line, &mut position);
-                if let Err(reason) = taken {
-                    locked().broken = Some(format!("{reason:#}"));
+                is_expired = line["type"] == "ERROR" && line["object"]["reason"] == "Expired";
+                if is_expired {
+                    break;
+                }
+                let mut history = locked();
+                history.resumed += std::mem::take(&mut ended);
+                if let Err(reason) = history.take_in(&line, &mut position) {
+                    history.broken = Some(format!("{reason:#}"));
                     return;
                 }
             }
         }
-        locked().resumed += 1;
+        if is_expired && let Ok(list) = List::of(api, &path, position).await {
+            if let Err(reason) = locked().begin_anew(list, &mut position) {
+                locked().broken = Some(format!("{reason:#}"));
+                return;
+            }
+            ended = 0;
+            continue;
+        }
+        ended += 1;
         // The API server may be without its store: asking it without a pause would only load it.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -42,6 +42,15 @@ pub(crate) struct ControlPlane {
 impl ControlPlane {
     /// Writes keys and configuration. Nothing runs yet.
     pub(crate) fn new(flavour: Flavour) -> Result<Self> {
+        Self::on(|folder| Server::new(flavour, folder))
+    }
+
+    /// One on a server that somebody else has started, such as the node of a tree.
+    pub(crate) fn at(url: &str) -> Result<Self> {
+        Self::on(|folder| Server::borrowed(url, folder))
+    }
+
+    fn on(server: impl FnOnce(&Path) -> Result<Server>) -> Result<Self> {
         let folder = TempDir::with_prefix("pleach-kubernetes-")?;
         let secure_port = free_port()?;
         let proxy_port = free_port()?;
@@ -54,7 +63,7 @@ impl ControlPlane {
             proxy: None,
             controllers: None,
             apiserver: None,
-            server: Server::new(flavour, folder.path())?,
+            server: server(folder.path())?,
             api: Api::at_port(proxy_port),
             secure_port,
             proxy_port,

@@ -1,6 +1,7 @@
 //! What the tests that run real processes share: processes, peers, the server under test, database
-//! servers and etcds to be its stores, a receiver of its traces, a proxy that breaks their connections,
-//! what watches tell, a small HTTP client, a random generator and a Kubernetes control plane.
+//! servers and etcds to be its stores, nodes to be its children, a receiver of its traces, a proxy that
+//! breaks their connections, what watches tell, a small HTTP client, a random generator and a
+//! Kubernetes control plane.
 #![allow(dead_code, reason = "each test takes only the pieces it needs")]
 
 pub(crate) mod certificates;
@@ -18,3 +19,4 @@ pub(crate) mod proxy;
 pub(crate) mod rng;
 pub(crate) mod server;
 pub(crate) mod tmpfs;
+pub(crate) mod tree;

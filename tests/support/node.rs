@@ -50,13 +50,18 @@ impl Node {
     }
 
     /// Gives it a route for each prefix and endpoint.
-    pub(crate) fn with_routes_to(mut self, routes: &[(&str, String)]) -> Result<Self> {
+    pub(crate) fn with_routes_to(self, routes: &[(&str, String)]) -> Result<Self> {
         let mut text = String::from("backends:\n");
         for (index, (prefix, endpoint)) in routes.iter().enumerate() {
             text += &format!("- name: store-{index}\n  endpoint: {endpoint}\n");
             text += &format!("  prefix:\n    prefix: {prefix}\n");
         }
-        self.set_topology(&text)?;
+        self.with_topology(&text)
+    }
+
+    /// Gives it a topology file of its own.
+    pub(crate) fn with_topology(mut self, text: &str) -> Result<Self> {
+        self.set_topology(text)?;
         Ok(self)
     }
 

@@ -1,4 +1,4 @@
-//! The etcd server under test: real etcd, which is the reference, or a Pleach node.
+//! The etcd server under test: real etcd, which is the reference, a Pleach node, or the root of a tree.
 
 use std::{
     env, fs,
@@ -11,8 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 use super::{
     databases::{self, DatabaseServer},
     etcd::Etcd,
+    node::Node,
     peers::{free_port, peer},
     process::{Process, Signal, eventually},
+    tree::Tree,
 };
 
 /// The name of each route's database.
@@ -28,6 +30,10 @@ pub(crate) enum Flavour {
     /// The same, with the pods in PostgreSQL, the leases in MariaDB, and what else a second namespace
     /// has in a plain etcd.
     MixedStores,
+    /// The root of a [`Tree`].
+    Tree,
+    /// Whatever serves there already, which is somebody else's.
+    Borrowed,
 }
 
 /// A server that can be stopped, and started again on the same port and data.
@@ -38,12 +44,20 @@ pub(crate) struct Server {
     peer_url: String,
     process: Option<Process>,
     behind: Vec<Behind>,
+    tree: Option<Tree>,
 }
 
 /// What has the keys of a route.
 pub(crate) enum Behind {
     Database(DatabaseServer),
     Etcd(Etcd),
+}
+
+/// A child whose keys only are refused while it is away.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Child {
+    RegionA,
+    TenantA,
 }
 
 // === impl Flavour ===
@@ -64,13 +78,20 @@ impl Server {
             let file = |name: &str| format!("sqlite://{}/{name}.db", folder.display());
             write_topology(folder, &file("pods"), &file("leases"), None)?;
         }
+        let client_url = format!("http://127.0.0.1:{}", free_port()?);
+        Ok(Self { flavour, client_url, ..Self::borrowed("", folder)? })
+    }
+
+    /// The server of that URL, which somebody else has started.
+    pub(crate) fn borrowed(client_url: &str, folder: &Path) -> Result<Self> {
         Ok(Self {
-            flavour,
+            flavour: Flavour::Borrowed,
             folder: folder.to_owned(),
-            client_url: format!("http://127.0.0.1:{}", free_port()?),
+            client_url: client_url.to_owned(),
             peer_url: format!("http://127.0.0.1:{}", free_port()?),
             process: None,
             behind: Vec::new(),
+            tree: None,
         })
     }
 
@@ -92,6 +113,11 @@ impl Server {
                 self.start_behind().await?;
                 self.start_pleach()?
             }
+            Flavour::Tree => {
+                self.start_tree().await?;
+                self.start_pleach()?
+            }
+            Flavour::Borrowed => return Ok(()),
         };
         let process = self.process.insert(process);
         let endpoint = &self.client_url;
@@ -110,6 +136,10 @@ impl Server {
     }
 
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
+        if self.flavour == Flavour::Borrowed {
+            return Ok(());
+        }
+        self.tree.as_mut().map_or(Ok(()), Tree::ensure_running)?;
         self.process.as_mut().context("the server does not run")?.ensure_running()
     }
 
@@ -138,6 +168,29 @@ impl Server {
         &mut self.behind
     }
 
+    /// The nodes below the root; they run as long as this server is kept.
+    async fn start_tree(&mut self) -> Result<()> {
+        if self.tree.is_none() {
+            let tree = Box::pin(Tree::start(&self.folder)).await?;
+            fs::write(self.folder.join("topology.yaml"), tree.routes())?;
+            self.tree = Some(tree);
+        }
+        Ok(())
+    }
+
+    /// What is below the root of [`Flavour::Tree`].
+    pub(crate) fn tree(&self) -> Result<&Tree> {
+        self.tree.as_ref().context("there is no tree")
+    }
+
+    pub(crate) fn child(&mut self, child: Child) -> Result<&mut Node> {
+        let tree = self.tree.as_mut().context("there is no tree")?;
+        Ok(match child {
+            Child::RegionA => &mut tree.region_a,
+            Child::TenantA => &mut tree.tenant_a,
+        })
+    }
+
     fn start_etcd(&self) -> Result<Process> {
         let Self { client_url, peer_url, folder, .. } = self;
         let arguments = [
@@ -159,7 +212,7 @@ impl Server {
             format!("--advertise-client-urls={client_url}"),
             format!("--data-dir={}", folder.join("data").display()),
         ];
-        if matches!(self.flavour, Flavour::FourStores | Flavour::MixedStores) {
+        if matches!(self.flavour, Flavour::FourStores | Flavour::MixedStores | Flavour::Tree) {
             arguments.push(format!("--topology={}", folder.join("topology.yaml").display()));
         }
         Process::start("pleach", Path::new(env!("CARGO_BIN_EXE_pleach")), folder, &arguments)
