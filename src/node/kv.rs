@@ -1,5 +1,7 @@
 //! Keys: etcd's reads, transactions and compaction, each with the revision of its answer.
 
+use bytes::{BufMut as _, BytesMut};
+
 use super::Node;
 use crate::{
     model::{
@@ -7,7 +9,7 @@ use crate::{
         error::Result,
         txn::{Found, OrderBy, Past, Place, RangeOp, Rows, Txn, execute},
     },
-    store::{PAGE_ROWS_MAX, Read, Write, Written, read_all},
+    store::{PAGE_ROWS_MAX, Read, Whose, Write, Written, read_all},
 };
 
 /// How often a read at the present begins anew when compaction passes it. Each time the present is
@@ -62,8 +64,34 @@ impl Node {
             let (_, found) = self.range_at(op, op.revision).await?;
             return Ok((header, found));
         }
-        let revision = if op.count_only { self.root.present(&op.range).await? } else { 0 };
-        self.range_at(op, revision).await
+        let revision =
+            if op.count_only { self.root.present(&op.range, Whose::All).await? } else { 0 };
+        let (revision, found) = self.range_at(op, revision).await?;
+        let missing = op.range.as_single().filter(|_| found.kvs.is_empty());
+        let present = match missing {
+            Some(key) => self.present_below(key).await?,
+            None => revision,
+        };
+        let (revision, found) = match present > revision {
+            true => self.range_at(op, present).await?,
+            false => (revision, found),
+        };
+        if let Some(key) = missing {
+            self.hub.push_progress(key, revision);
+        }
+        Ok((revision, found))
+    }
+
+    /// How far all is below a key that does not exist. An API server asks for `/registry/pods`, which is
+    /// no key, to hear how new a list of what is below must be; and other nodes may be further there.
+    /// It goes on without the stores that its watches go on without.
+    async fn present_below(&self, key: &Key) -> Result<Revision> {
+        if self.root.is_own() {
+            return Ok(0);
+        }
+        let mut prefix = BytesMut::from(&key[..]);
+        prefix.put_u8(b'/');
+        self.root.present(&KeyRange::prefix(prefix.freeze()), Whose::Attached).await
     }
 
     async fn range_at(&self, op: &RangeOp, revision: Revision) -> Result<(Revision, Found)> {
@@ -85,12 +113,6 @@ impl Node {
             true => signed(page.kvs.len() as u64),
             false => signed(self.root.count(&op.range, revision).await?),
         };
-        if page.kvs.is_empty()
-            && op.revision <= 0
-            && let Some(key) = op.range.as_single()
-        {
-            self.hub.push_progress(key, revision);
-        }
         Ok((revision, op.shape(page.kvs, count)))
     }
 
@@ -99,7 +121,7 @@ impl Node {
         let mut header = self.revision();
         if revision > header {
             // A child may have got there first.
-            header = self.root.present(range).await?.max(header);
+            header = self.root.present(range, Whose::All).await?.max(header);
         }
         if revision > header {
             return Err(StoreError::FutureRevision { current: header });
@@ -119,7 +141,7 @@ impl Node {
         let (header, revision) = if op.revision > 0 {
             (self.check_readable(&op.range, op.revision).await?, op.revision)
         } else {
-            let present = self.root.present(&op.range).await?;
+            let present = self.root.present(&op.range, Whose::All).await?;
             (present, present)
         };
         let limit = wanted(op.limit);
@@ -194,7 +216,7 @@ impl Node {
         let mut ranges = Vec::new();
         txn.for_each_range(&mut |range| ranges.push(range.clone()));
         for range in &ranges {
-            before = self.root.present(range).await?.max(before);
+            before = self.root.present(range, Whose::All).await?.max(before);
         }
         let (mut rows, mut past) = (Rows::new(), Past::new());
         let single = needs.keys.into_iter().map(KeyRange::single);
@@ -241,7 +263,7 @@ impl Node {
             self.check_readable(&KeyRange::all(), revision).await?;
             revision
         } else {
-            self.root.present(&KeyRange::all()).await?
+            self.root.present(&KeyRange::all(), Whose::All).await?
         };
         let header = self.revision();
         let mut read = Read::new(KeyRange::all(), revision);

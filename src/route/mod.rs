@@ -32,7 +32,7 @@ use futures::future::{join_all, try_join_all};
 use self::rule::{Reach, Rule};
 use crate::{
     model::{KeyRange, Revision, StoreError, error::Result, txn::Txn},
-    store::{Described, Page, Read, Size, Store, Tail, Write, Written},
+    store::{Described, Page, Read, Size, Store, Tail, Whose, Write, Written},
 };
 
 /// A rule and the store it sends its keys to.
@@ -193,7 +193,7 @@ impl Store for Router {
             [] => self.default_store().read(read).await,
             [only] => self.table.stores[only].read(read).await,
             ref several if read.revision == 0 => {
-                let revision = self.present(&read.range).await?;
+                let revision = self.present(&read.range, Whose::All).await?;
                 fan::read(&self.table, several, &read.at(revision)).await
             }
             ref several => fan::read(&self.table, several, read).await,
@@ -225,12 +225,17 @@ impl Store for Router {
     }
 
     /// The greatest of the presents: each store is read as of it, and closes it first.
-    async fn present(&self, range: &KeyRange) -> Result<Revision> {
+    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
         let touched = match self.touched(range) {
-            none if none.is_empty() => return self.default_store().present(range).await,
+            none if none.is_empty() => return self.default_store().present(range, whose).await,
             touched => touched,
         };
-        let presents = touched.iter().map(|at| self.table.stores[*at].present(range));
+        let counts = |store: &&Arc<dyn Store>| {
+            let left = store.presence().and_then(|presence| presence.left_at());
+            whose == Whose::All || left.is_none()
+        };
+        let stores = touched.iter().map(|at| &self.table.stores[*at]).filter(counts);
+        let presents = stores.map(|store| store.present(range, whose));
         Ok(try_join_all(presents).await?.into_iter().max().unwrap_or(0))
     }
 

@@ -19,7 +19,7 @@ use crate::{
     model::{Commit, Event, KeyRange, LeaseId, Revision, StoreError},
     proto::tree::{self as pb, apply_request::Write as Message},
     store::{
-        Batch, Described, Read, Write,
+        Batch, Described, Read, Whose, Write,
         node::{
             PROTOCOL,
             call::{self, Call, printed},
@@ -175,9 +175,10 @@ impl pb::tree_server::Tree for Face {
         request: Request<pb::PresentRequest>,
     ) -> Result<Response<pb::PresentResponse>, Status> {
         self.enter(&request).await?;
-        let pb::PresentRequest { key, range_end } = request.into_inner();
+        let pb::PresentRequest { key, range_end, without_detached } = request.into_inner();
+        let whose = if without_detached { Whose::Attached } else { Whose::All };
         let range = wire::range_from(key, range_end);
-        let revision = self.node.root().present(&range).await.map_err(refused)?;
+        let revision = self.node.root().present(&range, whose).await.map_err(refused)?;
         Ok(Response::new(pb::PresentResponse { revision }))
     }
 

@@ -29,7 +29,7 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Batch, Described, Page, Read, Size, Store, Tail, Write, Written,
+    Batch, Described, Page, Read, Size, Store, Tail, Whose, Write, Written,
     journal::{Journal, Log},
     presence::Presence,
 };
@@ -205,8 +205,8 @@ impl Store for Late {
         store.sync(revision, ahead).await
     }
 
-    async fn present(&self, range: &KeyRange) -> Result<Revision> {
-        self.shared.store()?.present(range).await
+    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
+        self.shared.store()?.present(range, whose).await
     }
 
     fn is_here(&self, after: Revision) -> bool {

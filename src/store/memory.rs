@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    Batch, Page, Read, Size, Store, Tail, Write, Written,
+    Batch, Page, Read, Size, Store, Tail, Whose, Write, Written,
     journal::{Journal, Log},
 };
 use crate::{
@@ -177,7 +177,7 @@ impl Store for Memory {
         self.journal.sync(revision, ahead).await
     }
 
-    async fn present(&self, _range: &KeyRange) -> Result<Revision> {
+    async fn present(&self, _range: &KeyRange, _whose: Whose) -> Result<Revision> {
         Ok(self.journal.shown())
     }
 

@@ -99,11 +99,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Where the store can't be reached.
     async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision>;
 
-    /// A revision that is not below anything answered from a range before this was asked.
+    /// A revision that is not below anything answered from a range before this was asked, by the
+    /// stores that count.
     ///
     /// # Errors
     /// Where that is not known here, and who knows it can't be reached.
-    async fn present(&self, range: &KeyRange) -> Result<Revision>;
+    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision>;
 
     /// Whether a tail from behind `after` finds here all that the store had closed when it was last
     /// there.
@@ -201,6 +202,15 @@ pub struct Late {
     pub after: Revision,
     /// Who was told of a revision from `after` on and below `floor` may lack them, and starts afresh.
     pub floor: Revision,
+}
+
+/// Which stores count in what is present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// All.
+    All,
+    /// All but those that are detached, without which merged watches go on.
+    Attached,
 }
 
 /// Something to apply.

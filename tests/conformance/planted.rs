@@ -16,7 +16,7 @@ use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use pleach::{
     clock::SharedClock,
     model::{KeyRange, Revision, error::Result},
-    store::{Batch, Page, Read, Size, Store, Tail, Write, Written},
+    store::{Batch, Page, Read, Size, Store, Tail, Whose, Write, Written},
 };
 
 use crate::{
@@ -116,8 +116,8 @@ impl Store for Defective {
         self.inner.closed()
     }
 
-    async fn present(&self, range: &KeyRange) -> Result<Revision> {
-        self.inner.present(range).await
+    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
+        self.inner.present(range, whose).await
     }
 
     async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {

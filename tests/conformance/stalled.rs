@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use pleach::{
     model::{KeyRange, Revision, error::Result},
-    store::{Page, Read, Size, Store, Tail, Write, Written},
+    store::{Page, Read, Size, Store, Tail, Whose, Write, Written},
 };
 use tokio::sync::watch;
 
@@ -66,8 +66,8 @@ impl Store for Stalled {
         self.inner.closed()
     }
 
-    async fn present(&self, range: &KeyRange) -> Result<Revision> {
-        self.inner.present(range).await
+    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
+        self.inner.present(range, whose).await
     }
 
     async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {

@@ -10,7 +10,7 @@ use pleach::{
     clock::{Lane, SharedClock},
     model::{KeyRange, Revision, StoreError, error::Result},
     store::{
-        Batch, Described, Late, Page, Read, Size, Store, Tail, Write, Written,
+        Batch, Described, Late, Page, Read, Size, Store, Tail, Whose, Write, Written,
         membership::Membership, node::call, presence::Presence,
     },
 };
@@ -141,11 +141,15 @@ impl Store for Faulty {
         self.inner.sync(revision, ahead).await
     }
 
-    async fn present(&self, range: &KeyRange) -> Result<Revision> {
+    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
         if self.fault == Fault::TakingTheClockForThePresent {
             return Ok(self.clock.shown());
         }
-        self.inner.present(range).await
+        self.inner.present(range, whose).await
+    }
+
+    fn is_here(&self, after: Revision) -> bool {
+        self.inner.is_here(after)
     }
 
     fn presence(&self) -> Option<&Arc<Presence>> {

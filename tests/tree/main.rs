@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod begin;
 mod call;
 mod check;
 mod client;

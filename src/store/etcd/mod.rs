@@ -55,7 +55,7 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Batch, PAGE_BYTES_MAX, Page, Read, Size, Store, Tail, Write, Written,
+    Batch, PAGE_BYTES_MAX, Page, Read, Size, Store, Tail, Whose, Write, Written,
     guess::Guess,
     journal::{Journal, Log},
     queue::{Asker, Task},
@@ -315,7 +315,7 @@ impl Store for EtcdStore {
         self.shared.journal.sync(revision, ahead).await
     }
 
-    async fn present(&self, _range: &KeyRange) -> Result<Revision> {
+    async fn present(&self, _range: &KeyRange, _whose: Whose) -> Result<Revision> {
         Ok(self.shared.journal.shown())
     }
 

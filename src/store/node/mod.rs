@@ -43,7 +43,7 @@ use self::{
     wire::{Wire, WireError},
 };
 use super::{
-    Batch, Described, Page, Read, Size, Store, Tail, Write, Written, membership::Membership,
+    Batch, Described, Page, Read, Size, Store, Tail, Whose, Write, Written, membership::Membership,
     presence::Presence,
 };
 use crate::{
@@ -214,9 +214,10 @@ impl Store for NodeStore {
         Ok(self.shared.asked(false, self.shared.wire.sync(request)).await?.closed)
     }
 
-    async fn present(&self, range: &KeyRange) -> Result<Revision> {
+    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
         let (key, range_end) = words::range_to(range);
-        let request = pb::PresentRequest { key, range_end };
+        let without_detached = whose == Whose::Attached;
+        let request = pb::PresentRequest { key, range_end, without_detached };
         let answer = self.shared.asked(false, self.shared.wire.present(request)).await?;
         self.shared.take_up(answer.revision).await?;
         Ok(answer.revision)

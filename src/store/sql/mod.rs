@@ -40,7 +40,7 @@ use self::{
     writer::{Task, Writer},
 };
 use super::{
-    Batch, Page, Read, Size, Store, Tail, Write, Written,
+    Batch, Page, Read, Size, Store, Tail, Whose, Write, Written,
     guess::Guess,
     journal::{Journal, Log},
     queue::Asker,
@@ -244,7 +244,7 @@ impl<D: Database> Store for SqlStore<D> {
         self.inner.shared.journal.sync(revision, ahead).await
     }
 
-    async fn present(&self, _range: &KeyRange) -> Result<Revision> {
+    async fn present(&self, _range: &KeyRange, _whose: Whose) -> Result<Revision> {
         Ok(self.inner.shared.journal.shown())
     }
 
