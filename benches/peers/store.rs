@@ -80,7 +80,7 @@ impl Store {
         if let Kind::Nodes(count) = kind {
             let mut nodes: Vec<Serving> = Vec::new();
             for at in 0..count {
-                let child = nodes.last().map(|child| url(child));
+                let child = nodes.last().map(url);
                 let program = if at == 0 { Program::Pleach } else { Program::Hop };
                 let name = format!("{name}-{at}");
                 nodes.push(Serving::start(plan, program, &name, child.as_deref()).await?);

@@ -183,7 +183,7 @@ impl Store for Memory {
 
     async fn compact(&self, revision: Revision, _wait: bool) -> Result<()> {
         let mut state = self.kept.lock();
-        state.compacted = revision;
+        state.compacted = state.compacted.max(revision);
         state.log.retain(|commit| commit.revision >= revision);
         Ok(())
     }

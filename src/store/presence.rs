@@ -165,7 +165,7 @@ impl Presence {
             Phase::Detached(left) => Some(revision < left),
             Phase::Attached | Phase::Returning(_) => None,
         };
-        match is_earlier(&*self.lock()) {
+        match is_earlier(&self.lock()) {
             None => return Err(self.unavailable("it is being attached")),
             Some(false) => return Ok(()),
             Some(true) => {}
@@ -177,7 +177,7 @@ impl Presence {
         })
         .await?;
         // It may be on its way back by now, to which this came too late.
-        is_earlier(&*self.lock()).map(drop).ok_or_else(|| self.unavailable("it is being attached"))
+        is_earlier(&self.lock()).map(drop).ok_or_else(|| self.unavailable("it is being attached"))
     }
 
     /// Tells when something is otherwise.

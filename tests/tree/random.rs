@@ -133,7 +133,8 @@ fn all_watchers(
     for node in 0..NAMES.len() {
         let mut add = |keys: Keys, is_own: bool| {
             let rng = Rng::new(seeds.next());
-            anyhow::Ok(watchers.push(Watching::new(connect(node)?, keys, is_own, rng)))
+            watchers.push(Watching::new(connect(node)?, keys, is_own, rng));
+            anyhow::Ok(())
         };
         for _ in 0..2 {
             add(keys_below(node), children(node).next().is_none())?;
@@ -184,8 +185,7 @@ async fn trouble(
     counts.extend(of_links);
     counts.extend(of_databases);
     let begin = Instant::now();
-    for id in 0..world.nodes.len() {
-        let node = &mut world.nodes[id];
+    for (id, node) in world.nodes.iter_mut().enumerate() {
         eventually("the node serves", WELL_WITHIN, async || {
             faults::revive(id, node)?;
             crate::call::list(&node.channel()?).await?;
@@ -214,9 +214,9 @@ async fn agreed(
 ) -> Result<Vec<i64>> {
     let lists = eventually("all levels agree", WELL_WITHIN, async || {
         let mut lists: Vec<Read> = Vec::new();
-        for node in 0..NAMES.len() {
+        for (node, name) in NAMES.iter().enumerate() {
             let list = connect(node)?.read(&keys_below(node), PATIENCE).await?;
-            lists.push(list.with_context(|| format!("{} does not answer", NAMES[node]))?);
+            lists.push(list.with_context(|| format!("{name} does not answer"))?);
         }
         for node in 0..NAMES.len() {
             for child in children(node) {

@@ -70,7 +70,7 @@ async fn a_route_over_tls_trusts_its_authority_and_shows_its_certificate() -> Re
         };
         let url = format!("https://127.0.0.1:{port}");
         let route = |files: &[(&str, String)]| Route::new("child", "/x", &*url).with_tls(files);
-        let with = |folder: &TempDir| [&[trusted.clone()], &own(folder)[..]].concat();
+        let with = |folder: &TempDir| [std::slice::from_ref(&trusted), &own(folder)[..]].concat();
 
         let mut root = node(folder.path(), "root", &[])?;
         root.set_topology(&topology(&[route(&with(&folder))]))?;
@@ -81,7 +81,7 @@ async fn a_route_over_tls_trusts_its_authority_and_shows_its_certificate() -> Re
             ("of another authority", route(&[("caFile", file(&strange, "ca.pem"))])),
         ];
         if asks == Asks::ACertificate {
-            refused.push(("without a certificate", route(&[trusted.clone()])));
+            refused.push(("without a certificate", route(std::slice::from_ref(&trusted))));
             refused.push(("with a stranger's certificate", route(&with(&strange))));
         }
         for (how, route) in refused {
