@@ -128,7 +128,12 @@ impl SharedClock {
         self.0.closed_more.notify_waiters();
     }
 
-    /// How many numbers to reserve ahead: as far as the lane needs, above what someone waits for.
+    /// How many numbers are reserved at once, as the lane needs.
+    pub fn reserve_size(&self) -> Revision {
+        2 * low_water(self.lane())
+    }
+
+    /// Up to where to reserve: as far as the lane needs, above what someone waits for.
     pub fn to_reserve(&self) -> Revision {
         let wanted = *self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         let clock = self.lock();

@@ -82,10 +82,10 @@ pub(super) async fn begin(root: &dyn Store, clock: &SharedClock, late: &[Arc<str
         observe(root, clock, start)?;
     }
     let start = clock.begin();
-    clock.bound(start);
-    let reserved = Reserved { start, limit: clock.to_reserve(), stores };
+    // Bounded behind: to remember this may itself take a number, where others write to the store.
+    let reserved = Reserved { start, limit: start + clock.reserve_size(), stores };
     reserved.remember(root).await?;
-    clock.reserve(reserved.limit);
+    clock.bound(reserved.limit);
     Ok(())
 }
 
