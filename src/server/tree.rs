@@ -177,7 +177,7 @@ impl pb::tree_server::Tree for Face {
         self.enter(&request).await?;
         let pb::PresentRequest { key, range_end, without_detached } = request.into_inner();
         let whose = if without_detached { Whose::Attached } else { Whose::All };
-        let range = wire::range_from(key, range_end);
+        let range = KeyRange::from_wire(key, range_end);
         let revision = self.node.root().present(&range, whose).await.map_err(refused)?;
         Ok(Response::new(pb::PresentResponse { revision }))
     }
@@ -209,7 +209,7 @@ impl pb::tree_server::Tree for Face {
         self.enter(&request).await?;
         let asked = request.into_inner();
         let read = Read {
-            range: wire::range_from(asked.key, asked.range_end),
+            range: KeyRange::from_wire(asked.key, asked.range_end),
             revision: asked.revision,
             limit: usize::try_from(asked.limit).unwrap_or(usize::MAX),
             keys_only: asked.keys_only,
@@ -230,7 +230,7 @@ impl pb::tree_server::Tree for Face {
     ) -> Result<Response<pb::CountResponse>, Status> {
         self.enter(&request).await?;
         let pb::CountRequest { key, range_end, revision } = request.into_inner();
-        let range = wire::range_from(key, range_end);
+        let range = KeyRange::from_wire(key, range_end);
         let count = self.node.root().count(&range, revision).await.map_err(refused)?;
         Ok(Response::new(pb::CountResponse { count }))
     }
@@ -251,7 +251,7 @@ impl pb::tree_server::Tree for Face {
     ) -> Result<Response<Self::FollowStream>, Status> {
         self.enter(&request).await?;
         let pb::FollowRequest { after, ranges } = request.into_inner();
-        let ranges = ranges.into_iter().map(|it| wire::range_from(it.key, it.range_end));
+        let ranges = ranges.into_iter().map(|it| KeyRange::from_wire(it.key, it.range_end));
         let ranges: Vec<KeyRange> = ranges.collect();
         let root = self.node.root().clone();
         // Here and not in the log: a parent begins anew where it is refused, and not where a log breaks off.

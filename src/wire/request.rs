@@ -26,11 +26,6 @@ pub fn range_to(range: &KeyRange) -> (Bytes, Bytes) {
     (range.start.clone(), end)
 }
 
-/// The keys of a message that was made by [`range_to`].
-pub fn range_from(key: Bytes, range_end: Bytes) -> KeyRange {
-    KeyRange::from_wire(key, range_end)
-}
-
 /// A transaction.
 pub fn txn_request(txn: &Txn) -> pb::TxnRequest {
     pb::TxnRequest {
