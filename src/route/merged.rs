@@ -28,20 +28,29 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 pub(super) fn tail(table: Arc<Table>, members: &[usize], after: Revision) -> Tail {
     let mut tails = StreamMap::new();
     let mut changes = SelectAll::new();
+    let mut merge = Merge::new(members.len(), after);
     let sources = members.iter().enumerate().map(|(index, at)| {
         let store = table.stores[*at].clone();
         let presence = store.presence().cloned();
         if let Some(presence) = &presence {
             changes.push(WatchStream::from_changes(presence.changes()));
         }
-        tails.insert(index, store.tail(after));
-        let late = Late::default();
-        let (closed, asked, is_detached, gap) = (after, after, false, (0, 0));
+        // Known from the beginning, not from when this is first asked: the store may be back by then, and
+        // what it did meanwhile must come late.
+        let left = presence.as_ref().and_then(|presence| presence.left_at());
+        let is_detached = left.is_some_and(|left| left <= after);
+        if is_detached {
+            merge.detach(index);
+        } else {
+            tails.insert(index, store.tail(after));
+        }
+        let (closed, asked, late, gap) = (after, after, Late::default(), (0, 0));
         Source { at: *at, store, presence, closed, is_detached, asked, late, gap }
     });
+    let sources = sources.collect();
     let merged = Merged {
-        merge: Merge::new(members.len(), after),
-        sources: sources.collect(),
+        merge,
+        sources,
         tails,
         changes,
         syncs: FuturesUnordered::new(),

@@ -220,8 +220,10 @@ impl Store for Router {
     }
 
     async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
-        let closed = self.stores().map(|store| store.sync(revision, ahead));
-        Ok(try_join_all(closed).await?.into_iter().min().unwrap_or(revision))
+        // All of them, also where one can't: who goes on without that one hears from the others.
+        let closed = join_all(self.stores().map(|store| store.sync(revision, ahead))).await;
+        let closed: Vec<Revision> = closed.into_iter().collect::<Result<_>>()?;
+        Ok(closed.into_iter().min().unwrap_or(revision))
     }
 
     /// The greatest of the presents: each store is read as of it, and closes it first.

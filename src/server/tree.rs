@@ -259,9 +259,11 @@ impl pb::tree_server::Tree for Face {
         if after + 1 < oldest {
             return Err(refused(StoreError::Compacted { compacted: oldest }));
         }
+        // Behind the tail's beginning: what came late before is noted by now, the rest the tail tells.
+        let log = root.tail(after);
         root.check_resumed(after).map_err(refused)?;
         let compacted = move || root.compacted();
-        let log = self.node.root().tail(after).map(move |batch| match batch {
+        let log = log.map(move |batch| match batch {
             Ok(batch) => Ok(followed(&batch, &ranges, compacted())),
             Err(error) => Err(refused(error)),
         });

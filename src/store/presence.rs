@@ -198,13 +198,14 @@ impl Presence {
         self.wait_for(|state| state.is_there).await;
     }
 
-    /// Notes that what was said above `after` was said without changes that come now, and moves the
-    /// clock above it. Returns the floor, once it is durable.
+    /// Notes that what was said above `after`, of a store that has said `closed`, was said without changes
+    /// that come now, and moves the clock above it. Returns the floor, once it is durable.
     ///
     /// # Errors
     /// Where the default store did not keep it, and then nothing may be told of the changes.
-    pub async fn note_late(&self, after: Revision) -> Result<Revision> {
-        let floor = self.clock.shown() + 1;
+    pub async fn note_late(&self, after: Revision, closed: Revision) -> Result<Revision> {
+        // Above all that a client or a parent can hear of meanwhile.
+        let floor = self.clock.now().max(closed) + 1;
         self.clock.take_up(floor).await.map_err(|full| self.unavailable(&full.to_string()))?;
         self.keep(|state| state.add_gap(Gap { after, floor })).await?;
         Ok(floor)
@@ -277,7 +278,7 @@ impl Presence {
         // Merged watches hold still from here on, and the store allocates above what it closes.
         store.sync(said, 0).await?;
         let is_late = has_changes(store, left, said).await?;
-        let floor = said.max(self.clock.shown()) + 1;
+        let floor = said.max(self.clock.now()) + 1;
         if is_late {
             self.clock.take_up(floor).await.map_err(|full| self.unavailable(&full.to_string()))?;
         }
@@ -347,7 +348,8 @@ async fn has_changes(store: &dyn Store, left: Revision, said: Revision) -> Resul
             Err(StoreError::Compacted { .. }) => return Ok(true),
             batch => batch?,
         };
-        if batch.commits.iter().any(|commit| commit.revision <= said) {
+        let is_late = !batch.late.commits.is_empty();
+        if is_late || batch.commits.iter().any(|commit| commit.revision <= said) {
             return Ok(true);
         }
         if batch.closed >= said {
@@ -499,13 +501,13 @@ mod tests {
         for _ in 0..=GAPS_MAX {
             let after = bed.clock.shown();
             bed.clock.observe(after + 1).expect("there is no limit");
-            assert_eq!(bed.presence.note_late(after).await.expect("it is kept"), after + 2);
+            assert_eq!(bed.presence.note_late(after, 0).await.expect("it is kept"), after + 2);
         }
         assert_eq!(bed.presence.lock().gaps.len(), GAPS_MAX);
         assert!(bed.refuses(6), "the first is joined with the second");
         let shown = bed.clock.shown();
         bed.memory.compact(shown, true).await.expect("memory compacts");
-        bed.presence.note_late(shown).await.expect("it is kept");
+        bed.presence.note_late(shown, 0).await.expect("it is kept");
         assert_eq!(bed.presence.lock().gaps.len(), 1);
     }
 }

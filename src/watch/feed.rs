@@ -150,14 +150,14 @@ impl Feed {
         self.lock().watchers.len()
     }
 
-    /// Joins where all up to `after` was delivered and the feed has not handed on more: from then
-    /// on every commit above `after` comes. `None` where the feed is further.
+    /// Joins where all up to `after` was delivered and the feed has handed on that and no more: from
+    /// then on every commit above `after` comes. `None` where the feed is elsewhere.
     pub(super) fn join(self: &Arc<Self>, joining: &Joining, after: Revision) -> Option<Joined> {
         let mut state = self.lock();
         // Under the lock: changes that came late before are noted by now, and those that come later
         // find the watcher here.
         self.check_resumed(after).ok()?;
-        let id = state.join(joining, after, self.clock.shown())?;
+        let id = self.join_in(&mut state, joining, after)?;
         Some(Joined { feed: self.clone(), id })
     }
 
@@ -167,7 +167,7 @@ impl Feed {
         if self.check_resumed(after).is_err() {
             return false;
         }
-        let Some(id) = state.join(joining, after, self.clock.shown()) else { return false };
+        let Some(id) = self.join_in(&mut state, joining, after) else { return false };
         let place = Place { feed: Arc::downgrade(self), id };
         let item = Item::CaughtUp { watcher: joining.watcher, place, after };
         if !joining.inbox.push(item) {
@@ -175,6 +175,26 @@ impl Feed {
             state.leave(id);
         }
         true
+    }
+
+    /// `shown` is read under the lock: what was handed on was shown before.
+    fn join_in(&self, state: &mut State, joining: &Joining, after: Revision) -> Option<u64> {
+        let shown = self.clock.shown();
+        // Who got further than the feed may have got there without a store for which the feed still
+        // waits, and what that one has done comes to the feed in order. Who waits for what nobody was
+        // shown yet lacks nothing.
+        let is_ahead = after > state.closed && after <= shown && !self.store.is_own();
+        if state.closed.min(shown) > after || is_ahead {
+            return None;
+        }
+        Some(state.join(joining, after))
+    }
+
+    /// Has the feed come to who is ahead of it, where its stores can close that soon.
+    pub(super) async fn come_to(&self, after: Revision) {
+        if after <= self.clock.shown() {
+            let _ = timeout(CLOSE_WITHIN, self.reach(after)).await;
+        }
     }
 
     /// Waits until all up to `revision` was handed on.
@@ -217,18 +237,29 @@ impl Feed {
 
     async fn follow(self: Arc<Self>) {
         loop {
-            let closed = self.lock().closed;
-            let error = self.follow_from(closed).await;
+            let after = self.lock().closed;
+            let error = self.follow_from(after).await;
             tracing::warn!(store = %self.store.name(), %error, "a feed lost its log, and resumes");
             if matches!(error, StoreError::Compacted { .. }) {
-                // Each watcher finds out from the log that it is too late, and ends as compacted.
-                let after = self.shown_of(closed);
-                self.lock().send_away(after);
-                if let Ok(now) = self.store.sync(closed, 0).await {
-                    self.lock().closed = now.max(closed);
-                }
+                self.begin_anew().await;
             }
             tokio::time::sleep(RESUME_AFTER).await;
+        }
+    }
+
+    /// Goes on from what is closed now, since the log does not say what was before. Each watcher finds
+    /// out from the log whether it is too late, and ends as compacted.
+    async fn begin_anew(&self) {
+        let send_away = || {
+            let mut state = self.lock();
+            let told = self.shown_of(state.closed);
+            state.send_away(told);
+            state
+        };
+        let closed = send_away().closed;
+        if let Ok(now) = self.store.sync(closed, 0).await {
+            // Again, for who joined meanwhile.
+            send_away().closed = now.max(closed);
         }
     }
 
@@ -262,11 +293,7 @@ impl Feed {
 // === impl State ===
 
 impl State {
-    /// `shown` was read under the lock: what was handed on was shown before.
-    fn join(&mut self, joining: &Joining, after: Revision, shown: Revision) -> Option<u64> {
-        if self.closed.min(shown) > after {
-            return None;
-        }
+    fn join(&mut self, joining: &Joining, after: Revision) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.index.insert(&joining.range, id);
@@ -279,7 +306,7 @@ impl State {
             wants_progress: joining.wants_progress,
         };
         self.watchers.insert(id, entry);
-        Some(id)
+        id
     }
 
     fn leave(&mut self, id: u64) {

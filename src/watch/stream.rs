@@ -516,28 +516,31 @@ impl Reading {
     /// Sends what is behind `after` until the feed is reached; the stream hears how it ended.
     async fn run(self, mut after: Revision) {
         loop {
+            self.feed.come_to(after).await;
+            if self.feed.join_caught_up(&self.joining, after) {
+                return;
+            }
             match self.page(after).await {
-                Ok(closed) => after = after.max(closed),
+                Ok(Some(closed)) => after = after.max(closed),
+                Ok(None) => return,
                 Err(error) => {
                     let watcher = self.joining.watcher;
                     self.joining.inbox.push(Item::Failed { watcher, error });
                     return;
                 }
             }
-            if self.feed.join_caught_up(&self.joining, after) {
-                return;
-            }
         }
     }
 
-    /// Sends the first of what is behind `after`; returns up to where that is complete.
-    async fn page(&self, after: Revision) -> Result<Revision, StoreError> {
-        self.feed.check_resumed(after)?;
+    /// Sends the first of what is behind `after`; returns up to where that is complete, or `None` where
+    /// there was nothing to send before the feed was reached.
+    async fn page(&self, after: Revision) -> Result<Option<Revision>, StoreError> {
         // A tail of its own for each page: the first batch of a tail comes at once, and nothing is
-        // kept while the client does not read.
+        // kept while the client does not read. What comes late from here on it tells.
         let mut tail = self.feed.tail(after);
+        self.feed.check_resumed(after)?;
         let (batch, _turn) = loop {
-            let Ok(turn) = self.turn.acquire().await else { return Ok(after) };
+            let Ok(turn) = self.turn.acquire().await else { return Ok(Some(after)) };
             match timeout(TURN_TIME_MAX, tail.next()).await {
                 Ok(Some(batch)) => break (batch?, turn),
                 Ok(None) => {
@@ -548,6 +551,9 @@ impl Reading {
                 Err(_) => drop(turn),
             }
             self.feed.close_shown().await;
+            if self.feed.join_caught_up(&self.joining, after) {
+                return Ok(None);
+            }
             sleep(TURN_TIME_MAX).await;
         };
         if self.misses(&batch.late) {
@@ -555,7 +561,7 @@ impl Reading {
         }
         let closed = self.feed.shown_of(batch.closed);
         self.send(&batch.commits, closed).await;
-        Ok(closed.max(after))
+        Ok(Some(closed.max(after)))
     }
 
     /// Whether some of what comes late is wanted.

@@ -160,8 +160,9 @@ impl Shared {
             }
         }
         // Too long away, or others were told of what this node has missed: all who follow start
-        // afresh. Who has got less far asks the child himself.
-        self.presence.note_late(closed - 1).await?;
+        // afresh. Who has got less far asks the child himself; nobody has got further than was shown.
+        let told = closed.min(self.clock().shown());
+        self.presence.note_late(told - 1, closed).await?;
         self.record.begin_anew(node.closed.max(closed));
         let log = self.follow_from(self.record.closed(), true).await?;
         Ok(Attached { child, block, log })
@@ -189,19 +190,25 @@ impl Shared {
 
     async fn take(&self, next: pb::FollowResponse) -> WireResult<()> {
         self.note_compacted(next.compacted);
-        let late_after = next.late_after;
-        let mut batch = self.batch(next).await?;
-        if !batch.late.commits.is_empty() {
-            // Durable before anyone hears of them: a client that is away now may come back much later.
-            let noted = self.presence.note_late(late_after).await;
-            batch.late.floor = noted.map_err(WireError::Said)?;
-        }
+        let batch = self.take_in(next).await?;
         self.record.take(batch);
         Ok(())
     }
 
+    /// A piece of the child's log, with what comes late noted.
+    pub(super) async fn take_in(&self, next: pb::FollowResponse) -> WireResult<Batch> {
+        let mut batch = self.batch(next).await?;
+        if !batch.late.commits.is_empty() {
+            // Durable before anyone hears of them: a client that is away now may come back much later.
+            let closed = self.record.closed().max(batch.closed);
+            let noted = self.presence.note_late(batch.late.after, closed).await;
+            batch.late.floor = noted.map_err(WireError::Said)?;
+        }
+        Ok(batch)
+    }
+
     /// A piece of the child's log, above which this node allocates from now on.
-    pub(super) async fn batch(&self, next: pb::FollowResponse) -> WireResult<Batch> {
+    async fn batch(&self, next: pb::FollowResponse) -> WireResult<Batch> {
         let commits = |commits: Vec<pb::Commit>| -> Vec<Arc<_>> {
             commits.into_iter().map(|commit| Arc::new(wire::commit_of(commit))).collect()
         };

@@ -202,7 +202,7 @@ impl Store for NodeStore {
     }
 
     fn closed(&self) -> Revision {
-        self.shared.record.closed().max(self.shared.clock().begun().unwrap_or(0))
+        self.shared.record.closed().max(self.shared.begun())
     }
 
     async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
@@ -224,7 +224,7 @@ impl Store for NodeStore {
     }
 
     fn is_here(&self, after: Revision) -> bool {
-        self.shared.record.has_begun() && self.shared.record.has_all_behind(after)
+        self.shared.record.has_begun() && self.shared.has_here(after)
     }
 
     fn presence(&self) -> Option<&Arc<Presence>> {
@@ -283,6 +283,31 @@ impl Store for NodeStore {
 impl Shared {
     fn clock(&self) -> &SharedClock {
         self.membership.clock()
+    }
+
+    /// Where this life of the node began; 0 where it has not yet.
+    fn begun(&self) -> Revision {
+        self.clock().begun().unwrap_or(0)
+    }
+
+    /// Whether who has got to `after` finds the rest here. Who got there in a life before this one, or
+    /// further than the child's log has come, may have got there without what is here, or will be: whether
+    /// it was so, the child knows.
+    fn has_here(&self, after: Revision) -> bool {
+        after >= self.begun() && self.record.has_all_behind(after)
+    }
+
+    /// Whether nobody asks the child any more who has got to `after`.
+    fn is_recent(&self, after: Revision) -> bool {
+        after >= self.begun() && after >= self.record.complete_above()
+    }
+
+    /// What is next for a tail.
+    fn next(&self, position: Position) -> Next {
+        match self.record.next(position) {
+            Next::Batch(_) | Next::Wait if position.after < self.begun() => Next::Past,
+            next => next,
+        }
     }
 
     /// Asks the child, where it is there and for as long as it is. `changes` says that it may do
@@ -366,7 +391,7 @@ impl Cursor {
                 let changed = shared.record.changed();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
-                match shared.record.next(self.position) {
+                match shared.next(self.position) {
                     Next::Batch(batch) => {
                         self.position.after = self.position.after.max(batch.closed);
                         self.position.late += u64::from(!batch.late.commits.is_empty());
@@ -381,19 +406,31 @@ impl Cursor {
                 continue;
             };
             let next = match shared.wire.next(past).await {
-                Ok(next) => shared.batch(next).await,
+                Ok(next) => shared.take_in(next).await,
                 Err(error) => Err(error),
             };
             match next {
-                Ok(batch) if !batch.late.commits.is_empty() => {
-                    // Whether what was read before is whole, the child would have to say again.
-                    return Err(StoreError::Compacted { compacted: batch.closed });
-                }
                 Ok(batch) => {
-                    self.position.after = self.position.after.max(batch.closed);
-                    if shared.record.has_all_behind(self.position.after) {
+                    let closed = self.position.after.max(batch.closed);
+                    if shared.is_recent(closed) {
+                        // The log as it happens may be behind, and bring in order what this batch was
+                        // said without. So it is handed on once that log has come as far, and the child
+                        // still stands by it.
+                        shared.record.reach(closed).await;
+                        match shared.follow_from(closed, false).await {
+                            Ok(_) => {}
+                            Err(WireError::Said(error @ StoreError::Compacted { .. })) => {
+                                return Err(error);
+                            }
+                            Err(_) => {
+                                self.past = None;
+                                sleep(RETRY_AFTER).await;
+                                continue;
+                            }
+                        }
                         self.past = None;
                     }
+                    self.position.after = closed;
                     return Ok(batch);
                 }
                 Err(WireError::Said(error @ StoreError::Compacted { .. })) => return Err(error),

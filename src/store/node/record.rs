@@ -55,7 +55,7 @@ pub(super) enum Next {
     Batch(Batch),
     /// Nothing yet.
     Wait,
-    /// What it needs is no longer here.
+    /// What it needs is no longer here, or not yet.
     Past,
     /// It is so far behind that late changes passed it by.
     Missed,
@@ -64,6 +64,10 @@ pub(super) enum Next {
 // === impl State ===
 
 impl State {
+    fn has_all_behind(&self, after: Revision) -> bool {
+        (self.complete_above..=self.closed).contains(&after)
+    }
+
     /// Puts in a commit that comes late, for who begins to follow from before it.
     fn insert(&mut self, commit: &Arc<Commit>) {
         let place = self.commits.binary_search_by_key(&commit.revision, |commit| commit.revision);
@@ -87,6 +91,24 @@ impl Record {
     /// Whether the child was ever there.
     pub(super) fn has_begun(&self) -> bool {
         self.lock().closed > 0
+    }
+
+    /// All above is here, as far as the child has said it.
+    pub(super) fn complete_above(&self) -> Revision {
+        self.lock().complete_above
+    }
+
+    /// Waits until the child has closed `revision`.
+    pub(super) async fn reach(&self, revision: Revision) {
+        loop {
+            let changed = self.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.closed() >= revision {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// What the child has closed, as far as it has said.
@@ -159,7 +181,7 @@ impl Record {
 
     /// Whether a tail that has got to `after` finds the rest here.
     pub(super) fn has_all_behind(&self, after: Revision) -> bool {
-        after >= self.lock().complete_above
+        self.lock().has_all_behind(after)
     }
 
     /// What is next behind a position.
@@ -168,7 +190,7 @@ impl Record {
         if position.late < state.late_before {
             return Next::Missed;
         }
-        if position.after < state.complete_above {
+        if !state.has_all_behind(position.after) {
             return Next::Past;
         }
         let seen = usize::try_from(position.late - state.late_before).unwrap_or(usize::MAX);
@@ -176,7 +198,7 @@ impl Record {
             let closed = position.after;
             return Next::Batch(Batch { commits: Vec::new(), closed, late: late.clone() });
         }
-        if state.closed <= position.after {
+        if state.closed == position.after {
             return Next::Wait;
         }
         let from = state.commits.partition_point(|commit| commit.revision <= position.after);
