@@ -42,7 +42,8 @@ impl<T> Merge<T> {
         Self { sources: (0..sources).map(|_| source()).collect(), drained: after }
     }
 
-    /// Takes the next entries of a source, in its order, and what it has closed now.
+    /// Takes the next entries of a source, and what it has closed now. What it says to come late may be
+    /// early enough here, where others hold things up: that is put in its place, once.
     ///
     /// Returns the entries that come too late, which only a source that was detached can have.
     pub fn push(
@@ -55,10 +56,16 @@ impl<T> Merge<T> {
         let source = &mut self.sources[source];
         let mut late = Vec::new();
         for (revision, entry) in entries {
-            if revision > drained {
-                source.pending.push_back((revision, entry));
-            } else {
+            if revision <= drained {
                 late.push(Late { revision, entry });
+                continue;
+            }
+            // Most come in order, and this is the end.
+            let before = source.pending.iter().rev().take_while(|(other, _)| *other > revision);
+            let place = source.pending.len() - before.count();
+            let is_there = place > 0 && source.pending[place - 1].0 == revision;
+            if !is_there {
+                source.pending.insert(place, (revision, entry));
             }
         }
         source.closed = source.closed.max(closed);
@@ -135,5 +142,15 @@ mod tests {
         merge.attach(1);
         assert!(merge.push(0, [], 6).is_empty());
         assert_eq!(merge.drain(), (vec![(6, 'z')], 6));
+    }
+
+    #[test]
+    fn what_a_source_says_again_or_late_is_put_in_its_place_where_it_is_early_enough() {
+        let mut merge = Merge::new(2, 1);
+        assert!(merge.push(0, [(3, 'a'), (5, 'c')], 6).is_empty());
+        let late = merge.push(0, [(1, 'x'), (5, 'c'), (4, 'b')], 6);
+        assert_eq!(late, [Late { revision: 1, entry: 'x' }]);
+        assert!(merge.push(1, [], 6).is_empty());
+        assert_eq!(merge.drain(), (vec![(3, 'a'), (4, 'b'), (5, 'c')], 6));
     }
 }

@@ -212,9 +212,14 @@ impl Clock {
         self.limit = self.limit.max(limit.min(REVISION_MAX - 1));
     }
 
-    /// Allows numbers up to `limit` and none above, from now on.
-    pub fn bound(&mut self, limit: Revision) {
-        self.limit = limit.clamp(self.now, REVISION_MAX - 1);
+    /// Allows numbers up to `limit` and none above, from now on. Returns whether it does: not where the
+    /// clock has reached more.
+    pub fn bound(&mut self, limit: Revision) -> bool {
+        let may_be = self.now <= limit;
+        if may_be {
+            self.limit = limit.min(REVISION_MAX - 1);
+        }
+        may_be
     }
 
     /// The limit that is reserved.

@@ -118,8 +118,8 @@ impl SharedClock {
     }
 
     /// See [`Clock::bound`].
-    pub fn bound(&self, limit: Revision) {
-        self.lock().bound(limit);
+    pub fn bound(&self, limit: Revision) -> bool {
+        self.lock().bound(limit)
     }
 
     /// See [`Clock::reserve`]; wakes who waits in [`SharedClock::take_up`].

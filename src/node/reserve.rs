@@ -82,11 +82,16 @@ pub(super) async fn begin(root: &dyn Store, clock: &SharedClock, late: &[Arc<str
         observe(root, clock, start)?;
     }
     let start = clock.begin();
-    // Bounded behind: to remember this may itself take a number, where others write to the store.
-    let reserved = Reserved { start, limit: start + clock.reserve_size(), stores };
-    reserved.remember(root).await?;
-    clock.bound(reserved.limit);
-    Ok(())
+    loop {
+        let limit = clock.now() + clock.reserve_size();
+        let reserved = Reserved { start, limit, stores: stores.clone() };
+        reserved.remember(root).await?;
+        // Bounded behind: to remember this may itself take a number, where others write to the store. And
+        // what children say meanwhile may lie above, and must not be forgotten either.
+        if clock.bound(limit) {
+            return Ok(());
+        }
+    }
 }
 
 /// Reserves more whenever little is left, for ever.

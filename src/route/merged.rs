@@ -166,25 +166,24 @@ impl Merged {
         let owned = |commits: Vec<Arc<Commit>>| -> Vec<Arc<Commit>> {
             commits.into_iter().filter_map(|commit| self.table.owned(source.at, commit)).collect()
         };
-        let (mut commits, told) = (owned(batch.commits), owned(batch.late.commits));
+        let entries = |commits: Vec<Arc<Commit>>| {
+            owned(commits).into_iter().map(|commit| (commit.revision, commit))
+        };
         // Behind a return the tail begins where the store was left: that was passed over, or is here.
-        let known = commits.partition_point(|commit| commit.revision <= source.closed);
-        let again = commits.drain(..known);
-        let passed_over = again.filter(|commit| commit.revision <= self.yielded);
-        source.late.commits.extend(passed_over.collect::<Vec<_>>());
-        let entries = commits.into_iter().map(|commit| (commit.revision, commit));
+        let passed_over = self.merge.push(index, entries(batch.commits), batch.closed);
+        // Late for whoever was told without it, which is nobody here where another store holds things up.
+        let told = self.merge.push(index, entries(batch.late.commits), batch.closed);
         source.closed = source.closed.max(batch.closed);
-        let late = self.merge.push(index, entries, batch.closed);
-        source.late.commits.extend(late.into_iter().map(|late| late.entry));
         if !told.is_empty() {
             // What the store itself says to come late has a floor of its own.
-            source.late.after = match source.late.commits.is_empty() {
+            source.late.after = match passed_over.is_empty() {
                 true => batch.late.after,
                 false => source.gap.0.min(batch.late.after),
             };
-            source.late.commits.extend(told);
             source.late.floor = batch.late.floor;
         }
+        let late = passed_over.into_iter().chain(told);
+        source.late.commits.extend(late.map(|late| late.entry));
     }
 
     /// Asks the sources that hold up what is waiting to close it; their tails will say when.

@@ -236,35 +236,37 @@ impl Feed {
     }
 
     async fn follow(self: Arc<Self>) {
+        let mut tail = self.store.tail(self.lock().closed);
         loop {
-            let after = self.lock().closed;
-            let error = self.follow_from(after).await;
+            let error = self.hand_on_all(tail).await;
             tracing::warn!(store = %self.store.name(), %error, "a feed lost its log, and resumes");
-            if matches!(error, StoreError::Compacted { .. }) {
-                self.begin_anew().await;
-            }
             tokio::time::sleep(RESUME_AFTER).await;
+            tail = self.resume(matches!(error, StoreError::Compacted { .. })).await;
         }
     }
 
-    /// Goes on from what is closed now, since the log does not say what was before. Each watcher finds
-    /// out from the log whether it is too late, and ends as compacted.
-    async fn begin_anew(&self) {
-        let send_away = || {
+    /// A log to go on with: from where the feed is, or, where the log does not say what was before, from
+    /// what is closed now. Watchers that may lack something then are sent to find out for themselves.
+    async fn resume(&self, is_compacted: bool) -> Tail {
+        let closed = self.lock().closed;
+        let mut after = closed;
+        if is_compacted && let Ok(now) = self.store.sync(closed, 0).await {
+            after = after.max(now);
+        }
+        let tail = self.store.tail(after);
+        {
             let mut state = self.lock();
-            let told = self.shown_of(state.closed);
-            state.send_away(told);
-            state
-        };
-        let closed = send_away().closed;
-        if let Ok(now) = self.store.sync(closed, 0).await {
-            // Again, for who joined meanwhile.
-            send_away().closed = now.max(closed);
+            // Behind the tail's beginning: what came late before is noted by now, the rest the tail tells.
+            if is_compacted || self.check_resumed(closed).is_err() {
+                state.send_away(self.shown_of(closed));
+            }
+            state.closed = after;
         }
+        self.moved.notify_waiters();
+        tail
     }
 
-    async fn follow_from(&self, after: Revision) -> StoreError {
-        let mut tail = self.store.tail(after);
+    async fn hand_on_all(&self, mut tail: Tail) -> StoreError {
         loop {
             match tail.next().await {
                 Some(Ok(batch)) => self.hand_on(batch),

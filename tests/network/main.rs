@@ -46,9 +46,9 @@ use tracing_subscriber::{
 };
 
 /// How many seeds run where nothing else is said.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 200;
 /// Seeds that found something.
-const FOUND: [u64; 13] = [8, 29, 35, 39, 69, 88, 122, 137, 150, 157, 172, 231, 1112];
+const FOUND: [u64; 14] = [8, 29, 35, 39, 69, 88, 122, 137, 150, 157, 172, 231, 870, 1112];
 /// How often each of them is run: which task of a host is first is not the seed's.
 const FOUND_RUNS: usize = 3;
 /// Within so many seeds each planted fault must be noticed.
@@ -126,7 +126,7 @@ fn no_trouble_of_the_network_breaks_a_promise_to_any_client() {
     }
     let seeds = seeds();
     let (seen, broken) = run(&seeds);
-    refuse(broken, (seeds.end - seeds.start) as usize);
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
     println!("seeds {seeds:?} without a violation:");
     for (name, count) in seen.counts() {
         println!("  {count:>10} {name}");
@@ -137,22 +137,9 @@ fn no_trouble_of_the_network_breaks_a_promise_to_any_client() {
 #[test]
 fn what_was_found_once_is_not_found_again() {
     let runs = FOUND.iter().flat_map(|seed| [*seed; FOUND_RUNS]);
-    let broken = runs.map(|seed| run(&(seed..seed + 1)).1.concat()).filter(|it| !it.is_empty());
-    refuse(broken.collect(), FOUND.len() * FOUND_RUNS);
-}
-
-/// Nothing may be broken, but for one defect that is known and not mended yet: rarely (seed 870, in some of
-/// its runs) a watcher at the root lacks a late change of a child's child. It is printed each time, and
-/// more than one in ten would be another defect.
-fn refuse(broken: Vec<String>, schedules: usize) {
-    let is_known = |what: &String| what.contains("the watcher of") && what.contains("was told of");
-    let (known, other): (Vec<_>, Vec<_>) = broken.into_iter().partition(is_known);
-    assert!(other.is_empty(), "{}", other.join("\n"));
-    for what in &known {
-        println!("KNOWN DEFECT, not mended: {what}");
+    for broken in runs.map(|seed| run(&(seed..seed + 1)).1) {
+        assert!(broken.is_empty(), "{}", broken.join("\n"));
     }
-    let tolerated = (schedules / 10).max(1);
-    assert!(known.len() <= tolerated, "too often: {}", known.join("\n"));
 }
 
 macro_rules! planted {
