@@ -58,7 +58,18 @@ pub struct Lanes {
     /// Its own, and who gave them; nobody at a root. `None` in no tree.
     pub held: Option<Held>,
     /// What it handed to children.
-    pub handed: Vec<(Member, LaneBlock)>,
+    pub handed: Vec<Handed>,
+}
+
+/// Lanes that a child was handed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handed {
+    /// To whom.
+    pub child: Member,
+    /// Which.
+    pub block: LaneBlock,
+    /// Whether the route says how many; else they are this node's to choose.
+    pub is_said: bool,
 }
 
 /// Lanes that a node holds.
@@ -209,7 +220,7 @@ impl Membership {
         if let Some(block) = lanes.of_child(child) {
             return Ok(block);
         }
-        let handed: Vec<LaneBlock> = lanes.handed.iter().map(|(_, block)| *block).collect();
+        let handed: Vec<LaneBlock> = lanes.handed.iter().map(|it| it.block).collect();
         let given = match holds.filter(|held| held.giver.is_some()) {
             Some(held) => {
                 self.check_adoption(child, held.block, block, &lanes)?;
@@ -225,7 +236,8 @@ impl Membership {
                 })?
             }
         };
-        lanes.handed.push((child.clone(), given));
+        let is_said = count == Some(given.count);
+        lanes.handed.push(Handed { child: child.clone(), block: given, is_said });
         self.keep(lanes).await?;
         Ok(given)
     }
@@ -246,7 +258,8 @@ impl Membership {
                 last: holds.first + holds.count - 1,
             });
         }
-        let mut all: Vec<_> = lanes.handed.iter().map(|(who, it)| (who.to_string(), *it)).collect();
+        let mut all: Vec<_> =
+            lanes.handed.iter().map(|it| (it.child.to_string(), it.block)).collect();
         all.push((self.me.to_string(), LaneBlock { first: own.first, count: 1 }));
         all.push((child.to_string(), holds));
         Ok(LaneBlock::check_disjoint(&all)?)
@@ -276,19 +289,20 @@ impl Membership {
             }
             Some(_) => {
                 // It was a root: its children get theirs out of what it is given now.
-                let mut handed = Vec::new();
-                for (child, old) in &lanes.handed {
-                    let wanted = old.count.min((block.count / PARTS).max(1));
-                    let taken: Vec<LaneBlock> = handed.iter().map(|(_, block)| *block).collect();
+                let mut taken = Vec::new();
+                for handed in &mut lanes.handed {
+                    let count = handed.block.count;
+                    let share = count.min((block.count / PARTS).max(1));
+                    let wanted = if handed.is_said { count } else { share };
                     let new = block.hand_out(&taken, wanted).ok_or_else(|| LanesError::UsedUp {
                         giver: self.me.clone(),
-                        child: child.clone(),
+                        child: handed.child.clone(),
                         wanted,
                         count: block.count,
                     })?;
-                    handed.push((child.clone(), new));
+                    taken.push(new);
+                    handed.block = new;
                 }
-                lanes.handed = handed;
             }
             None => {}
         }
@@ -312,7 +326,7 @@ impl Membership {
 impl Lanes {
     /// Those that a child was handed.
     pub fn of_child(&self, child: &Member) -> Option<LaneBlock> {
-        self.handed.iter().find(|(member, _)| member.id == child.id).map(|(_, block)| *block)
+        self.handed.iter().find(|it| it.child.id == child.id).map(|it| it.block)
     }
 
     fn encode(&self) -> Bytes {
@@ -322,10 +336,9 @@ impl Lanes {
         let held = self.held.as_ref().map(
             |held| json!({ "lanes": block(held.block), "giver": held.giver.as_ref().map(member) }),
         );
-        let handed = self
-            .handed
-            .iter()
-            .map(|(child, lanes)| json!({ "child": member(child), "lanes": block(*lanes) }));
+        let handed = self.handed.iter().map(|it| {
+            json!({ "child": member(&it.child), "lanes": block(it.block), "said": it.is_said })
+        });
         let handed: Vec<Value> = handed.collect();
         json!({ "held": held, "handed": handed }).to_string().into()
     }
@@ -345,7 +358,10 @@ impl Lanes {
             held => Some(Held { block: block(&held["lanes"])?, giver: member(&held["giver"]) }),
         };
         let handed = record["handed"].as_array()?.iter();
-        let handed = handed.map(|it| Some((member(&it["child"])?, block(&it["lanes"])?)));
+        let handed = handed.map(|it| {
+            let (child, block) = (member(&it["child"])?, block(&it["lanes"])?);
+            Some(Handed { child, block, is_said: it["said"] == true })
+        });
         Some(Self { held, handed: handed.collect::<Option<_>>()? })
     }
 }
@@ -401,8 +417,16 @@ mod tests {
     }
 
     async fn give(parent: &Membership, child: &Membership) -> Result<LaneBlock, LanesError> {
+        give_so_many(parent, child, None).await
+    }
+
+    async fn give_so_many(
+        parent: &Membership,
+        child: &Membership,
+        count: Option<u16>,
+    ) -> Result<LaneBlock, LanesError> {
         let held = child.lanes().held;
-        let block = parent.hand_out(child.me(), held.as_ref(), None).await?;
+        let block = parent.hand_out(child.me(), held.as_ref(), count).await?;
         child.accept(parent.me().clone(), block).await?;
         Ok(block)
     }
@@ -441,6 +465,23 @@ mod tests {
         assert_eq!(give(&root, &region).await.expect("there are lanes"), block(17, 16));
         assert_eq!(give(&region, &first).await.expect("they fit"), block(18, 1));
         assert_eq!(give(&region, &second).await.expect("they fit"), block(19, 1));
+    }
+
+    #[tokio::test]
+    async fn a_root_that_gets_a_parent_hands_on_what_its_routes_say() {
+        let (root, _) = node("root").await;
+        let (region, at_region) = node("region").await;
+        let (tenant, _) = node("tenant").await;
+        assert_eq!(give_so_many(&region, &tenant, Some(4)).await.expect("it has all"), block(1, 4));
+        let fresh = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
+        let region = recalled("region", &at_region, fresh).await;
+        assert_eq!(give(&root, &region).await.expect("there are lanes"), block(1, 16));
+        assert_eq!(give(&region, &tenant).await.expect("they fit"), block(2, 4));
+        let (greedy, _) = node("greedy").await;
+        let (large, _) = node("large").await;
+        give_so_many(&greedy, &large, Some(16)).await.expect("it has all");
+        let error = give(&root, &greedy).await.expect_err("that is more than it gets").to_string();
+        assert!(error.contains("no 16 lanes left of its 16 for `large`"), "{error}");
     }
 
     #[tokio::test]
