@@ -8,11 +8,17 @@ pub(crate) const VALUE_BYTES: usize = 1024;
 /// Sets of keys that never meet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Set {
-    Created { clients: usize },
+    Created {
+        clients: usize,
+    },
     Updated,
     Watched,
     Listed,
     Stored,
+    /// Keys of so many groups.
+    Spread {
+        groups: usize,
+    },
 }
 
 /// A key and the mark that its values carry, by which a read of it is checked.
@@ -33,13 +39,20 @@ impl Set {
             Set::Watched => "/registry/leases/".into(),
             Set::Listed => "/registry/secrets/".into(),
             Set::Stored => "/registry/events/".into(),
+            Set::Spread { groups } => format!("/registry/spread-{groups}/"),
         }
+    }
+
+    /// All keys of one group begin with this.
+    pub(crate) fn group(self, number: u64) -> String {
+        format!("{}team-{number:02}/", self.prefix())
     }
 
     /// The key of a number. A bijection scatters names, so they are distinct and repeatable.
     pub(crate) fn key(self, number: u64) -> Key {
         let mark = scatter(number);
-        let name = format!("{}team-{:02}/object-{mark:016x}", self.prefix(), mark % 50);
+        let groups = if let Set::Spread { groups } = self { groups as u64 } else { 50 };
+        let name = format!("{}object-{mark:016x}", self.group(mark % groups));
         Key { name: name.into(), mark }
     }
 }

@@ -20,6 +20,7 @@ mod keys;
 mod listing;
 mod load;
 mod machine;
+mod merging;
 mod meter;
 mod options;
 mod peer;
@@ -32,6 +33,7 @@ mod server;
 mod serving;
 mod shapes;
 mod store;
+mod streaming;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod watching;

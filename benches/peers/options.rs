@@ -26,6 +26,9 @@ pub(crate) struct Options {
     /// Length of one measurement [default: 4, quick: 1].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=300))]
     seconds: Option<u64>,
+    /// Keys in the store of the rows `keys`, `stream` and `start-loaded` [default: 100000, quick: 2000].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    keys: Option<u64>,
     /// Also write the table as Markdown: between `<!-- figures -->` and `<!-- /figures -->` of an
     /// existing file, or as a new file.
     #[arg(long)]
@@ -84,7 +87,7 @@ impl Options {
             settle: Duration::from_millis(sized(2000, 300) as u64),
             listed_keys: sized(20_000, 2_000),
             listed_revisions: sized(5, 2),
-            stored_keys: sized(100_000, 2_000),
+            stored_keys: self.keys.map_or(sized(100_000, 2_000), |keys| keys as usize),
             idle_watchers: sized(10_000, 1_000),
             peers_directory,
             directory: root.join(format!("target/bench/peers-{}", std::process::id())),

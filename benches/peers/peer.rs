@@ -26,6 +26,8 @@ pub(crate) enum Peer {
     PleachHop2,
     /// With two.
     PleachHop3,
+    /// A node with a route and a file for each group of keys of the merged rows.
+    PleachRoutes,
 }
 
 /// Two columns of the table: the first is said to be so many times better than the second.
@@ -52,6 +54,7 @@ impl Peer {
             Peer::PleachHop1 => "pleach-hop1",
             Peer::PleachHop2 => "pleach-hop2",
             Peer::PleachHop3 => "pleach-hop3",
+            Peer::PleachRoutes => "pleach-routes",
         }
     }
 
@@ -64,14 +67,17 @@ impl Peer {
                 Program::Pleach
             }
             Peer::EtcdProxy => Program::EtcdProxy,
-            Peer::PleachHop1 | Peer::PleachHop2 | Peer::PleachHop3 => Program::Hop,
+            Peer::PleachHop1 => Program::Hop { below: 1 },
+            Peer::PleachHop2 => Program::Hop { below: 2 },
+            Peer::PleachHop3 => Program::Hop { below: 3 },
+            Peer::PleachRoutes => Program::Routes,
         }
     }
 
     /// The server behind it that holds its data. None where its own files do.
     pub(crate) fn store(self) -> Option<store::Kind> {
         match self {
-            Peer::Etcd | Peer::Kine | Peer::Pleach => None,
+            Peer::Etcd | Peer::Kine | Peer::Pleach | Peer::PleachRoutes => None,
             Peer::KinePostgres | Peer::PleachPostgres => Some(store::Kind::Postgres),
             Peer::KineMariadb | Peer::PleachMariadb => Some(store::Kind::MariaDb),
             Peer::PleachEtcd | Peer::EtcdProxy => Some(store::Kind::Etcd),
@@ -82,7 +88,7 @@ impl Peer {
     }
 
     fn is_node(self) -> bool {
-        matches!(self.program(), Program::Pleach | Program::Hop)
+        matches!(self.program(), Program::Pleach | Program::Hop { .. } | Program::Routes)
     }
 
     /// What the binary says of itself, and what matters of how it is started.
@@ -100,7 +106,7 @@ impl Peer {
     fn answers(self, other: Peer) -> bool {
         match self.program() {
             Program::EtcdProxy => return other == Peer::Etcd,
-            Program::Hop => return other == Peer::Pleach,
+            Program::Hop { .. } | Program::Routes => return other == Peer::Pleach,
             _ => {}
         }
         let in_place = other.store() == self.store();

@@ -12,6 +12,8 @@ pub(crate) struct Memory {
     pub(crate) resident_mib: f64,
     /// Without mapped files: etcd maps its database, whose pages the kernel may take back.
     pub(crate) anonymous_mib: f64,
+    /// The most that was resident since the last [`forget_peak`].
+    pub(crate) peak_mib: f64,
 }
 
 /// The fields of interest in a process's `stat`.
@@ -80,5 +82,11 @@ pub(crate) fn memory(pid: u32) -> Result<Memory> {
         Ok(kib.with_context(|| format!("no {name} in a process's status"))?.parse::<f64>()?
             / 1024.0)
     };
-    Ok(Memory { resident_mib: mib("VmRSS:")?, anonymous_mib: mib("RssAnon:")? })
+    let (resident_mib, anonymous_mib) = (mib("VmRSS:")?, mib("RssAnon:")?);
+    Ok(Memory { resident_mib, anonymous_mib, peak_mib: mib("VmHWM:")? })
+}
+
+/// Has the kernel count a process's peak from now on.
+pub(crate) fn forget_peak(pid: u32) -> Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").context("the server has gone")
 }

@@ -2,21 +2,25 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::{Display, Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::serving::free_port;
+use crate::{keys::Set, rows::GROUPS, serving::free_port};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
     Etcd,
     Kine,
     Pleach,
-    /// A node in front of another node.
-    Hop,
+    /// A node in front of another, with so many below it in a row.
+    Hop {
+        below: usize,
+    },
+    /// A node with a route and a file for each group of keys of the merged rows.
+    Routes,
     /// etcd's own proxy.
     EtcdProxy,
 }
@@ -28,13 +32,15 @@ impl Program {
         match self {
             Program::Etcd | Program::EtcdProxy => "etcd",
             Program::Kine => "kine",
-            Program::Pleach | Program::Hop => "pleach",
+            Program::Pleach | Program::Hop { .. } | Program::Routes => "pleach",
         }
     }
 
     pub(crate) fn path(self, peers_directory: &Path) -> PathBuf {
         match self {
-            Program::Pleach | Program::Hop => env!("CARGO_BIN_EXE_pleach").into(),
+            Program::Pleach | Program::Hop { .. } | Program::Routes => {
+                env!("CARGO_BIN_EXE_pleach").into()
+            }
             program => peers_directory.join(program.name()),
         }
     }
@@ -112,18 +118,24 @@ impl Program {
                 format!("--listen-addr=127.0.0.1:{port}"),
                 format!("--data-dir={data}"),
             ],
-            Program::Hop => {
+            Program::Hop { below } => {
                 let child = store.context("there is nothing to stand in front of")?;
-                let topology = format!("{data}/topology.yaml");
-                let text =
-                    "backends:\n- name: child\n  prefix: { prefix: /registry }\n  endpoint: ";
-                fs::write(&topology, format!("{text}{child}\n"))?;
-                vec![
-                    "serve".into(),
-                    format!("--listen-client-urls={client}"),
-                    format!("--data-dir={data}"),
-                    format!("--topology={topology}"),
-                ]
+                // Enough for each node to hand some on.
+                let lanes = 4_u32.pow(u32::try_from(below)?);
+                let route = format!("lanes: {lanes}\n{}", route("child", "/registry", child));
+                routed(&client, &data, &[route])?
+            }
+            Program::Routes => {
+                let mut routes = Vec::new();
+                for groups in GROUPS {
+                    for number in 0..groups {
+                        let prefix = Set::Spread { groups }.group(number as u64);
+                        let name = format!("spread-{groups}-{number}");
+                        let endpoint = format!("sqlite://{data}/{name}.db");
+                        routes.push(route(&name, prefix.trim_end_matches('/'), &endpoint));
+                    }
+                }
+                routed(&client, &data, &routes)?
             }
             Program::Pleach => {
                 let mut arguments = vec![
@@ -137,6 +149,25 @@ impl Program {
             }
         })
     }
+}
+
+/// A route of all keys below a prefix.
+fn route(name: &str, prefix: &str, endpoint: &str) -> String {
+    format!("name: {name}\nprefix: {{ prefix: {prefix} }}\nendpoint: {endpoint}\n")
+}
+
+/// The flags of a node with these routes.
+fn routed(client: &str, data: &Display<'_>, routes: &[String]) -> Result<Vec<String>> {
+    let topology = format!("{data}/topology.yaml");
+    let items =
+        routes.iter().map(|route| format!("- {}\n", route.trim_end().replace('\n', "\n  ")));
+    fs::write(&topology, format!("backends:\n{}", items.collect::<String>()))?;
+    Ok(vec![
+        "serve".into(),
+        format!("--listen-client-urls={client}"),
+        format!("--data-dir={data}"),
+        format!("--topology={topology}"),
+    ])
 }
 
 /// kine calls itself `dev` unless its own build script made it, but Go records the version of the

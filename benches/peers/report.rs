@@ -25,6 +25,7 @@ pub(crate) enum Metric {
     AfterAnswerMedian,
     AfterAnswerP99,
     LastEventMedian,
+    Replay,
     ServerCpu,
     StoreCpu,
     ClientCpu,
@@ -35,6 +36,9 @@ pub(crate) enum Metric {
     Resident,
     Anonymous,
     PerWatcher,
+    Peak,
+    /// The same of the node so many below.
+    PeakBelow(usize),
 }
 
 /// The figures of all rounds, and the refusals beside them.
@@ -86,6 +90,11 @@ impl Metric {
             Metric::Resident => "RSS MiB",
             Metric::Anonymous => "of it anonymous MiB",
             Metric::PerWatcher => "bytes a watcher",
+            Metric::Replay => "replayed events per second",
+            Metric::Peak => "peak RSS MiB",
+            Metric::PeakBelow(1) => "peak RSS MiB, 1 below",
+            Metric::PeakBelow(2) => "peak RSS MiB, 2 below",
+            Metric::PeakBelow(_) => "peak RSS MiB, 3 below",
         }
     }
 
@@ -95,7 +104,7 @@ impl Metric {
             // The client's own cost is not a server's merit, and signed times have no ratio.
             Metric::ClientCpu | Metric::AfterAnswerMedian | Metric::AfterAnswerP99 => None,
             _ if subject <= 0.0 || other <= 0.0 => None,
-            Metric::Throughput => Some(subject / other),
+            Metric::Throughput | Metric::Replay => Some(subject / other),
             _ => Some(other / subject),
         }
     }

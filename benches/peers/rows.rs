@@ -13,13 +13,22 @@ pub(crate) enum Row {
     Update(usize),
     Get(usize),
     Watch(usize),
+    /// Writers to so many groups of keys, each group in a store of its own where the peer has that.
+    Merged(usize),
     ListPage,
     ListNext,
     ListAll,
     Count,
     Keys,
+    Stream,
     StartLoaded,
 }
+
+/// Into how many groups the keys of the merged rows fall.
+pub(crate) const GROUPS: [usize; 3] = [2, 8, 32];
+
+/// Writers of a merged row.
+pub(crate) const MERGED_CLIENTS: usize = 64;
 
 /// How many keys a page holds: the API server's own default for clients such as kubectl.
 pub(crate) const PAGE: usize = 500;
@@ -34,7 +43,8 @@ impl Row {
         rows.extend(clients.map(Create));
         rows.extend(clients.map(Update));
         rows.extend([Get(1), Get(64), Watch(1), Watch(1000)]);
-        rows.extend([ListPage, ListNext, ListAll, Count, Keys, StartLoaded]);
+        rows.extend(GROUPS.map(Merged));
+        rows.extend([ListPage, ListNext, ListAll, Count, Keys, Stream, StartLoaded]);
         rows
     }
 
@@ -47,11 +57,13 @@ impl Row {
             Row::Update(clients) => format!("update-{clients}"),
             Row::Get(clients) => format!("get-{clients}"),
             Row::Watch(watchers) => format!("watch-{watchers}"),
+            Row::Merged(groups) => format!("merged-{groups}"),
             Row::ListPage => "list-page".into(),
             Row::ListNext => "list-next".into(),
             Row::ListAll => "list-all".into(),
             Row::Count => "count".into(),
             Row::Keys => "keys".into(),
+            Row::Stream => "stream".into(),
             Row::StartLoaded => "start-loaded".into(),
         }
     }
@@ -76,7 +88,11 @@ impl Row {
             Row::ListNext => format!("later pages of {PAGE}, {}", listed()),
             Row::ListAll => format!("list all, {}", listed()),
             Row::Count => format!("count, {}", listed()),
+            Row::Merged(groups) => {
+                format!("{MERGED_CLIENTS} writers to {groups} groups, 1 watcher")
+            }
             Row::Keys => format!("{} keys", plan.stored_keys),
+            Row::Stream => format!("stream of {} keys", plan.stored_keys),
             Row::StartLoaded => format!("start, {} keys", plan.stored_keys),
         }
     }

@@ -8,7 +8,7 @@ use crate::{
     client::Connections,
     disk,
     keys::Set,
-    listing, load,
+    listing, load, merging,
     options::Plan,
     peer::Peer,
     process::Memory,
@@ -16,6 +16,7 @@ use crate::{
     report::{Figures, Metric, Report},
     rows::Row,
     server::Server,
+    streaming,
     watching::{self, Watchers},
     writing,
 };
@@ -47,7 +48,7 @@ impl<'a> Bench<'a> {
         if self.asked(is_listing) {
             self.listing().await?;
         }
-        if self.asked(|row| matches!(row, Row::Keys | Row::StartLoaded)) {
+        if self.asked(|row| matches!(row, Row::Keys | Row::Stream | Row::StartLoaded)) {
             self.loaded().await?;
         }
         Ok(())
@@ -148,6 +149,20 @@ impl<'a> Bench<'a> {
                 let figures = memory(server.memory()?);
                 self.report.add(&Row::Keys.label(self.plan), server.peer, figures);
             }
+        }
+        if self.plan.asks_for(Row::Stream) {
+            for round in 0..self.plan.rounds {
+                for server in &servers {
+                    self.progress(round, "stream", Some(server.peer));
+                    let figures = streaming::measure(self.plan, server).await;
+                    let figures =
+                        figures.with_context(|| format!("row stream, {}", server.peer.name()))?;
+                    self.report.add(&Row::Stream.label(self.plan), server.peer, figures);
+                }
+                servers.reverse();
+            }
+        }
+        for server in &mut servers {
             server.stop().await?;
         }
         if !self.plan.asks_for(Row::StartLoaded) {
@@ -221,6 +236,7 @@ impl<'a> Bench<'a> {
                     load::run(plan, processes, work).await?
                 }
                 Row::Watch(watchers) => watching::measure(plan, port, processes, watchers).await?,
+                Row::Merged(groups) => merging::measure(plan, port, processes, groups).await?,
                 row if is_listing(row) => {
                     let work = listing::reader(&connected(1).await?, row, plan.listed_keys);
                     load::run(plan, processes, vec![work]).await?
@@ -250,7 +266,7 @@ impl<'a> Bench<'a> {
 }
 
 fn is_load(row: Row) -> bool {
-    matches!(row, Row::Create(_) | Row::Update(_) | Row::Get(_) | Row::Watch(_))
+    matches!(row, Row::Create(_) | Row::Update(_) | Row::Get(_) | Row::Watch(_) | Row::Merged(_))
 }
 
 fn is_listing(row: Row) -> bool {

@@ -81,7 +81,7 @@ impl Store {
             let mut nodes: Vec<Serving> = Vec::new();
             for at in 0..count {
                 let child = nodes.last().map(url);
-                let program = if at == 0 { Program::Pleach } else { Program::Hop };
+                let program = if at == 0 { Program::Pleach } else { Program::Hop { below: at } };
                 let name = format!("{name}-{at}");
                 nodes.push(Serving::start(plan, program, &name, child.as_deref()).await?);
             }
