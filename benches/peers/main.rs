@@ -19,6 +19,7 @@ mod disk;
 mod keys;
 mod listing;
 mod load;
+mod loopback;
 mod machine;
 mod merging;
 mod meter;

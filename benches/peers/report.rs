@@ -39,6 +39,8 @@ pub(crate) enum Metric {
     Peak,
     /// The same of the node so many below.
     PeakBelow(usize),
+    Growth,
+    GrowthBelow(usize),
 }
 
 /// The figures of all rounds, and the refusals beside them.
@@ -95,6 +97,10 @@ impl Metric {
             Metric::PeakBelow(1) => "peak RSS MiB, 1 below",
             Metric::PeakBelow(2) => "peak RSS MiB, 2 below",
             Metric::PeakBelow(_) => "peak RSS MiB, 3 below",
+            Metric::Growth => "of it during the row MiB",
+            Metric::GrowthBelow(1) => "of it during the row MiB, 1 below",
+            Metric::GrowthBelow(2) => "of it during the row MiB, 2 below",
+            Metric::GrowthBelow(_) => "of it during the row MiB, 3 below",
         }
     }
 

@@ -7,6 +7,8 @@ use crate::options::Plan;
 pub(crate) enum Row {
     /// The disk's own speed: what no durable writer can beat.
     Disk,
+    /// A round trip between two threads: what no hop can beat.
+    Loopback,
     StartFresh,
     Watchers,
     Create(usize),
@@ -39,7 +41,7 @@ impl Row {
     pub(crate) fn all() -> Vec<Row> {
         use Row::*;
         let clients = [1, 64, 256];
-        let mut rows = vec![Disk, StartFresh, Watchers];
+        let mut rows = vec![Disk, Loopback, StartFresh, Watchers];
         rows.extend(clients.map(Create));
         rows.extend(clients.map(Update));
         rows.extend([Get(1), Get(64), Watch(1), Watch(1000)]);
@@ -51,6 +53,7 @@ impl Row {
     pub(crate) fn id(&self) -> String {
         match self {
             Row::Disk => "disk".into(),
+            Row::Loopback => "loopback".into(),
             Row::StartFresh => "start-fresh".into(),
             Row::Watchers => "watchers".into(),
             Row::Create(clients) => format!("create-{clients}"),
@@ -78,6 +81,7 @@ impl Row {
         let listed = || format!("{} keys × {}", plan.listed_keys, plan.listed_revisions);
         match self {
             Row::Disk => "disk, 1 KiB".into(),
+            Row::Loopback => "loopback, there and back".into(),
             Row::StartFresh => "start, empty".into(),
             Row::Watchers => format!("{} idle watchers", plan.idle_watchers),
             Row::Create(clients) => format!("create, {}", counted(*clients, "client")),

@@ -8,7 +8,7 @@ use crate::{
     client::Connections,
     disk,
     keys::Set,
-    listing, load, merging,
+    listing, load, loopback, merging,
     options::Plan,
     peer::Peer,
     process::Memory,
@@ -33,10 +33,10 @@ impl<'a> Bench<'a> {
     }
 
     pub(crate) async fn run(&mut self) -> Result<()> {
-        // With load rows, the disk is measured beside them, since it drifts too.
+        // With load rows, the machine is measured beside them, since it drifts too.
         if !self.asked(is_load) {
             for round in 0..self.plan.rounds {
-                self.disk(round).await?;
+                self.machine(round).await?;
             }
         }
         if self.asked(|row| matches!(row, Row::StartFresh | Row::Watchers)) {
@@ -54,14 +54,19 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    async fn disk(&mut self, round: u32) -> Result<()> {
-        if !self.plan.asks_for(Row::Disk) {
-            return Ok(());
+    async fn machine(&mut self, round: u32) -> Result<()> {
+        for row in [Row::Disk, Row::Loopback] {
+            if !self.plan.asks_for(row) {
+                continue;
+            }
+            self.progress(round, &row.id(), None);
+            let (directory, window) = (self.plan.directory.clone(), self.plan.window);
+            let measured = spawn_blocking(move || match row {
+                Row::Disk => disk::floor(&directory, window),
+                _ => loopback::floor(window),
+            });
+            self.report.add_machine(&row.label(self.plan), measured.await??);
         }
-        self.progress(round, "disk", None);
-        let (directory, window) = (self.plan.directory.clone(), self.plan.window);
-        let figures = spawn_blocking(move || disk::floor(&directory, window)).await??;
-        self.report.add_machine(&Row::Disk.label(self.plan), figures);
         Ok(())
     }
 
@@ -102,7 +107,7 @@ impl<'a> Bench<'a> {
     /// Fresh servers side by side in each round, so that no round inherits another's data.
     async fn load(&mut self) -> Result<()> {
         for round in 0..self.plan.rounds {
-            self.disk(round).await?;
+            self.machine(round).await?;
             let mut servers = Vec::new();
             for peer in self.plan.order(round) {
                 let server = Server::start(self.plan, peer, "load").await?;

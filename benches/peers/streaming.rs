@@ -20,8 +20,10 @@ pub(crate) async fn measure(plan: &Plan, server: &Server) -> Result<Figures> {
     // The one that holds the data is the first of the store, and the lowest.
     let below = if is_chain { processes.store.iter().rev().copied().collect() } else { Vec::new() };
     sleep(plan.settle).await;
-    for pid in below.iter().chain([&processes.server]) {
+    let mut before = Vec::new();
+    for pid in [processes.server].iter().chain(&below) {
         process::forget_peak(*pid)?;
+        before.push(process::memory(*pid)?.resident_mib);
     }
     let meter = Meter::start(processes.clone())?;
     let begun = Instant::now();
@@ -32,9 +34,12 @@ pub(crate) async fn measure(plan: &Plan, server: &Server) -> Result<Figures> {
 
     let mut figures = vec![(Metric::Throughput, keys as f64 / elapsed.as_secs_f64())];
     figures.extend(cpu.figures(keys as f64));
-    figures.push((Metric::Peak, process::memory(processes.server)?.peak_mib));
-    for (above, pid) in below.iter().enumerate() {
-        figures.push((Metric::PeakBelow(above + 1), process::memory(*pid)?.peak_mib));
+    let peak = process::memory(processes.server)?.peak_mib;
+    figures.extend([(Metric::Peak, peak), (Metric::Growth, peak - before[0])]);
+    for (at, pid) in (1..).zip(&below) {
+        let peak = process::memory(*pid)?.peak_mib;
+        let growth = peak - before[at];
+        figures.extend([(Metric::PeakBelow(at), peak), (Metric::GrowthBelow(at), growth)]);
     }
     Ok(figures)
 }
