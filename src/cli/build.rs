@@ -3,7 +3,10 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use futures::future::try_join_all;
+use futures::{
+    FutureExt as _,
+    future::{select_ok, try_join_all},
+};
 use tokio::time::timeout;
 
 use crate::{
@@ -206,13 +209,17 @@ impl Site<'_> {
             let (name, place, owner) = (name.clone(), place.clone(), owner.clone());
             let (address, clock, child) = (address.clone(), clock.clone(), child.clone());
             Box::pin(async move {
-                let connections = connections(&place, &address)?;
-                let answers = node::probe(&connections).await;
-                let answers = answers.map_err(|reason| refusal(&place, reason, true))?;
+                let (connections, answers) = answerer(&place, &address).await?;
                 if answers == Answerer::Node {
                     let Some(Child { membership, presence, terms }) = child else {
                         return Err(refusal(&place, DEFAULT_IS_A_NODE, false));
                     };
+                    if address.urls.len() > 1 {
+                        return Err(refusal(&place, NODE_OF_MANY, false));
+                    }
+                    if address.login.is_some() {
+                        return Err(refusal(&place, NODE_WITH_LOGIN, false));
+                    }
                     let store =
                         NodeStore::open(&name, connections, membership, presence.clone(), terms);
                     // Where it can't be attached it is away, and says why.
@@ -256,9 +263,28 @@ impl Site<'_> {
 const DEFAULT_IS_A_NODE: &str = "it is another node, and the default store keeps what is this node's \
      own; take a file, a database or an etcd, and send all keys to the node by a route";
 
-fn connections(place: &str, address: &etcd::Address) -> Result<Connections, Refusal> {
-    let url = address.urls.first().map_or("", String::as_str);
-    Connections::new(url, address).map_err(|reason| refusal(place, reason, false))
+const NODE_OF_MANY: &str = "it is another node, and several addresses are those of one etcd's members; \
+     name one address";
+
+const NODE_WITH_LOGIN: &str = "it is another node, which asks for no password; take `user:password@` out \
+     of the endpoint";
+
+/// What answers first at one of the addresses, and how it is reached.
+async fn answerer(
+    place: &str,
+    address: &etcd::Address,
+) -> Result<(Connections, Answerer), Refusal> {
+    let asked = address.urls.iter().map(|url| {
+        let connections = Connections::new(url, address);
+        async move {
+            let connections = connections.map_err(|reason| refusal(place, reason, false))?;
+            let answers = node::probe(&connections).await;
+            let answers = answers.map_err(|reason| refusal(place, reason, true))?;
+            Ok((connections, answers))
+        }
+        .boxed()
+    });
+    Ok(select_ok(asked).await?.0)
 }
 
 fn refusal(place: &str, reason: impl std::fmt::Display, may_pass: bool) -> Refusal {

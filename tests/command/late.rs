@@ -19,7 +19,9 @@ use crate::{
     call::{client, get, put, refused},
     support::{
         databases::{DatabaseServer, Kind},
+        etcd::Etcd,
         node::Node,
+        peers::free_port,
         process::eventually,
         proxy::{Mode, Proxy},
     },
@@ -271,10 +273,29 @@ async fn what_does_not_pass_by_itself_ends_the_start_with_its_reason() -> Result
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_default_store_that_is_down_ends_the_start() -> Result<()> {
     let folder = TempDir::new()?;
-    let port = crate::support::peers::free_port()?;
+    let port = free_port()?;
     let endpoint = format!("--endpoint=postgres://pleach:secret@127.0.0.1:{port}/late");
     let said = refused(folder.path(), &[&endpoint]).await?;
     ensure!(said.contains("store `main`") && said.contains("can't be reached"), "{said}");
     ensure!(!said.contains("secret"), "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_of_an_etcd_that_is_down_does_not_hold_up_the_start() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut etcd = Etcd::hasty()?;
+    etcd.start().await?;
+    let silent = Proxy::start(([127, 0, 0, 1], etcd.port()).into()).await?;
+    silent.set(Mode::Stall).await?;
+    for (at, first) in [free_port()?, silent.address().port()].into_iter().enumerate() {
+        let folder = folder.path().join(at.to_string());
+        fs::create_dir_all(&folder)?;
+        let endpoint = format!("--endpoint=http://127.0.0.1:{first},{}", etcd.url());
+        let mut node = Node::new(&folder, &[&endpoint])?;
+        let channel = node.start().await?;
+        put(&channel, format!("key-{at}"), "value").await?;
+        node.kill()?;
+    }
     Ok(())
 }

@@ -92,3 +92,24 @@ async fn a_node_is_no_default_store() -> Result<()> {
     ensure!(error.contains("it is another node"), "{error}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_child_has_one_address_and_asks_for_no_password() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut child = node(folder.path(), "child")?;
+    child.start().await?;
+    let (url, nobody) = (child.url(), free_port()?);
+    let address = url.trim_start_matches("http://");
+    let cases = [
+        (format!("{url},http://127.0.0.1:{nobody}"), "name one address"),
+        (format!("http://someone:secret@{address}"), "take `user:password@` out"),
+    ];
+    for (endpoint, remedy) in cases {
+        node(folder.path(), "root")?.with_routes_to(&[("/b/", endpoint)])?;
+        let root = folder.path().join("root");
+        let said = refused(&root, &["--topology=topology.yaml"]).await?;
+        ensure!(said.contains("store `store-0`") && said.contains(remedy), "{said}");
+        ensure!(!said.contains("secret"), "{said}");
+    }
+    Ok(())
+}
