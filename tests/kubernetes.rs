@@ -107,7 +107,7 @@ async fn story(plane: &mut ControlPlane) -> Result<()> {
     phase("lists of a quiet resource are fresh", fresh::lists_of_a_quiet_resource(plane)).await?;
     for signal in [Signal::Terminate, Signal::Kill] {
         let purpose = format!("watches survive a restart of the server by {signal:?}");
-        phase(&purpose, restart::watches_survive(plane, Blow::Server(signal))).await?;
+        phase(&purpose, Box::pin(restart::watches_survive(plane, Blow::Server(signal)))).await?;
     }
     if plane.server.flavour() == Flavour::FourStores {
         phase("each store holds its own keys", async {
@@ -117,7 +117,7 @@ async fn story(plane: &mut ControlPlane) -> Result<()> {
     }
     for at in 0..plane.server.behind().len() {
         let purpose = format!("watches survive a kill and restart of server {at} of a route");
-        phase(&purpose, restart::watches_survive(plane, Blow::Behind(at))).await?;
+        phase(&purpose, Box::pin(restart::watches_survive(plane, Blow::Behind(at)))).await?;
     }
     if plane.server.flavour() == Flavour::Tree {
         Box::pin(story_of_a_tree(plane)).await?;
@@ -137,7 +137,7 @@ async fn story_of_a_tree(plane: &mut ControlPlane) -> Result<()> {
         .await?;
     for child in [Child::RegionA, Child::TenantA] {
         let purpose = format!("watches survive a kill and restart of {child:?}");
-        phase(&purpose, restart::watches_survive(plane, Blow::Child(child))).await?;
+        phase(&purpose, Box::pin(restart::watches_survive(plane, Blow::Child(child)))).await?;
     }
     let region = phase("a region gets an API server of its own", tree::start_region(plane)).await?;
     phase("what either API server writes, both show", tree::api_servers_agree(plane, &region))
