@@ -1,10 +1,9 @@
 //! Writers to many groups of keys, and one watcher of all: what comes out of one merged log, how long after
 //! it was sent, and how fast the same is told again from the log.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use futures::{StreamExt as _, stream};
 use pleach::proto::etcdserverpb::{WatchResponse, kv_client::KvClient};
 use tokio::{
     sync::mpsc,
@@ -14,19 +13,17 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Streaming, transport::Channel};
 
 use crate::{
-    client::{Connections, Trouble, revision},
-    keys::{Set, prefix_end},
+    client::{Connections, Trouble},
+    keys::Set,
     load::{self, Refusals, Work},
     meter::Processes,
     options::Plan,
     report::{Figures, Metric, median, quantile},
     rows::MERGED_CLIENTS,
     shapes,
+    watching::{EVENT_TIME_MAX, current_revision, open_stream},
     writing::accepted,
 };
-
-/// How long no event may come while some are still to come.
-const EVENT_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// A revision, and when it was sent or told.
 type Moment = (i64, Instant);
@@ -60,8 +57,7 @@ pub(crate) async fn measure(
 ) -> Result<(Figures, Refusals)> {
     let set = Set::Spread { groups };
     let connections = Connections::open(port, MERGED_CLIENTS).await?;
-    let first = connections.kv(0).range(shapes::get(&set.key(0))).await?.into_inner();
-    let start = revision(first.header.as_ref())? + 1;
+    let start = current_revision(&mut connections.kv(0)).await? + 1;
     let (done, mut written) = mpsc::unbounded_channel();
     let writer = |index| {
         let next = (index as u64) << 32;
@@ -72,7 +68,7 @@ pub(crate) async fn measure(
 
     let watching = Connections::open(port, 1).await?;
     let (tell, mut told) = mpsc::unbounded_channel();
-    let events = watch(&watching, set, start).await?;
+    let events = open_stream(watching.watch(0), set, 1, start).await?;
     let _task = AbortOnDropHandle::new(tokio::spawn(receive(events, tell)));
     let (mut figures, refusals) = load::run(plan, processes, writers).await?;
 
@@ -92,7 +88,7 @@ pub(crate) async fn measure(
 
     let begun = Instant::now();
     let (tell, mut told) = mpsc::unbounded_channel();
-    let events = watch(&watching, set, start).await?;
+    let events = open_stream(watching.watch(0), set, 1, start).await?;
     let _task = AbortOnDropHandle::new(tokio::spawn(receive(events, tell)));
     for expected in sent.keys() {
         let (revision, _) = next(&mut told).await?;
@@ -105,21 +101,6 @@ pub(crate) async fn measure(
 async fn next(told: &mut mpsc::UnboundedReceiver<Moment>) -> Result<Moment> {
     let told = timeout(EVENT_TIME_MAX, told.recv()).await.context("an event did not come")?;
     told.context("the watch has ended")
-}
-
-async fn watch(
-    connections: &Connections,
-    set: Set,
-    start: i64,
-) -> Result<Streaming<WatchResponse>> {
-    let prefix = set.prefix();
-    let create = shapes::watch(prefix.clone().into(), prefix_end(&prefix), start);
-    // The stream of requests stays open: its end would end the watch.
-    let requests = stream::iter([create]).chain(stream::pending());
-    let mut events = connections.watch(0).watch(requests).await?.into_inner();
-    let answer = events.message().await?.context("a watch stream ended")?;
-    ensure!(answer.created && !answer.canceled, "a watch was turned down: {answer:?}");
-    Ok(events)
 }
 
 async fn receive(mut events: Streaming<WatchResponse>, tell: mpsc::UnboundedSender<Moment>) {

@@ -122,7 +122,7 @@ impl Program {
                 let child = store.context("there is nothing to stand in front of")?;
                 // Enough for each node to hand some on.
                 let lanes = 4_u32.pow(u32::try_from(below)?);
-                let route = format!("lanes: {lanes}\n{}", route("child", "/registry", child));
+                let route = route("child", "/registry", child) + &format!("  lanes: {lanes}\n");
                 routed(&client, &data, &[route])?
             }
             Program::Routes => {
@@ -151,17 +151,15 @@ impl Program {
     }
 }
 
-/// A route of all keys below a prefix.
+/// A route of all keys below a prefix, in YAML.
 fn route(name: &str, prefix: &str, endpoint: &str) -> String {
-    format!("name: {name}\nprefix: {{ prefix: {prefix} }}\nendpoint: {endpoint}\n")
+    format!("- name: {name}\n  prefix: {{ prefix: {prefix} }}\n  endpoint: {endpoint}\n")
 }
 
 /// The flags of a node with these routes.
 fn routed(client: &str, data: &Display<'_>, routes: &[String]) -> Result<Vec<String>> {
     let topology = format!("{data}/topology.yaml");
-    let items =
-        routes.iter().map(|route| format!("- {}\n", route.trim_end().replace('\n', "\n  ")));
-    fs::write(&topology, format!("backends:\n{}", items.collect::<String>()))?;
+    fs::write(&topology, format!("backends:\n{}", routes.concat()))?;
     Ok(vec![
         "serve".into(),
         format!("--listen-client-urls={client}"),

@@ -36,11 +36,9 @@ pub(crate) enum Metric {
     Resident,
     Anonymous,
     PerWatcher,
-    Peak,
-    /// The same of the node so many below.
-    PeakBelow(usize),
-    Growth,
-    GrowthBelow(usize),
+    /// Of the node so many below the one that answers.
+    Peak(usize),
+    Growth(usize),
 }
 
 /// The figures of all rounds, and the refusals beside them.
@@ -93,14 +91,14 @@ impl Metric {
             Metric::Anonymous => "of it anonymous MiB",
             Metric::PerWatcher => "bytes a watcher",
             Metric::Replay => "replayed events per second",
-            Metric::Peak => "peak RSS MiB",
-            Metric::PeakBelow(1) => "peak RSS MiB, 1 below",
-            Metric::PeakBelow(2) => "peak RSS MiB, 2 below",
-            Metric::PeakBelow(_) => "peak RSS MiB, 3 below",
-            Metric::Growth => "of it during the row MiB",
-            Metric::GrowthBelow(1) => "of it during the row MiB, 1 below",
-            Metric::GrowthBelow(2) => "of it during the row MiB, 2 below",
-            Metric::GrowthBelow(_) => "of it during the row MiB, 3 below",
+            Metric::Peak(0) => "peak RSS MiB",
+            Metric::Peak(1) => "peak RSS MiB, 1 below",
+            Metric::Peak(2) => "peak RSS MiB, 2 below",
+            Metric::Peak(_) => "peak RSS MiB, 3 below",
+            Metric::Growth(0) => "of it during the row MiB",
+            Metric::Growth(1) => "of it during the row MiB, 1 below",
+            Metric::Growth(2) => "of it during the row MiB, 2 below",
+            Metric::Growth(_) => "of it during the row MiB, 3 below",
         }
     }
 

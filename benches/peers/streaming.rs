@@ -17,11 +17,13 @@ use crate::{
 pub(crate) async fn measure(plan: &Plan, server: &Server) -> Result<Figures> {
     let processes = server.processes()?;
     let is_chain = matches!(server.peer.store(), Some(store::Kind::Nodes(_)));
-    // The one that holds the data is the first of the store, and the lowest.
-    let below = if is_chain { processes.store.iter().rev().copied().collect() } else { Vec::new() };
+    let below: &[u32] = if is_chain { &processes.store } else { &[] };
+    // Downwards: the one that holds the data is the first of the store.
+    let nodes: Vec<u32> =
+        [processes.server].into_iter().chain(below.iter().rev().copied()).collect();
     sleep(plan.settle).await;
     let mut before = Vec::new();
-    for pid in [processes.server].iter().chain(&below) {
+    for pid in &nodes {
         process::forget_peak(*pid)?;
         before.push(process::memory(*pid)?.resident_mib);
     }
@@ -34,12 +36,9 @@ pub(crate) async fn measure(plan: &Plan, server: &Server) -> Result<Figures> {
 
     let mut figures = vec![(Metric::Throughput, keys as f64 / elapsed.as_secs_f64())];
     figures.extend(cpu.figures(keys as f64));
-    let peak = process::memory(processes.server)?.peak_mib;
-    figures.extend([(Metric::Peak, peak), (Metric::Growth, peak - before[0])]);
-    for (at, pid) in (1..).zip(&below) {
+    for (at, (pid, before)) in nodes.iter().zip(before).enumerate() {
         let peak = process::memory(*pid)?.peak_mib;
-        let growth = peak - before[at];
-        figures.extend([(Metric::PeakBelow(at), peak), (Metric::GrowthBelow(at), growth)]);
+        figures.extend([(Metric::Peak(at), peak), (Metric::Growth(at), peak - before)]);
     }
     Ok(figures)
 }

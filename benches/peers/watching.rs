@@ -36,7 +36,8 @@ const STREAMS_PER_CONNECTION: usize = 4;
 const WRITES_MAX: usize = 20_000;
 
 const OPEN_TIME_MAX: Duration = Duration::from_secs(60);
-const EVENT_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long no event may come while some are still to come.
+pub(crate) const EVENT_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// An event's revision and the moment at which a watcher's task held it decoded.
 type Receipt = Result<(i64, Instant), Trouble>;
@@ -69,7 +70,7 @@ impl Watchers {
         let mut tasks = JoinSet::new();
         for index in 0..streams {
             let watchers = WATCHERS_PER_STREAM.min(count - index * WATCHERS_PER_STREAM);
-            let opening = open_stream(connections.watch(index), watchers, start);
+            let opening = open_stream(connections.watch(index), Set::Watched, watchers, start);
             let events = timeout(OPEN_TIME_MAX, opening)
                 .await
                 .context("watchers were not confirmed in time")??;
@@ -79,12 +80,14 @@ impl Watchers {
     }
 }
 
-async fn open_stream(
+/// Watchers of a set on one stream, each confirmed.
+pub(crate) async fn open_stream(
     mut client: WatchClient<Channel>,
+    set: Set,
     watchers: usize,
     start: i64,
 ) -> Result<Streaming<WatchResponse>> {
-    let prefix = Set::Watched.prefix();
+    let prefix = set.prefix();
     let (from, end): (Bytes, _) = (prefix.clone().into(), prefix_end(&prefix));
     let creates: Vec<WatchRequest> =
         (0..watchers).map(|_| shapes::watch(from.clone(), end.clone(), start)).collect();
@@ -144,7 +147,7 @@ fn revisions(answer: &WatchResponse) -> Result<Vec<i64>> {
         .collect()
 }
 
-async fn current_revision(kv: &mut KvClient<Channel>) -> Result<i64> {
+pub(crate) async fn current_revision(kv: &mut KvClient<Channel>) -> Result<i64> {
     let answer = kv.range(shapes::get(&Set::Watched.key(0))).await?.into_inner();
     revision(answer.header.as_ref())
 }

@@ -23,8 +23,8 @@ struct Source<T> {
     attached: bool,
 }
 
-/// A source that was detached came back with an entry below what was already drained: whoever got
-/// that may have missed it, and must start afresh.
+/// An entry that came below what was already drained, since its source was detached or says it late: whoever
+/// got that may have missed it, and must start afresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Late<T> {
     /// The entry's revision.
@@ -45,7 +45,7 @@ impl<T> Merge<T> {
     /// Takes the next entries of a source, and what it has closed now. What it says to come late may be
     /// early enough here, where others hold things up: that is put in its place, once.
     ///
-    /// Returns the entries that come too late, which only a source that was detached can have.
+    /// Returns the entries that come too late: of a source that was detached, or one that itself says so.
     pub fn push(
         &mut self,
         source: usize,
@@ -60,11 +60,8 @@ impl<T> Merge<T> {
                 late.push(Late { revision, entry });
                 continue;
             }
-            // Most come in order, and this is the end.
-            let before = source.pending.iter().rev().take_while(|(other, _)| *other > revision);
-            let place = source.pending.len() - before.count();
-            let is_there = place > 0 && source.pending[place - 1].0 == revision;
-            if !is_there {
+            let found = source.pending.binary_search_by_key(&revision, |(other, _)| *other);
+            if let Err(place) = found {
                 source.pending.insert(place, (revision, entry));
             }
         }

@@ -163,11 +163,10 @@ impl Merged {
 
     fn push(&mut self, index: usize, batch: Batch) {
         let source = &mut self.sources[index];
-        let owned = |commits: Vec<Arc<Commit>>| -> Vec<Arc<Commit>> {
-            commits.into_iter().filter_map(|commit| self.table.owned(source.at, commit)).collect()
-        };
+        let (table, at) = (&self.table, source.at);
         let entries = |commits: Vec<Arc<Commit>>| {
-            owned(commits).into_iter().map(|commit| (commit.revision, commit))
+            let owned = commits.into_iter().filter_map(move |commit| table.owned(at, commit));
+            owned.map(|commit| (commit.revision, commit))
         };
         // Behind a return the tail begins where the store was left: that was passed over, or is here.
         let passed_over = self.merge.push(index, entries(batch.commits), batch.closed);
