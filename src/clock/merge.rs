@@ -35,15 +35,16 @@ pub struct Late<T> {
 
 // === impl Merge ===
 
-impl<T> Merge<T> {
+impl<T: PartialEq> Merge<T> {
     /// A merge of `sources` logs, of which all up to and including `after` was seen before.
     pub fn new(sources: usize, after: Revision) -> Self {
         let source = || Source { pending: VecDeque::new(), closed: after, attached: true };
         Self { sources: (0..sources).map(|_| source()).collect(), drained: after }
     }
 
-    /// Takes the next entries of a source, and what it has closed now. What it says to come late may be
-    /// early enough here, where others hold things up: that is put in its place, once.
+    /// Takes the next entries of a source, and what it has closed now. What it says again, or says to come
+    /// late, may be early enough here, where others hold things up: that is put in its place, once. Entries of
+    /// one revision that differ are all kept.
     ///
     /// Returns the entries that come too late: of a source that was detached, or one that itself says so.
     pub fn push(
@@ -60,8 +61,10 @@ impl<T> Merge<T> {
                 late.push(Late { revision, entry });
                 continue;
             }
-            let found = source.pending.binary_search_by_key(&revision, |(other, _)| *other);
-            if let Err(place) = found {
+            let place = source.pending.partition_point(|(other, _)| *other <= revision);
+            let before = source.pending.range(..place).rev();
+            let mut equals = before.take_while(|(other, _)| *other == revision);
+            if !equals.any(|(_, other)| *other == entry) {
                 source.pending.insert(place, (revision, entry));
             }
         }
@@ -93,8 +96,9 @@ impl<T> Merge<T> {
         self.sources[source].attached = false;
     }
 
-    /// Waits for a source again. What it missed to send is to be pushed first.
-    pub fn attach(&mut self, source: usize) {
+    /// Waits for a source again, which goes on from behind `after`: what it says again is known here.
+    pub fn attach(&mut self, source: usize, after: Revision) {
+        self.sources[source].closed = after;
         self.sources[source].attached = true;
     }
 
@@ -136,8 +140,10 @@ mod tests {
         assert_eq!(merge.drain(), (vec![(5, 'x')], 5));
         let late = merge.push(1, [(4, 'y'), (6, 'z')], 6);
         assert_eq!(late, [Late { revision: 4, entry: 'y' }]);
-        merge.attach(1);
+        merge.attach(1, 4);
         assert!(merge.push(0, [], 6).is_empty());
+        assert_eq!(merge.drain(), (vec![], 5));
+        assert!(merge.push(1, [(6, 'z')], 6).is_empty());
         assert_eq!(merge.drain(), (vec![(6, 'z')], 6));
     }
 
@@ -145,9 +151,9 @@ mod tests {
     fn what_a_source_says_again_or_late_is_put_in_its_place_where_it_is_early_enough() {
         let mut merge = Merge::new(2, 1);
         assert!(merge.push(0, [(3, 'a'), (5, 'c')], 6).is_empty());
-        let late = merge.push(0, [(1, 'x'), (5, 'c'), (4, 'b')], 6);
+        let late = merge.push(0, [(1, 'x'), (5, 'c'), (4, 'b'), (5, 'd'), (5, 'c')], 6);
         assert_eq!(late, [Late { revision: 1, entry: 'x' }]);
         assert!(merge.push(1, [], 6).is_empty());
-        assert_eq!(merge.drain(), (vec![(3, 'a'), (4, 'b'), (5, 'c')], 6));
+        assert_eq!(merge.drain(), (vec![(3, 'a'), (4, 'b'), (5, 'c'), (5, 'd')], 6));
     }
 }

@@ -107,4 +107,12 @@ impl Commit {
     pub fn size(&self) -> usize {
         self.events.iter().map(Event::size).sum()
     }
+
+    /// Takes in the events of another commit of its revision, but for keys that it has.
+    pub fn join(&mut self, other: &Self) {
+        let has = |key: &Key| self.events.iter().any(|event| event.kv.key == *key);
+        let lacking = other.events.iter().filter(|event| !has(&event.kv.key));
+        let lacking: Vec<Event> = lacking.cloned().collect();
+        self.events.extend(lacking);
+    }
 }

@@ -16,7 +16,7 @@ use tokio_stream::{StreamMap, wrappers::WatchStream};
 
 use super::Table;
 use crate::{
-    clock::Merge,
+    clock::{self, Merge},
     model::{Commit, Revision, error::Result},
     store::{Batch, Late, Store, Tail, presence::Presence},
 };
@@ -37,15 +37,16 @@ pub(super) fn tail(table: Arc<Table>, members: &[usize], after: Revision) -> Tai
         }
         // Known from the beginning, not from when this is first asked: the store may be back by then, and
         // what it did meanwhile must come late.
-        let left = presence.as_ref().and_then(|presence| presence.left_at());
-        let is_detached = left.is_some_and(|left| left <= after);
+        let standing = presence.as_ref().map(|presence| presence.standing()).unwrap_or_default();
+        let is_detached = standing.left.is_some_and(|left| left <= after);
         if is_detached {
             merge.detach(index);
         } else {
             tails.insert(index, store.tail(after));
         }
+        let absences = standing.gone_through(is_detached);
         let (closed, asked, late, gap) = (after, after, Late::default(), (0, 0));
-        Source { at: *at, store, presence, closed, is_detached, asked, late, gap }
+        Source { at: *at, store, presence, closed, is_detached, absences, asked, late, gap }
     });
     let sources = sources.collect();
     let merged = Merged {
@@ -85,6 +86,8 @@ struct Source {
     /// What its tail has said to be closed.
     closed: Revision,
     is_detached: bool,
+    /// How many of the store's absences were gone through here, and so are behind, or this one.
+    absences: u64,
     /// The revision that it was last asked to close.
     asked: Revision,
     /// What came late and is not told yet.
@@ -103,9 +106,7 @@ impl Merged {
             }
             let mut sources = self.sources.iter_mut();
             if let Some(source) = sources.find(|source| !source.late.commits.is_empty()) {
-                let mut late = std::mem::take(&mut source.late);
-                late.floor = late.floor.max(source.gap.1);
-                late.after = if late.after == 0 { source.gap.0 } else { late.after };
+                let late = std::mem::take(&mut source.late);
                 return Ok(Some(Batch { commits: Vec::new(), closed: self.yielded, late }));
             }
             let closed = self.merge.closed();
@@ -129,36 +130,39 @@ impl Merged {
     }
 
     /// Passes over a store that is detached, once all is here that it had closed before, or that can
-    /// be had here. When it is attached again, what was passed over comes late.
+    /// be had here. When it is back, what was passed over comes late: what was here, and what was by others
+    /// whose followers may have joined those of this.
     async fn detach_or_attach(&mut self, index: usize) {
         let source = &mut self.sources[index];
-        let Some(presence) = &source.presence else { return };
-        match presence.left_at() {
-            None if source.is_detached => {
-                source.gap = presence.gaps_above(source.closed);
-                source.is_detached = false;
-                source.asked = 0;
-                self.merge.attach(index);
-                self.tails.insert(index, source.store.tail(source.gap.0));
-            }
-            Some(left) if !source.is_detached => {
-                let is_here = source.store.is_here(source.closed);
-                let is_complete = source.closed >= left;
-                // Where nobody here knows what it did before it was left, it was left earlier.
-                if is_complete || !is_here && presence.leave_at(source.closed).await.is_ok() {
-                    source.is_detached = true;
-                    self.merge.detach(index);
-                    self.tails.remove(&index);
-                }
-            }
-            _ => {}
+        let Some(presence) = source.presence.clone() else { return };
+        let standing = presence.standing();
+        let is_back = source.is_detached && standing.left.is_none();
+        if is_back || source.absences != standing.gone_through(source.is_detached) {
+            // Not from what is closed, which may be a promise far above all that was said.
+            let tail = source.come_back(&presence, source.closed.min(self.yielded));
+            source.absences = standing.gone_through(false);
+            self.merge.attach(index, source.closed);
+            self.tails.insert(index, tail);
+        }
+        let Some(left) = standing.left.filter(|_| !source.is_detached) else { return };
+        let is_here = source.store.is_here(source.closed);
+        let is_complete = source.closed >= left;
+        // Where nobody here knows what it did before it was left, it was left earlier.
+        if is_complete || !is_here && presence.leave_at(source.closed).await.is_ok() {
+            source.is_detached = true;
+            source.absences = standing.gone_through(true);
+            self.merge.detach(index);
+            self.tails.remove(&index);
         }
     }
 
     /// Whether all up to `revision` may be said without the stores that are passed over.
     fn may_pass(&self, revision: Revision) -> bool {
         let mut detached = self.sources.iter().filter(|source| source.is_detached);
-        detached.all(|source| source.presence.as_ref().is_none_or(|it| it.pass(revision)))
+        detached.all(|source| {
+            let presence = source.presence.as_ref();
+            presence.is_none_or(|presence| presence.pass(revision, source.absences))
+        })
     }
 
     fn push(&mut self, index: usize, batch: Batch) {
@@ -173,16 +177,11 @@ impl Merged {
         // Late for whoever was told without it, which is nobody here where another store holds things up.
         let told = self.merge.push(index, entries(batch.late.commits), batch.closed);
         source.closed = source.closed.max(batch.closed);
-        if !told.is_empty() {
-            // What the store itself says to come late has a floor of its own.
-            source.late.after = match passed_over.is_empty() {
-                true => batch.late.after,
-                false => source.gap.0.min(batch.late.after),
-            };
-            source.late.floor = batch.late.floor;
-        }
-        let late = passed_over.into_iter().chain(told);
-        source.late.commits.extend(late.map(|late| late.entry));
+        let (after, floor) = source.gap;
+        source.late.join(Late { commits: commits(passed_over), after, floor });
+        // What the store itself says to come late has a floor of its own.
+        let Late { after, floor, .. } = batch.late;
+        source.late.join(Late { commits: commits(told), after, floor });
     }
 
     /// Asks the sources that hold up what is waiting to close it; their tails will say when.
@@ -217,13 +216,37 @@ impl Merged {
     }
 }
 
+// === impl Source ===
+
+impl Source {
+    /// The log from `after` on, or from where the gaps begin that reach above.
+    fn come_back(&mut self, presence: &Presence, after: Revision) -> Tail {
+        (self.is_detached, self.asked) = (false, 0);
+        self.gap = presence.gaps_above(after);
+        loop {
+            let tail = self.store.tail(self.gap.0);
+            // What comes late from here on the tail tells; what came late before is noted by now.
+            let gap = presence.gaps_above(after);
+            if gap == self.gap {
+                self.closed = gap.0;
+                return tail;
+            }
+            self.gap = gap;
+        }
+    }
+}
+
+fn commits(late: Vec<clock::Late<Arc<Commit>>>) -> Vec<Arc<Commit>> {
+    late.into_iter().map(|late| late.entry).collect()
+}
+
 /// The commits of what is ready. Those of one revision are one: stores that were no part of a tree may
 /// have counted alike.
 fn joined(ready: Vec<(Revision, Arc<Commit>)>) -> Vec<Arc<Commit>> {
     let mut commits: Vec<Arc<Commit>> = Vec::with_capacity(ready.len());
     for (revision, commit) in ready {
         match commits.last_mut().filter(|last| last.revision == revision) {
-            Some(last) => Arc::make_mut(last).events.extend(commit.events.iter().cloned()),
+            Some(last) => Arc::make_mut(last).join(&commit),
             None => commits.push(commit),
         }
     }

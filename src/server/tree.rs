@@ -105,12 +105,14 @@ impl Face {
         let held = membership.lanes().held;
         let below = routes.iter().filter_map(|route| Some(route.node.as_ref()?.r#loop.clone()));
         let in_loop = in_loop.or_else(|| below.into_iter().find(|it| !it.is_empty()));
+        // What is closed first: all that lies in there is shown.
+        let closed = root.closed();
         pb::Node {
             member: Some(wire::member(membership.me())),
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: self.node.revision(),
-            closed: root.closed(),
+            closed,
             compacted: root.compacted(),
             lanes: held.as_ref().map(|held| wire::lanes(held.block)),
             giver: held.and_then(|held| held.giver).as_ref().map(wire::member),

@@ -189,18 +189,19 @@ pub struct Batch {
     pub commits: Vec<Arc<Commit>>,
     /// Every commit at or below this revision is in this batch or was in one before.
     pub closed: Revision,
-    /// Commits that a store had made while it was away, and that were passed over meanwhile.
+    /// Commits of a store that were passed over while it was away: by this tail, or by others whose
+    /// followers go on here.
     pub late: Late,
 }
 
 /// Commits that come too late for some.
 #[derive(Clone, Debug, Default)]
 pub struct Late {
-    /// In no order; their revisions were closed before.
+    /// In no order. Some revision at or above each was said to be closed before, to someone.
     pub commits: Vec<Arc<Commit>>,
     /// All that was said up to here was said with the store there.
     pub after: Revision,
-    /// Who was told of a revision from `after` on and below `floor` may lack them, and starts afresh.
+    /// Who was told of a revision above `after` and below `floor` may lack them, and starts afresh.
     pub floor: Revision,
 }
 
@@ -269,6 +270,21 @@ pub struct Size {
     pub total: u64,
     /// Of these, what holds data.
     pub in_use: u64,
+}
+
+// === impl Late ===
+
+impl Late {
+    /// Takes in more of what comes late.
+    pub fn join(&mut self, more: Self) {
+        if self.commits.is_empty() {
+            *self = more;
+        } else if !more.commits.is_empty() {
+            self.commits.extend(more.commits);
+            self.after = self.after.min(more.after);
+            self.floor = self.floor.max(more.floor);
+        }
+    }
 }
 
 // === impl Batch ===

@@ -59,10 +59,20 @@ pub struct Presence {
     writing: tokio::sync::Mutex<()>,
 }
 
+/// How a store stands to those who merge its log with others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// How often it was detached.
+    pub absences: u64,
+    /// See [`Presence::left_at`].
+    pub left: Option<Revision>,
+}
+
 #[derive(Debug)]
 struct State {
     is_there: bool,
     phase: Phase,
+    absences: u64,
     /// The greatest revision that was said without the store.
     said: Revision,
     gaps: Vec<Gap>,
@@ -83,6 +93,16 @@ struct Gap {
     floor: Revision,
 }
 
+// === impl Standing ===
+
+impl Standing {
+    /// The absences that someone has gone through who `goes_on` without the store, or waits for it. Who has
+    /// gone through fewer has slept: what was said without the store meanwhile, by whomever, the gaps tell.
+    pub fn gone_through(self, goes_on: bool) -> u64 {
+        self.absences - u64::from(self.left.is_some() && !goes_on)
+    }
+}
+
 // === impl Presence ===
 
 impl Presence {
@@ -99,7 +119,8 @@ impl Presence {
         let found = memory.recall(&record).await?.into_iter().find(|(name, _)| *name == record);
         let (left, gaps) = found.map(|(_, bytes)| decode(&bytes)).unwrap_or_default();
         let phase = left.map_or(Phase::Attached, Phase::Detached);
-        let state = Mutex::new(State { is_there: false, phase, said: 0, gaps });
+        let absences = u64::from(left.is_some());
+        let state = Mutex::new(State { is_there: false, phase, absences, said: 0, gaps });
         let (changed, writing) = (watch::Sender::new(()), tokio::sync::Mutex::default());
         Ok(Arc::new(Self { name: name.into(), clock, memory, state, changed, writing }))
     }
@@ -122,16 +143,20 @@ impl Presence {
 
     /// Where the store was left by those who go on without it; `None` where it is waited for.
     pub fn left_at(&self) -> Option<Revision> {
-        match self.lock().phase {
-            Phase::Attached => None,
-            Phase::Detached(left) | Phase::Returning(left) => Some(left),
-        }
+        self.lock().phase.left()
     }
 
-    /// Whether all up to `revision` may be said without the store, as it then counts to have been.
-    pub fn pass(&self, revision: Revision) -> bool {
+    /// How the store stands now.
+    pub fn standing(&self) -> Standing {
+        let state = self.lock();
+        Standing { absences: state.absences, left: state.phase.left() }
+    }
+
+    /// Whether all up to `revision` may be said without the store, as it then counts to have been, by who has
+    /// gone through so many of its absences, with this one.
+    pub fn pass(&self, revision: Revision, absences: u64) -> bool {
         let mut state = self.lock();
-        let may_pass = matches!(state.phase, Phase::Detached(_));
+        let may_pass = matches!(state.phase, Phase::Detached(_)) && state.absences == absences;
         if may_pass {
             state.said = state.said.max(revision);
         }
@@ -241,7 +266,11 @@ impl Presence {
                 }
                 // Everyone has got, or can still get, what is closed here.
                 let left = store.closed();
-                let kept = self.keep(|state| state.phase = Phase::Detached(left)).await;
+                let kept = self.keep(|state| {
+                    state.phase = Phase::Detached(left);
+                    state.absences += 1;
+                });
+                let kept = kept.await;
                 if let Err(error) = kept {
                     tracing::warn!(store = %self.name, %error, "the store can't be detached");
                     sleep(RETRY_AFTER).await;
@@ -304,6 +333,17 @@ impl Presence {
     }
 }
 
+// === impl Phase ===
+
+impl Phase {
+    fn left(self) -> Option<Revision> {
+        match self {
+            Self::Attached => None,
+            Self::Detached(left) | Self::Returning(left) => Some(left),
+        }
+    }
+}
+
 // === impl State ===
 
 impl State {
@@ -311,6 +351,7 @@ impl State {
         Self {
             is_there: self.is_there,
             phase: self.phase,
+            absences: self.absences,
             said: self.said,
             gaps: self.gaps.clone(),
         }
@@ -326,14 +367,11 @@ impl State {
 
     /// Forgets the gaps from which nobody can come back any more.
     fn forget(&mut self, compacted: Revision) {
-        self.gaps.retain(|gap| gap.floor > compacted);
+        self.gaps.retain(|gap| gap.floor >= compacted);
     }
 
     fn encode(&self) -> Bytes {
-        let left = match self.phase {
-            Phase::Attached => None,
-            Phase::Detached(left) | Phase::Returning(left) => Some(left),
-        };
+        let left = self.phase.left();
         let gaps: Vec<Value> = self.gaps.iter().map(|gap| json!([gap.after, gap.floor])).collect();
         json!({ "left": left, "gaps": gaps }).to_string().into()
     }
@@ -430,7 +468,7 @@ mod tests {
             self.presence.set_there(false);
             self.presence.wait_for(|state| state.phase != Phase::Attached).await;
             self.clock.observe(said).expect("there is no limit");
-            assert!(self.presence.pass(said));
+            assert!(self.presence.pass(said, self.presence.standing().absences));
         }
 
         async fn back(&self) {
@@ -448,7 +486,7 @@ mod tests {
         let bed = Bed::new().await;
         bed.presence.set_there(false);
         sleep(GRACE / 2).await;
-        assert_eq!((bed.presence.left_at(), bed.presence.pass(6)), (None, false));
+        assert_eq!((bed.presence.left_at(), bed.presence.pass(6, 0)), (None, false));
         bed.presence.set_there(true);
         sleep(GRACE * 2).await;
         assert_eq!(bed.presence.left_at(), None);
@@ -462,6 +500,18 @@ mod tests {
         bed.back().await;
         assert!((1..20).all(|after| !bed.refuses(after)));
         assert!(put(&*bed.store).await > 9, "it counts on above what was said without it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_slept_through_a_return_may_not_go_on_in_the_next_absence() {
+        let bed = Bed::new().await;
+        bed.without_it(9).await;
+        let first = bed.presence.standing();
+        assert_eq!((first.absences, first.left), (1, Some(5)));
+        bed.back().await;
+        bed.without_it(12).await;
+        assert!(!bed.presence.pass(13, first.absences));
+        assert!(bed.presence.pass(13, first.absences + 1));
     }
 
     #[tokio::test(start_paused = true)]
@@ -508,6 +558,8 @@ mod tests {
         let shown = bed.clock.shown();
         bed.memory.compact(shown, true).await.expect("memory compacts");
         bed.presence.note_late(shown, 0).await.expect("it is kept");
-        assert_eq!(bed.presence.lock().gaps.len(), 1);
+        // One reaches up to what is compacted: who is there can come back.
+        assert_eq!(bed.presence.lock().gaps.len(), 2);
+        assert!(bed.refuses(shown - 1));
     }
 }

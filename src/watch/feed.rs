@@ -90,11 +90,13 @@ impl Feed {
         clock: SharedClock,
         stopped: CancellationToken,
     ) -> Arc<Self> {
-        // Not what was shown: a commit below that may be in flight in this store.
+        // Not what was shown: a commit below that may be in flight in this store. The tail is made before
+        // anyone joins: what came late until then is noted, and what comes late from then on it tells.
         let closed = store.closed();
+        let tail = store.tail(closed);
         let state = State { closed, index: Index::default(), watchers: HashMap::new(), next_id: 0 };
         let feed = Arc::new(Self { store, clock, state: Mutex::new(state), moved: Notify::new() });
-        let follow = feed.clone().follow();
+        let follow = feed.clone().follow(tail);
         tokio::spawn(async move { stopped.run_until_cancelled(follow).await });
         feed
     }
@@ -235,29 +237,26 @@ impl Feed {
         });
     }
 
-    async fn follow(self: Arc<Self>) {
-        let mut tail = self.store.tail(self.lock().closed);
+    async fn follow(self: Arc<Self>, mut tail: Tail) {
         loop {
             let error = self.hand_on_all(tail).await;
             tracing::warn!(store = %self.store.name(), %error, "a feed lost its log, and resumes");
             tokio::time::sleep(RESUME_AFTER).await;
-            tail = self.resume(matches!(error, StoreError::Compacted { .. })).await;
+            tail = self.resume(matches!(error, StoreError::Compacted { .. }));
         }
     }
 
     /// A log to go on with: from where the feed is, or, where the log does not say what was before, from
-    /// what is closed now. Watchers that may lack something then are sent to find out for themselves.
-    async fn resume(&self, is_compacted: bool) -> Tail {
+    /// what was shown: from beyond that nobody comes who reads for himself. Watchers that may lack something
+    /// then are sent to find out.
+    fn resume(&self, is_compacted: bool) -> Tail {
         let closed = self.lock().closed;
-        let mut after = closed;
-        if is_compacted && let Ok(now) = self.store.sync(closed, 0).await {
-            after = after.max(now);
-        }
+        let after = if is_compacted { closed.max(self.clock.shown()) } else { closed };
         let tail = self.store.tail(after);
         {
             let mut state = self.lock();
             // Behind the tail's beginning: what came late before is noted by now, the rest the tail tells.
-            if is_compacted || self.check_resumed(closed).is_err() {
+            if is_compacted || self.store.check_resumed(closed).is_err() {
                 state.send_away(self.shown_of(closed));
             }
             state.closed = after;

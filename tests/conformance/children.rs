@@ -1,6 +1,6 @@
 //! Stores that are nodes: served here over a socket, and attached as children.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use pleach::{
     clock::{Lane, LaneBlock, SharedClock},
@@ -56,24 +56,42 @@ pub(crate) async fn open_child(
         let below = Box::pin(open_child("below", &member, depth - 1, counting, clocks)).await;
         root = Router::new(vec![Route { rule: shirts(), store: below }], own);
     }
+    let address = serve(root, member).await;
+    let terms = match counting {
+        Counting::ByOne => Terms { ahead: 0, ..Terms::default() },
+        Counting::InLanes => Terms::default(),
+    };
+    attach(name, address, parent, terms).await
+}
+
+/// A node over `root`, where it can be reached.
+pub(crate) async fn serve(root: Arc<dyn Store>, member: Arc<Membership>) -> SocketAddr {
+    let name = member.me().name.clone();
     let options = Options { progress_every: Duration::from_secs(600), quota_bytes: 0 };
     let node = Node::start_in(root, member, options, &[]).await.expect("memory answers");
     tokio::spawn(node.clone().reserve_revisions());
     let limits = Limits { request_bytes_max: 2 << 20, txn_ops_max: 128 };
     let stopping = CancellationToken::new();
-    let face = Face::new(node, limits, name.to_owned(), Vec::new(), stopping.clone());
+    let face = Face::new(node, limits, name, Vec::new(), stopping);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a port");
-    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+    let address = listener.local_addr().expect("it is bound");
     tokio::spawn(face.serve(listener, None, std::future::pending()));
+    address
+}
+
+/// The node at `address` as a child of `parent`, which is there when this returns.
+pub(crate) async fn attach(
+    name: &str,
+    address: SocketAddr,
+    parent: &Arc<Membership>,
+    terms: Terms,
+) -> Arc<dyn Store> {
+    let url = format!("http://{address}");
     let address =
         etcd::Address { urls: vec![url.clone()], login: None, ca_file: None, identity: None };
     let connections = Connections::new(&url, &address).expect("the address is good");
     let (memory, parents) = (parent.store().clone(), parent.clock().clone());
     let presence = Presence::recall(name, memory, parents.clone()).await.expect("it remembers");
-    let terms = match counting {
-        Counting::ByOne => Terms { ahead: 0, ..Terms::default() },
-        Counting::InLanes => Terms::default(),
-    };
     let store = NodeStore::open(name, connections, parent.clone(), presence.clone(), terms);
     soon("attaching a child", presence.there()).await;
     store

@@ -7,6 +7,7 @@
 //!   model/        random sequences of operations, with `Memory` as the oracle
 //!   concurrency   many writers and readers at once
 //!   planted       stores with a defect, which the promises above must notice
+//!   absence       what a merged log promises while a child comes and goes
 //!   etcds/        what a store in an etcd promises besides, with others writing to it
 //!   trouble       what stores in databases promise when socket, server or another owner fail
 //!   doubt         … when it is not known what became of a request
@@ -81,6 +82,7 @@ macro_rules! on_every_database {
 #[path = "../support/mod.rs"]
 mod support;
 
+mod absence;
 mod bed;
 mod children;
 mod concurrency;

@@ -185,7 +185,7 @@ impl World {
             };
             if watcher.feeds[index].detached {
                 watcher.feeds[index].detached = false;
-                watcher.merge.attach(index);
+                watcher.merge.attach(index, watcher.drained);
             }
         }
         let seen = &mut self.history.seen;

@@ -207,7 +207,8 @@ impl Shared {
         Ok(batch)
     }
 
-    /// A piece of the child's log, above which this node allocates from now on.
+    /// A piece of the child's log, above which this node allocates from now on, and above what is compacted
+    /// there: who may not go on from below finds something to go on from.
     async fn batch(&self, next: pb::FollowResponse) -> WireResult<Batch> {
         let commits = |commits: Vec<pb::Commit>| -> Vec<Arc<_>> {
             commits.into_iter().map(|commit| Arc::new(wire::commit_of(commit))).collect()
@@ -216,9 +217,8 @@ impl Shared {
             Late { commits: commits(next.late), after: next.late_after, floor: Revision::MAX };
         let batch = Batch { commits: commits(next.commits), closed: next.closed, late };
         let all = batch.commits.iter().chain(&batch.late.commits);
-        if let Some(last) = all.map(|commit| commit.revision).max() {
-            self.take_up(last).await.map_err(WireError::Said)?;
-        }
+        let revisions = all.map(|commit| commit.revision).chain([next.compacted]);
+        self.take_up(revisions.max().unwrap_or(0)).await.map_err(WireError::Said)?;
         Ok(batch)
     }
 }

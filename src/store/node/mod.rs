@@ -416,7 +416,15 @@ impl Cursor {
                         // The log as it happens may be behind, and bring in order what this batch was
                         // said without. So it is handed on once that log has come as far, and the child
                         // still stands by it.
-                        shared.record.reach(closed).await;
+                        let mut trouble = shared.trouble.subscribe();
+                        tokio::select! {
+                            () = shared.record.reach(closed) => {}
+                            // While the child is away that log stands still, as it has to.
+                            _ = trouble.wait_for(Option::is_some) => {
+                                self.past = None;
+                                continue;
+                            }
+                        }
                         match shared.follow_from(closed, false).await {
                             Ok(_) => {}
                             Err(WireError::Said(error @ StoreError::Compacted { .. })) => {

@@ -70,12 +70,21 @@ impl State {
 
     /// Puts in a commit that comes late, for who begins to follow from before it.
     fn insert(&mut self, commit: &Arc<Commit>) {
-        let place = self.commits.binary_search_by_key(&commit.revision, |commit| commit.revision);
-        if let Err(place) = place
-            && commit.revision > self.complete_above
-        {
-            self.bytes += commit.size();
-            self.commits.insert(place, commit.clone());
+        if commit.revision <= self.complete_above {
+            return;
+        }
+        match self.commits.binary_search_by_key(&commit.revision, |commit| commit.revision) {
+            // Said already, or another's: stores that were no part of a tree may have counted alike.
+            Ok(place) => {
+                let before = &mut self.commits[place];
+                self.bytes -= before.size();
+                Arc::make_mut(before).join(commit);
+                self.bytes += before.size();
+            }
+            Err(place) => {
+                self.bytes += commit.size();
+                self.commits.insert(place, commit.clone());
+            }
         }
     }
 }
@@ -213,9 +222,15 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Event, Key, KeyValue};
 
     fn commit(revision: Revision) -> Arc<Commit> {
-        Arc::new(Commit { revision, events: Vec::new() })
+        commit_of("key", revision)
+    }
+
+    fn commit_of(key: &'static str, revision: Revision) -> Arc<Commit> {
+        let kv = KeyValue::tombstone(Key::from_static(key.as_bytes()), revision);
+        Arc::new(Commit { revision, events: vec![Event { kv, prev: None }] })
     }
 
     /// The revisions that come next behind a position, and whether they come late.
@@ -237,6 +252,19 @@ mod tests {
         record.take(Batch { commits: Vec::new(), closed: 20, late });
         assert_eq!(next(&record, record.position(12)), (vec![14, 16], false));
         assert_eq!(next(&record, before), (vec![14, 9], true));
+    }
+
+    #[test]
+    fn of_two_commits_of_one_revision_none_is_left_out() {
+        let record = Record::default();
+        record.begin(10);
+        record.take(Batch::new(vec![commit_of("a", 12)], 20));
+        let commits = vec![commit_of("b", 12), commit_of("a", 12)];
+        let late = Late { commits, after: 11, floor: 21 };
+        record.take(Batch { commits: Vec::new(), closed: 20, late });
+        let Next::Batch(batch) = record.next(record.position(11)) else { panic!("there is more") };
+        let keys = batch.commits.iter().flat_map(|commit| &commit.events);
+        assert_eq!(keys.map(|event| &event.kv.key[..]).collect::<Vec<_>>(), [b"a", b"b"]);
     }
 
     #[test]
