@@ -68,8 +68,8 @@ pub struct Handed {
     pub child: Member,
     /// Which.
     pub block: LaneBlock,
-    /// Whether the route says how many; else they are this node's to choose.
-    pub is_said: bool,
+    /// How many the route says; `None` where they are this node's to choose.
+    pub said: Option<u16>,
 }
 
 /// Lanes that a node holds.
@@ -198,7 +198,8 @@ impl Membership {
     }
 
     /// The lanes of a child that says what it holds: those that it was handed before, or holds of a
-    /// parent before this, or new ones, `count` of them. Durable when it returns.
+    /// parent before this, or new ones, `count` of them. What it was handed and has not taken it gets anew
+    /// where the route says another `count` now. Durable when it returns.
     ///
     /// # Errors
     /// See [`LanesError`].
@@ -217,11 +218,22 @@ impl Membership {
                 LaneBlock::ALL
             }
         };
-        if let Some(block) = lanes.of_child(child) {
-            return Ok(block);
+        if let Some(at) = lanes.handed.iter().position(|it| it.child.id == child.id) {
+            let handed = &mut lanes.handed[at];
+            let (block, mine) = (handed.block, Some(&self.me));
+            if handed.said == count {
+                return Ok(block);
+            }
+            handed.said = count;
+            if holds.is_some_and(|held| held.block == block && held.giver.as_ref() == mine) {
+                self.keep(lanes).await?;
+                return Ok(block);
+            }
+            lanes.handed.remove(at);
         }
         let handed: Vec<LaneBlock> = lanes.handed.iter().map(|it| it.block).collect();
-        let given = match holds.filter(|held| held.giver.is_some()) {
+        let is_anothers = |giver: &Member| giver.id != self.me.id;
+        let given = match holds.filter(|held| held.giver.as_ref().is_some_and(is_anothers)) {
             Some(held) => {
                 self.check_adoption(child, held.block, block, &lanes)?;
                 held.block
@@ -236,8 +248,7 @@ impl Membership {
                 })?
             }
         };
-        let is_said = count == Some(given.count);
-        lanes.handed.push(Handed { child: child.clone(), block: given, is_said });
+        lanes.handed.push(Handed { child: child.clone(), block: given, said: count });
         self.keep(lanes).await?;
         Ok(given)
     }
@@ -288,12 +299,11 @@ impl Membership {
                 });
             }
             Some(_) => {
-                // It was a root: its children get theirs out of what it is given now.
+                // It was a root, or was given others before: its children get theirs out of these.
                 let mut taken = Vec::new();
                 for handed in &mut lanes.handed {
-                    let count = handed.block.count;
-                    let share = count.min((block.count / PARTS).max(1));
-                    let wanted = if handed.is_said { count } else { share };
+                    let share = handed.block.count.min((block.count / PARTS).max(1));
+                    let wanted = handed.said.unwrap_or(share);
                     let new = block.hand_out(&taken, wanted).ok_or_else(|| LanesError::UsedUp {
                         giver: self.me.clone(),
                         child: handed.child.clone(),
@@ -336,9 +346,9 @@ impl Lanes {
         let held = self.held.as_ref().map(
             |held| json!({ "lanes": block(held.block), "giver": held.giver.as_ref().map(member) }),
         );
-        let handed = self.handed.iter().map(|it| {
-            json!({ "child": member(&it.child), "lanes": block(it.block), "said": it.is_said })
-        });
+        let handed = self.handed.iter().map(
+            |it| json!({ "child": member(&it.child), "lanes": block(it.block), "said": it.said }),
+        );
         let handed: Vec<Value> = handed.collect();
         json!({ "held": held, "handed": handed }).to_string().into()
     }
@@ -360,7 +370,8 @@ impl Lanes {
         let handed = record["handed"].as_array()?.iter();
         let handed = handed.map(|it| {
             let (child, block) = (member(&it["child"])?, block(&it["lanes"])?);
-            Some(Handed { child, block, is_said: it["said"] == true })
+            let said = it["said"].as_u64().and_then(|said| u16::try_from(said).ok());
+            Some(Handed { child, block, said })
         });
         Some(Self { held, handed: handed.collect::<Option<_>>()? })
     }
@@ -476,12 +487,29 @@ mod tests {
         let fresh = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
         let region = recalled("region", &at_region, fresh).await;
         assert_eq!(give(&root, &region).await.expect("there are lanes"), block(1, 16));
-        assert_eq!(give(&region, &tenant).await.expect("they fit"), block(2, 4));
+        assert_eq!(give_so_many(&region, &tenant, Some(4)).await.expect("they fit"), block(2, 4));
         let (greedy, _) = node("greedy").await;
         let (large, _) = node("large").await;
         give_so_many(&greedy, &large, Some(16)).await.expect("it has all");
         let error = give(&root, &greedy).await.expect_err("that is more than it gets").to_string();
         assert!(error.contains("no 16 lanes left of its 16 for `large`"), "{error}");
+        // What was refused is handed out anew once the route says how many, also where it takes both.
+        assert_eq!(give_so_many(&root, &greedy, Some(32)).await.expect("they do"), block(17, 32));
+        assert_eq!(give_so_many(&greedy, &large, Some(16)).await.expect("it fits"), block(18, 16));
+    }
+
+    #[tokio::test]
+    async fn what_a_route_says_later_holds_from_the_next_parent_on() {
+        let (root, _) = node("root").await;
+        let (region, _) = node("region").await;
+        let (tenant, _) = node("tenant").await;
+        assert_eq!(give(&region, &tenant).await.expect("it has all"), block(1, 16));
+        // What a child has taken it keeps.
+        assert_eq!(give_so_many(&region, &tenant, Some(4)).await.expect("it has"), block(1, 16));
+        assert_eq!(give(&root, &region).await.expect("there are lanes"), block(1, 16));
+        assert_eq!(region.lanes().handed[0].block, block(2, 4));
+        // It did not hear of that yet, when the route says something else.
+        assert_eq!(give_so_many(&region, &tenant, Some(2)).await.expect("it fits"), block(2, 2));
     }
 
     #[tokio::test]
