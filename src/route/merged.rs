@@ -11,7 +11,7 @@ use futures::{
     future::{BoxFuture, pending},
     stream::{self, FuturesUnordered, SelectAll},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_stream::{StreamMap, wrappers::WatchStream};
 
 use super::Table;
@@ -23,6 +23,9 @@ use crate::{
 
 /// How long to wait before a store that is there and did not close a revision is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// How long to wait before it is tried again to leave a store, which must be noted.
+const LEAVE_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// The merged log of the stores of `members`, from behind `after`.
 pub(super) fn tail(table: Arc<Table>, members: &[usize], after: Revision) -> Tail {
@@ -45,7 +48,7 @@ pub(super) fn tail(table: Arc<Table>, members: &[usize], after: Revision) -> Tai
             tails.insert(index, store.tail(after));
         }
         let absences = standing.gone_through(is_detached);
-        let (closed, asked, late, gap) = (after, after, Late::default(), (0, 0));
+        let (closed, asked, late, gap) = (after, after, Late::default(), (after, 0));
         Source { at: *at, store, presence, closed, is_detached, absences, asked, late, gap }
     });
     let sources = sources.collect();
@@ -101,8 +104,9 @@ struct Source {
 impl Merged {
     async fn next(&mut self) -> Result<Option<Batch>> {
         loop {
+            let mut is_held_up = false;
             for index in 0..self.sources.len() {
-                self.detach_or_attach(index).await;
+                is_held_up |= self.detach_or_attach(index).await.is_err();
             }
             let mut sources = self.sources.iter_mut();
             if let Some(source) = sources.find(|source| !source.late.commits.is_empty()) {
@@ -124,6 +128,7 @@ impl Merged {
                         self.sources[source].asked = 0;
                     }
                 }
+                () = sleep(LEAVE_AGAIN_AFTER), if is_held_up => {}
                 else => return Ok(None),
             }
         }
@@ -132,9 +137,12 @@ impl Merged {
     /// Passes over a store that is detached, once all is here that it had closed before, or that can
     /// be had here. When it is back, what was passed over comes late: what was here, and what was by others
     /// whose followers may have joined those of this.
-    async fn detach_or_attach(&mut self, index: usize) {
+    ///
+    /// # Errors
+    /// Where it can't be noted that the store is left.
+    async fn detach_or_attach(&mut self, index: usize) -> Result<()> {
         let source = &mut self.sources[index];
-        let Some(presence) = source.presence.clone() else { return };
+        let Some(presence) = source.presence.clone() else { return Ok(()) };
         let standing = presence.standing();
         let is_back = source.is_detached && standing.left.is_none();
         if is_back || source.absences != standing.gone_through(source.is_detached) {
@@ -144,16 +152,19 @@ impl Merged {
             self.merge.attach(index, source.closed);
             self.tails.insert(index, tail);
         }
-        let Some(left) = standing.left.filter(|_| !source.is_detached) else { return };
-        let is_here = source.store.is_here(source.closed);
-        let is_complete = source.closed >= left;
-        // Where nobody here knows what it did before it was left, it was left earlier.
-        if is_complete || !is_here && presence.leave_at(source.closed).await.is_ok() {
-            source.is_detached = true;
-            source.absences = standing.gone_through(true);
-            self.merge.detach(index);
-            self.tails.remove(&index);
+        let Some(left) = standing.left.filter(|_| !source.is_detached) else { return Ok(()) };
+        if source.closed < left {
+            if source.store.is_here(source.closed) {
+                return Ok(());
+            }
+            // Where nobody here knows what it did before it was left, it was left earlier.
+            presence.leave_at(source.closed).await?;
         }
+        source.is_detached = true;
+        source.absences = standing.gone_through(true);
+        self.merge.detach(index);
+        self.tails.remove(&index);
+        Ok(())
     }
 
     /// Whether all up to `revision` may be said without the stores that are passed over.
@@ -177,7 +188,8 @@ impl Merged {
         // Late for whoever was told without it, which is nobody here where another store holds things up.
         let told = self.merge.push(index, entries(batch.late.commits), batch.closed);
         source.closed = source.closed.max(batch.closed);
-        let (after, floor) = source.gap;
+        // At least above all that was said here.
+        let (after, floor) = (source.gap.0, source.gap.1.max(self.yielded + 1));
         source.late.join(Late { commits: commits(passed_over), after, floor });
         // What the store itself says to come late has a floor of its own.
         let Late { after, floor, .. } = batch.late;

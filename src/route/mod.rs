@@ -215,8 +215,14 @@ impl Store for Router {
         }
     }
 
+    /// Without those that are detached, as its tails: what they do meanwhile comes late.
     fn closed(&self) -> Revision {
-        self.stores().map(|store| store.closed()).min().unwrap_or(0)
+        let is_waited_for = |store: &&Arc<dyn Store>| {
+            store.presence().is_none_or(|presence| presence.left_at().is_none())
+        };
+        let closed = |store: &Arc<dyn Store>| store.closed();
+        let attached = self.stores().filter(is_waited_for).map(closed).min();
+        attached.or_else(|| self.stores().map(closed).min()).unwrap_or(0)
     }
 
     async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {

@@ -224,7 +224,8 @@ impl Presence {
     }
 
     /// Notes that what was said above `after`, of a store that has said `closed`, was said without changes
-    /// that come now, and moves the clock above it. Returns the floor, once it is durable.
+    /// that come now, and moves the clock above it. Returns the floor, once it is durable. Who goes on without
+    /// the store meanwhile says more without the changes than that: it was left at `after`.
     ///
     /// # Errors
     /// Where the default store did not keep it, and then nothing may be told of the changes.
@@ -232,18 +233,20 @@ impl Presence {
         // Above all that a client or a parent can hear of meanwhile.
         let floor = self.clock.now().max(closed) + 1;
         self.clock.take_up(floor).await.map_err(|full| self.unavailable(&full.to_string()))?;
-        self.keep(|state| state.add_gap(Gap { after, floor })).await?;
+        self.keep(|state| {
+            state.add_gap(Gap { after, floor });
+            match &mut state.phase {
+                Phase::Attached => {}
+                Phase::Detached(left) | Phase::Returning(left) => *left = after.min(*left),
+            }
+        })
+        .await?;
         Ok(floor)
     }
 
     /// Changes what is remembered: durable first, then true.
     async fn keep(&self, change: impl Fn(&mut State)) -> Result<()> {
         let _writing = self.writing.lock().await;
-        let compacted = self.memory.compacted();
-        let change = |state: &mut State| {
-            change(state);
-            state.forget(compacted);
-        };
         let mut after = self.lock().copy();
         change(&mut after);
         self.memory.remember(&record(&self.name), Some(after.encode())).await?;
@@ -279,16 +282,12 @@ impl Presence {
                 tracing::warn!(store = %self.name, revision = left, "watches go on without the store");
             }
             self.wait_for(|state| state.is_there).await;
-            match timeout(RETURN_WITHIN, self.take_back(&*store)).await {
-                Ok(Ok(late)) => {
+            match self.take_back(&*store).await {
+                Ok(late) => {
                     tracing::info!(store = %self.name, late, "the store is attached again")
                 }
-                failed => {
-                    let error = match failed {
-                        Ok(Err(error)) => error.to_string(),
-                        _ => "it did not close what was said in time".to_owned(),
-                    };
-                    tracing::warn!(store = %self.name, error, "the store can't be attached yet");
+                Err(error) => {
+                    tracing::warn!(store = %self.name, %error, "the store can't be attached yet");
                     self.turn_back();
                     sleep(RETRY_AFTER).await;
                 }
@@ -305,21 +304,35 @@ impl Presence {
             (left, state.said.max(self.clock.begun().unwrap_or(0)))
         };
         // Merged watches hold still from here on, and the store allocates above what it closes.
-        store.sync(said, 0).await?;
-        let is_late = has_changes(store, left, said).await?;
+        let is_late = timeout(RETURN_WITHIN, async {
+            store.sync(said, 0).await?;
+            has_changes(store, left, said).await
+        });
+        let in_time = is_late.await;
+        let is_late =
+            in_time.unwrap_or_else(|_| Err(self.unavailable("it does not say what it did")))?;
         let floor = said.max(self.clock.now()) + 1;
         if is_late {
             self.clock.take_up(floor).await.map_err(|full| self.unavailable(&full.to_string()))?;
         }
+        // Nobody can come back from below where both are compacted.
+        let compacted = self.memory.compacted().min(store.compacted());
         self.keep(|state| {
+            if state.phase != Phase::Returning(left) {
+                return;
+            }
             state.phase = Phase::Attached;
             state.said = 0;
             if is_late {
                 state.add_gap(Gap { after: left, floor });
             }
+            state.forget(compacted);
         })
         .await?;
-        Ok(is_late)
+        match self.left_at() {
+            None => Ok(is_late),
+            Some(_) => Err(self.unavailable("it said more of what it did before")),
+        }
     }
 
     fn turn_back(&self) {
@@ -380,6 +393,9 @@ impl State {
 /// Whether a store has changes above `left` and up to `said`. Of what it does not say any more nobody
 /// knows better.
 async fn has_changes(store: &dyn Store, left: Revision, said: Revision) -> Result<bool> {
+    if said <= left {
+        return Ok(false);
+    }
     let mut tail = store.tail(left);
     while let Some(batch) = tail.next().await {
         let batch = match batch {
@@ -546,6 +562,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn one_that_has_closed_more_than_was_said_is_attached_at_once() {
+        let bed = Bed::new().await;
+        bed.store.sync(5, 100).await.expect("memory closes");
+        let before = tokio::time::Instant::now();
+        bed.without_it(9).await;
+        bed.back().await;
+        assert!(before.elapsed() < GRACE + RETURN_WITHIN / 2, "{:?}", before.elapsed());
+        assert!((1..20).all(|after| !bed.refuses(after)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_late_while_others_go_on_is_lacking_in_all_they_say() {
+        let bed = Bed::new().await;
+        put(&*bed.store).await;
+        bed.without_it(9).await;
+        assert_eq!(bed.presence.left_at(), Some(6));
+        // Of what was before, and from below: its own child was away.
+        let floor = bed.presence.note_late(3, 6).await.expect("it is kept");
+        let more = floor + 10;
+        bed.clock.observe(more).expect("there is no limit");
+        assert!(bed.presence.pass(more, bed.presence.standing().absences));
+        bed.back().await;
+        assert!(bed.refuses(more), "who was told of {more} lacks what came late");
+        assert!(!bed.refuses(3) && !bed.refuses(more + 1));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn gaps_that_are_many_or_compacted_are_joined_or_forgotten() {
         let bed = Bed::new().await;
         for _ in 0..=GAPS_MAX {
@@ -557,9 +600,14 @@ mod tests {
         assert!(bed.refuses(6), "the first is joined with the second");
         let shown = bed.clock.shown();
         bed.memory.compact(shown, true).await.expect("memory compacts");
-        bed.presence.note_late(shown, 0).await.expect("it is kept");
+        bed.without_it(shown + 1).await;
+        bed.back().await;
+        assert_eq!(bed.presence.lock().gaps.len(), GAPS_MAX, "the store itself is not compacted");
+        bed.store.compact(shown, true).await.expect("memory compacts");
+        bed.without_it(shown + 2).await;
+        bed.back().await;
         // One reaches up to what is compacted: who is there can come back.
-        assert_eq!(bed.presence.lock().gaps.len(), 2);
+        assert_eq!(bed.presence.lock().gaps.len(), 1);
         assert!(bed.refuses(shown - 1));
     }
 }

@@ -119,7 +119,7 @@ impl Feed {
         if self.store.is_own() || timeout(CLOSE_WITHIN, self.close(shown)).await == Ok(true) {
             return shown;
         }
-        self.lock().closed.min(shown)
+        self.store.closed().min(shown)
     }
 
     /// Has the store close what was shown, so that whoever reads its log hears how far it is.

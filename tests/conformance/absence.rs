@@ -1,7 +1,10 @@
 //! Merged logs of a node whose child comes and goes: whoever was told of a revision without a change of the
 //! child hears of it when the child is back, however its own log and that of others stand by then.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use pleach::{
     clock::SharedClock,
@@ -221,6 +224,21 @@ async fn what_another_log_passed_over_is_told_by_one_that_slept_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_child_that_comes_back_is_attached_at_once() {
+    let family = Family::start(0).await;
+    let mut log = family.follow().await;
+    family.far.cut_off().await;
+    log.reach(family.put().await).await.expect("it goes on without the child");
+    family.far.link.set(Mode::Pass).await.expect("the proxy passes");
+    soon("reaching the child", family.far.presence.there()).await;
+    let begin = Instant::now();
+    family.far.until(|left| left.is_none()).await;
+    // Well below the time in which a child must say what it did.
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    log.reach(family.put().await).await.expect("both are there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_child_did_between_two_absences_is_told_by_a_log_that_slept_through_both() {
     let family = Family::start(0).await;
     let mut log = family.follow().await;
@@ -255,4 +273,23 @@ async fn a_watch_begins_where_a_log_was_lost_though_another_child_is_away() {
     assert_eq!(watch.next_event().await, own);
     let back = put(&*family.far.store, "/far/back").await;
     assert_eq!(watch.next_event().await, back);
+}
+
+/// A node in the middle whose own child is gone, and which is compacted beyond what that had closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_attached_though_a_child_of_its_own_is_gone_and_it_is_compacted_since() {
+    let family = Family::start(0).await;
+    family.follow().await.reach(family.put().await).await.expect("all are there");
+    family.far.cut_off().await;
+    family.clock.observe(2 * AHEAD).expect("there is no limit");
+    family.put().await;
+    let line = family.put().await;
+    let _ = family.root.compact(line, true).await;
+    let middle = serve(family.root.clone(), membership("middle", &family.clock).await).await;
+    let top_clock = fresh_clock();
+    let top = membership("top", &top_clock).await;
+    let store = attach("middle", middle, &top, Terms::default()).await;
+    assert!(store.closed() >= line, "{} is below {line}", store.closed());
+    let mut log = Follower::start(&*store, store.closed());
+    log.reach(family.put().await).await.expect("it goes on without its child");
 }

@@ -162,10 +162,18 @@ impl Shared {
         // Too long away, or others were told of what this node has missed: all who follow start
         // afresh. Who has got less far asks the child himself; nobody has got further than was shown.
         let told = closed.min(self.clock().shown());
-        self.presence.note_late(told - 1, closed).await?;
-        self.record.begin_anew(node.closed.max(closed));
-        let log = self.follow_from(self.record.closed(), true).await?;
-        Ok(Attached { child, block, log })
+        let mut from = closed.max(node.closed).max(node.compacted);
+        loop {
+            self.presence.note_late(told - 1, from).await?;
+            self.record.begin_anew(from);
+            match self.follow_from(from, true).await {
+                // The child itself lacks something up to there.
+                Err(WireError::Said(StoreError::Compacted { compacted })) if compacted > from => {
+                    from = compacted;
+                }
+                log => return Ok(Attached { child, block, log: log? }),
+            }
+        }
     }
 
     /// Takes in the child's log until it breaks off. Returns why.

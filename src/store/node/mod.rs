@@ -416,6 +416,7 @@ impl Cursor {
                         // The log as it happens may be behind, and bring in order what this batch was
                         // said without. So it is handed on once that log has come as far, and the child
                         // still stands by it.
+                        self.ask_to_close(closed);
                         let mut trouble = shared.trouble.subscribe();
                         tokio::select! {
                             () = shared.record.reach(closed) => {}
@@ -447,11 +448,11 @@ impl Cursor {
         }
     }
 
-    /// Has the child say how far it is, also where nothing happens there.
-    fn ask_how_far(&self) {
+    /// Has the child say that it has closed a revision, also where nothing happens there.
+    fn ask_to_close(&self, revision: Revision) {
         let shared = self.shared.clone();
         tokio::spawn(async move {
-            let request = pb::SyncRequest { revision: shared.clock().shown(), ahead: 0 };
+            let request = pb::SyncRequest { revision, ahead: 0 };
             // Where it can't, the log waits for what it can't close either.
             let _ = shared.asked(false, shared.wire.sync(request)).await;
         });
@@ -466,7 +467,7 @@ impl Cursor {
             match self.shared.follow_from(self.position.after, false).await {
                 Ok(past) => {
                     (self.position, self.past) = (position, Some(past));
-                    self.ask_how_far();
+                    self.ask_to_close(self.shared.clock().shown());
                     return Ok(());
                 }
                 Err(WireError::Said(error @ StoreError::Compacted { .. })) => return Err(error),
