@@ -30,6 +30,9 @@ use crate::{
 /// How long requests under way may take when the node is told to stop.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long to wait before stores are searched again for keys that route elsewhere, after one that failed.
+const SURVEY_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
 /// Runs a node. Flags that etcd has mean what they mean there.
 #[derive(Args, Debug)]
 pub struct Serve {
@@ -299,13 +302,17 @@ async fn drain(mut servers: JoinSet<anyhow::Result<()>>, mut signals: Signals) {
 /// Finds keys that lie in a store which their route does not name: they are hidden, and operators
 /// want to know.
 async fn survey(router: Arc<Router>, node: Arc<Node>) {
-    match router.survey(node.revision()).await {
-        Ok(found) => {
-            for (store, strays) in found.into_iter().filter(|(_, strays)| *strays > 0) {
-                tracing::warn!(%store, strays, "keys lie in a store that their route does not name");
+    let found = loop {
+        match router.survey(node.revision()).await {
+            Ok(found) => break found,
+            Err(error) => {
+                tracing::warn!(%error, "the search for keys that route elsewhere failed, and begins again");
             }
         }
-        Err(error) => tracing::warn!(%error, "the search for keys that route elsewhere failed"),
+        tokio::time::sleep(SURVEY_AGAIN_AFTER).await;
+    };
+    for (store, strays) in found.into_iter().filter(|(_, strays)| *strays > 0) {
+        tracing::warn!(%store, strays, "keys lie in a store that their route does not name");
     }
 }
 

@@ -11,8 +11,15 @@ use crate::{
 /// One page over several stores.
 pub(super) async fn read(table: &Table, stores: &[usize], read: &Read) -> Result<Page> {
     let pages = stores.iter().map(|at| async move {
-        let mut page = table.stores[*at].read(read).await?;
-        if !table.is_clean(*at, read.revision) {
+        // From the first key that the store may own to the last: of others' keys it need not send more.
+        let parts = table.parts(*at, &read.range);
+        let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
+            return Ok(Page { revision: read.revision, ..Page::default() });
+        };
+        let range = KeyRange { start: first.start.clone(), end: last.end.clone() };
+        let is_pure = table.is_pure(*at, &range, read.revision);
+        let mut page = table.stores[*at].read(&Read { range, ..read.clone() }).await?;
+        if !is_pure {
             page.kvs.retain(|kv| table.owner(&kv.key) == *at);
         }
         Ok(page)
@@ -27,12 +34,14 @@ pub(super) async fn count(
     range: &KeyRange,
     revision: Revision,
 ) -> Result<u64> {
-    let counts = stores.iter().map(|at| async move {
-        if table.is_clean(*at, revision) {
-            table.stores[*at].count(range, revision).await
-        } else {
-            count_owned(table, *at, range, revision).await
-        }
+    let counts = stores.iter().flat_map(|at| {
+        table.parts(*at, range).into_iter().map(move |part| async move {
+            if table.is_pure(*at, &part, revision) {
+                table.stores[*at].count(&part, revision).await
+            } else {
+                count_owned(table, *at, &part, revision).await
+            }
+        })
     });
     Ok(try_join_all(counts).await?.into_iter().sum())
 }

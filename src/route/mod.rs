@@ -102,30 +102,24 @@ impl Router {
         self.touched(range).into_iter().map(|at| self.table.stores[at].name()).collect()
     }
 
-    /// Counts, in every store, the keys that route elsewhere, as of `revision`. Until then spanning
-    /// reads look at each key. Costs a scan of all keys.
+    /// Counts, in every store that this node alone writes, the keys that route elsewhere, as of `revision`.
+    /// Until then, and in stores that others write always, spanning reads look at each key. Costs a scan
+    /// of all keys.
     ///
     /// # Errors
-    /// Those of the stores; what was counted stays.
+    /// That of the first store that could not be read; what was counted in the others stays.
     pub async fn survey(&self, revision: Revision) -> Result<Vec<(Arc<str>, u64)>> {
+        let own = self.members.iter().filter(|at| !self.table.stores[**at].has_other_writers());
         let mut found = Vec::new();
-        for at in &self.members {
-            let store = &self.table.stores[*at];
-            let mut strays = 0;
-            let mut read = Read { keys_only: true, ..Read::new(KeyRange::all(), revision) };
-            loop {
-                let page = store.read(&read).await?;
-                let is_stray = |key: &[u8]| self.table.owner(key) != *at;
-                strays += page.kvs.iter().filter(|kv| is_stray(&kv.key)).count();
-                let Some(next) = page.next else { break };
-                read.range.start = next;
-            }
-            if strays == 0 {
-                self.table.clean_since[*at].fetch_min(revision, Ordering::Relaxed);
-            }
-            found.push((store.name().clone(), strays as u64));
+        for at in own {
+            found.push(self.table.strays(*at, revision).await.map(|strays| {
+                if strays == 0 {
+                    self.table.clean_since[*at].fetch_min(revision, Ordering::Relaxed);
+                }
+                (self.table.stores[*at].name().clone(), strays)
+            }));
         }
-        Ok(found)
+        found.into_iter().collect()
     }
 
     /// The stores of this view that may hold keys of a range, in order.
@@ -334,9 +328,51 @@ impl Table {
         touched
     }
 
+    /// How many keys a store holds that route elsewhere.
+    async fn strays(&self, at: usize, revision: Revision) -> Result<u64> {
+        let mut strays = 0;
+        let mut read = Read { keys_only: true, ..Read::new(KeyRange::all(), revision) };
+        loop {
+            let page = self.stores[at].read(&read).await?;
+            strays += page.kvs.iter().filter(|kv| self.owner(&kv.key) != at).count() as u64;
+            let Some(next) = page.next else { return Ok(strays) };
+            read.range.start = next;
+        }
+    }
+
+    /// The parts of a range in which a store may own keys, in order, none of which overlap.
+    fn parts(&self, at: usize, range: &KeyRange) -> Vec<KeyRange> {
+        let Some(rule) = self.rules.get(at) else { return vec![range.clone()] };
+        let mut parts: Vec<KeyRange> =
+            rule.extent().iter().map(|part| part.intersect(range)).collect();
+        parts.retain(|part| !part.is_empty());
+        parts.sort_unstable_by(|a, b| a.start.cmp(&b.start));
+        parts.dedup_by(|later, first| {
+            let is_apart = first.end.as_ref().is_some_and(|end| *end < later.start);
+            if !is_apart {
+                let ends = first.end.take().zip(later.end.take());
+                first.end = ends.map(|(a, b)| a.max(b));
+            }
+            !is_apart
+        });
+        parts
+    }
+
+    /// Whether a store owns all keys of a range. A `true` is certain.
+    fn owns(&self, at: usize, range: &KeyRange) -> bool {
+        let (earlier, rule) = (&self.rules[..at], self.rules.get(at));
+        earlier.iter().all(|earlier| earlier.reach(range) == Reach::None)
+            && rule.is_none_or(|rule| rule.reach(range) == Reach::Whole)
+    }
+
     /// Whether a store is known to have held no key that routes elsewhere, as of a revision. There
     /// may have been some before: what nothing routes to a store can go from it, and never come.
     fn is_clean(&self, at: usize, revision: Revision) -> bool {
         self.clean_since[at].load(Ordering::Relaxed) <= revision
+    }
+
+    /// Whether all keys that a store has in a range are its own.
+    fn is_pure(&self, at: usize, range: &KeyRange, revision: Revision) -> bool {
+        self.is_clean(at, revision) || self.owns(at, range)
     }
 }

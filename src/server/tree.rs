@@ -81,16 +81,36 @@ fn refused(error: StoreError) -> Status {
 }
 
 impl Face {
-    /// Moves up to where the parent is. A request that has come through here before is refused.
+    /// Lets a parent's request in, and moves up to where the parent is. One of somebody else is refused, and one
+    /// that has come through here before.
     async fn enter<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        if let Some(nodes) = self.loop_of(&Call::current()) {
-            let reason = format!("the routes form a loop: {nodes}; take one of them out").into();
-            let store = self.node.root().name().clone();
-            return Err(refused(StoreError::Unavailable { store, reason }));
+        let call = Call::current();
+        if let Some(nodes) = self.loop_of(&call) {
+            let reason = format!("the routes form a loop: {nodes}; take one of them out");
+            return Err(self.unavailable(reason));
         }
+        if !self.is_of_parent(&call) {
+            let reason = "it answers only the node that handed it its lanes".to_owned();
+            return Err(self.unavailable(reason));
+        }
+        self.move_up(request).await
+    }
+
+    /// Moves up to where whoever asks is.
+    async fn move_up<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let clock = request.metadata().get(call::CLOCK).and_then(|clock| clock.to_str().ok());
         let clock: Revision = clock.and_then(|clock| clock.parse().ok()).unwrap_or(0);
         self.node.take_up(clock).await.map_err(refused)
+    }
+
+    fn is_of_parent(&self, call: &Call) -> bool {
+        let parent = self.node.membership().parent();
+        parent.is_some() && parent == call.path.last().map(|caller| caller.id)
+    }
+
+    fn unavailable(&self, reason: String) -> Status {
+        let store = self.node.root().name().clone();
+        refused(StoreError::Unavailable { store, reason: reason.into() })
     }
 
     /// The loop in which a request goes round, printed.
@@ -118,6 +138,7 @@ impl Face {
             giver: held.and_then(|held| held.giver).as_ref().map(wire::member),
             routes,
             r#loop: in_loop.unwrap_or_default(),
+            process: membership.process(),
         }
     }
 }
@@ -135,7 +156,9 @@ impl pb::tree_server::Tree for Face {
         if let Some(nodes) = self.loop_of(&call) {
             return Ok(Response::new(self.described(Vec::new(), Some(nodes))));
         }
-        self.enter(&request).await?;
+        if self.is_of_parent(&call) {
+            self.move_up(&request).await?;
+        }
         // Half of the time for what is below, so that this is an answer even where that is none.
         let left = call.deadline.map_or(BELOW_TIME_MAX, |deadline| {
             deadline.saturating_duration_since(Instant::now()) / 2
@@ -148,7 +171,8 @@ impl pb::tree_server::Tree for Face {
         &self,
         request: Request<pb::JoinRequest>,
     ) -> Result<Response<pb::JoinResponse>, Status> {
-        self.enter(&request).await?;
+        // The lanes are not allocated in below what the parent has reached.
+        self.move_up(&request).await?;
         let pb::JoinRequest { giver, lanes } = request.into_inner();
         let giver = giver.as_ref().map(wire::member_of);
         let lanes = lanes.and_then(wire::lanes_of);

@@ -217,6 +217,11 @@ impl Store for Late {
         self.shared.presence.as_ref()
     }
 
+    /// Taken to have some until it is there.
+    fn has_other_writers(&self) -> bool {
+        self.shared.store().map_or(true, |store| store.has_other_writers())
+    }
+
     async fn describe(&self) -> Vec<Described> {
         match self.shared.store() {
             Ok(store) => store.describe().await,

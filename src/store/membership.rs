@@ -12,7 +12,7 @@
 //! A root that gets a parent gives up the lanes it had taken by itself and hands its children others,
 //! out of those that it is given; their clocks are above all that anyone has allocated there.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -48,8 +48,26 @@ pub struct Membership {
     clock: SharedClock,
     /// The default store, or one that hands on to it.
     store: Arc<dyn Store>,
+    /// Another for each process.
+    process: u64,
     held: Mutex<()>,
     lanes: watch::Sender<Lanes>,
+    attached: Arc<std::sync::Mutex<Vec<Attached>>>,
+}
+
+/// A child that is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Attached {
+    route: Arc<str>,
+    child: Member,
+    process: u64,
+}
+
+/// That a child is attached, for as long as this is held.
+#[derive(Debug)]
+pub struct Attachment {
+    attached: Arc<std::sync::Mutex<Vec<Attached>>>,
+    me: Attached,
 }
 
 /// The lanes of a node.
@@ -119,8 +137,8 @@ pub enum LanesError {
     },
     /// A parent gives a node other lanes than it has.
     #[error(
-        "{child} holds lanes {first} to {last} already, given by {giver}; a node does not change its \
-         lanes for another parent"
+        "{child} holds lanes {first} to {last} already, given by {giver}; a node has one parent: where both \
+         are in this tree, take one of the two routes out"
     )]
     Taken {
         /// The node.
@@ -131,6 +149,17 @@ pub enum LanesError {
         first: u16,
         /// The last.
         last: u16,
+    },
+    /// A copy of a child answers beside it.
+    #[error(
+        "another process answers as {child} at the route `{route}`: one has a copy of the other's data, and \
+         both would count alike; give it an empty default store"
+    )]
+    Copied {
+        /// Who both say to be.
+        child: Member,
+        /// Where the other is attached.
+        route: Arc<str>,
     },
     /// The default store did not keep it.
     #[error(transparent)]
@@ -164,7 +193,8 @@ impl Membership {
             clock.set_lane(held.block.own());
         }
         let (held, lanes) = (Mutex::default(), watch::Sender::new(lanes));
-        Ok(Arc::new(Self { identity, me, clock, store, held, lanes }))
+        let (process, attached) = (random(), Arc::default());
+        Ok(Arc::new(Self { identity, me, clock, store, process, held, lanes, attached }))
     }
 
     /// How its answers name it.
@@ -185,6 +215,38 @@ impl Membership {
     /// The default store, which keeps what must not be forgotten.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// A number of this process, unlike that of one with a copy of its default store.
+    pub fn process(&self) -> u64 {
+        self.process
+    }
+
+    /// The id of the node that handed it its lanes; `None` at a root, and in no tree.
+    pub fn parent(&self) -> Option<u64> {
+        let lanes = self.lanes.borrow();
+        lanes.held.as_ref().and_then(|held| held.giver.as_ref()).map(|giver| giver.id)
+    }
+
+    /// Notes that a child is attached at a route.
+    ///
+    /// # Errors
+    /// Where a copy of it is attached at another one.
+    pub fn attach(
+        &self,
+        route: &Arc<str>,
+        child: &Member,
+        process: u64,
+    ) -> Result<Attachment, LanesError> {
+        let me = Attached { route: route.clone(), child: child.clone(), process };
+        let mut attached = lock(&self.attached);
+        let is_copy = |it: &&Attached| it.child.id == child.id && it.process != process;
+        if let Some(other) = attached.iter().find(is_copy) {
+            let (child, route) = (child.clone(), other.route.clone());
+            return Err(LanesError::Copied { child, route });
+        }
+        attached.push(me.clone());
+        Ok(Attachment { attached: self.attached.clone(), me })
     }
 
     /// Its lanes now.
@@ -329,6 +391,22 @@ impl Membership {
         self.lanes.send_replace(lanes);
         Ok(())
     }
+}
+
+// === impl Attachment ===
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let mut attached = lock(&self.attached);
+        if let Some(at) = attached.iter().position(|it| *it == self.me) {
+            attached.swap_remove(at);
+        }
+    }
+}
+
+fn lock(attached: &std::sync::Mutex<Vec<Attached>>) -> MutexGuard<'_, Vec<Attached>> {
+    // Nothing panics while it changes what is behind the lock.
+    attached.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // === impl Lanes ===
@@ -530,6 +608,21 @@ mod tests {
         give(&new, &region).await.expect("there are lanes");
         let error = give(&region, &mine).await.expect_err("its lanes are the root's").to_string();
         assert!(error.contains("holds lanes 1 to 16 of another tree"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_copy_of_a_child_is_refused_for_as_long_as_the_child_is_there() {
+        let (root, _) = node("root").await;
+        let (child, kept) = node("child").await;
+        let copy = recalled("child", &kept, child.clock().clone()).await;
+        let route = |name: &str| Arc::<str>::from(name);
+        let first = root.attach(&route("one"), child.me(), child.process()).expect("it is alone");
+        root.attach(&route("more"), child.me(), child.process()).expect("it is the same");
+        let refused = root.attach(&route("two"), copy.me(), copy.process());
+        let error = refused.expect_err("there are two now").to_string();
+        assert!(error.contains("`child`") && error.contains("`one`"), "{error}");
+        drop(first);
+        root.attach(&route("two"), copy.me(), copy.process()).expect("the other is gone");
     }
 
     #[tokio::test]

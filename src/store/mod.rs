@@ -123,6 +123,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         self.presence().is_none()
     }
 
+    /// Whether others than this node write keys there.
+    fn has_other_writers(&self) -> bool {
+        self.presence().is_some()
+    }
+
     /// Whether a watch may go on behind `after`: all at or below was given out with every store there.
     ///
     /// # Errors

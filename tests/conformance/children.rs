@@ -86,15 +86,26 @@ pub(crate) async fn attach(
     parent: &Arc<Membership>,
     terms: Terms,
 ) -> Arc<dyn Store> {
+    let store = connect(name, address, parent, terms).await;
+    let presence = store.presence().expect("a child may be away");
+    soon("attaching a child", presence.there()).await;
+    store
+}
+
+/// The same, which may never be there.
+pub(crate) async fn connect(
+    name: &str,
+    address: SocketAddr,
+    parent: &Arc<Membership>,
+    terms: Terms,
+) -> Arc<dyn Store> {
     let url = format!("http://{address}");
     let address =
         etcd::Address { urls: vec![url.clone()], login: None, ca_file: None, identity: None };
     let connections = Connections::new(&url, &address).expect("the address is good");
     let (memory, parents) = (parent.store().clone(), parent.clock().clone());
     let presence = Presence::recall(name, memory, parents.clone()).await.expect("it remembers");
-    let store = NodeStore::open(name, connections, parent.clone(), presence.clone(), terms);
-    soon("attaching a child", presence.there()).await;
-    store
+    NodeStore::open(name, connections, parent.clone(), presence, terms)
 }
 
 /// Waits until every node below has the lanes of its parent, and has them all count as they shall.

@@ -8,6 +8,7 @@
 //!   concurrency   many writers and readers at once
 //!   planted       stores with a defect, which the promises above must notice
 //!   absence       what a merged log promises while a child comes and goes
+//!   attaching     whom a node takes as a child
 //!   etcds/        what a store in an etcd promises besides, with others writing to it
 //!   trouble       what stores in databases promise when socket, server or another owner fail
 //!   doubt         … when it is not known what became of a request
@@ -83,6 +84,7 @@ macro_rules! on_every_database {
 mod support;
 
 mod absence;
+mod attaching;
 mod bed;
 mod children;
 mod concurrency;

@@ -319,6 +319,10 @@ impl Store for EtcdStore {
         Ok(self.shared.journal.shown())
     }
 
+    fn has_other_writers(&self) -> bool {
+        true
+    }
+
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
         let (answer, accepted) = oneshot::channel();
         let (done, finished) = oneshot::channel();

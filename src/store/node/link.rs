@@ -11,6 +11,8 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use futures::future::join_all;
 use tokio::time::{sleep, timeout};
 use tonic::Streaming;
 
@@ -21,17 +23,20 @@ use super::{
 };
 use crate::{
     clock::LaneBlock,
-    model::{Revision, StoreError},
+    model::{KeyRange, Revision, StoreError},
     proto::tree as pb,
     store::{
         Batch, Late,
-        membership::{Held, LanesError},
+        membership::{Attachment, Held, LanesError},
     },
     wire::{self, Member},
 };
 
 /// How long an attempt may take.
 const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// How long a child may take to say that it has what it had.
+const CHECK_TIME_MAX: Duration = Duration::from_millis(500);
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -47,6 +52,7 @@ struct Attached {
     /// The lanes that it was given.
     block: LaneBlock,
     log: Streaming<pb::FollowResponse>,
+    _attachment: Attachment,
 }
 
 /// Why a child is not attached.
@@ -91,7 +97,7 @@ impl Shared {
         let mut has_missed = false;
         loop {
             let reason = match timeout(ATTEMPT_TIME_MAX, self.attach(has_missed)).await {
-                Ok(Ok(Attached { child, block, log })) => {
+                Ok(Ok(Attached { child, block, log, _attachment })) => {
                     tracing::info!(store = %self.name, %child, "the child is attached");
                     (pause, said) = (PAUSE_MIN, HashSet::new());
                     self.trouble.send_replace(None);
@@ -135,6 +141,7 @@ impl Shared {
         if let Some(path) = path_to(me.id, &node) {
             return Err(Refusal::Loop(printed([me].into_iter().chain(&path))));
         }
+        let attachment = self.membership.attach(&self.name, &child, node.process)?;
         let held = node
             .lanes
             .and_then(wire::lanes_of)
@@ -153,15 +160,17 @@ impl Shared {
         }
         self.note_compacted(node.compacted);
         let closed = self.record.closed();
-        if !has_missed {
+        let is_another = self.is_another(&child).await?;
+        if !has_missed && !is_another {
             match self.follow_from(closed, true).await {
                 Err(WireError::Said(StoreError::Compacted { .. })) => {}
-                log => return Ok(Attached { child, block, log: log? }),
+                log => return Ok(Attached { child, block, log: log?, _attachment: attachment }),
             }
         }
         // Too long away, or others were told of what this node has missed: all who follow start
-        // afresh. Who has got less far asks the child himself; nobody has got further than was shown.
-        let told = closed.min(self.clock().shown());
+        // afresh. Who has got less far asks the child himself, unless that can't know; nobody has got
+        // further than was shown.
+        let told = if is_another { 1 } else { closed.min(self.clock().shown()) };
         let mut from = closed.max(node.closed).max(node.compacted);
         loop {
             self.presence.note_late(told - 1, from).await?;
@@ -171,9 +180,52 @@ impl Shared {
                 Err(WireError::Said(StoreError::Compacted { compacted })) if compacted > from => {
                     from = compacted;
                 }
-                log => return Ok(Attached { child, block, log: log? }),
+                log => {
+                    let log = log?;
+                    self.remember_child(&child).await?;
+                    return Ok(Attached { child, block, log, _attachment: attachment });
+                }
             }
         }
+    }
+
+    /// Whether the child is not the one that was attached here before, or is as it was before that.
+    async fn is_another(&self, child: &Member) -> Result<bool, StoreError> {
+        let name = child_record(&self.name);
+        let memory = self.membership.store();
+        let known = memory.recall(&name).await?.into_iter().find(|(found, _)| *found == name);
+        let Some((_, known)) = known else {
+            self.remember_child(child).await?;
+            return Ok(false);
+        };
+        if known != id_bytes(child) {
+            tracing::warn!(store = %self.name, %child, "another child than before: all watches start afresh");
+            return Ok(true);
+        }
+        let checks = self.record.last_puts().into_iter().map(|(key, revision)| async move {
+            let range = KeyRange::single(key);
+            let (key, range_end) = wire::range_to(&range);
+            let (limit, lease, keys_only) = (1, 0, true);
+            let read = pb::ReadRequest { key, range_end, revision, limit, keys_only, lease };
+            // What it does not say in time, nobody knows better.
+            let found = timeout(CHECK_TIME_MAX, self.wire.read(read)).await.ok()?.ok()?;
+            let is_there = found.kvs.iter().any(|kv| kv.mod_revision == revision);
+            (!is_there).then_some(revision)
+        });
+        let lacking = join_all(checks).await.into_iter().flatten().next();
+        if let Some(revision) = lacking {
+            tracing::warn!(
+                store = %self.name, %child, revision,
+                "the child has gone back behind what it had done: all watches start afresh"
+            );
+        }
+        Ok(lacking.is_some())
+    }
+
+    async fn remember_child(&self, child: &Member) -> Result<(), StoreError> {
+        self.record.forget_puts();
+        let name = child_record(&self.name);
+        self.membership.store().remember(&name, Some(id_bytes(child))).await
     }
 
     /// Takes in the child's log until it breaks off. Returns why.
@@ -229,6 +281,15 @@ impl Shared {
         self.take_up(revisions.max().unwrap_or(0)).await.map_err(WireError::Said)?;
         Ok(batch)
     }
+}
+
+/// The record in which it is kept who was attached at a route.
+fn child_record(route: &str) -> String {
+    format!("child/{route}")
+}
+
+fn id_bytes(child: &Member) -> Bytes {
+    Bytes::copy_from_slice(&child.id.to_be_bytes())
 }
 
 /// The nodes from `node` down to the one with this id.

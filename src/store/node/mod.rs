@@ -21,7 +21,7 @@ mod wire;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -56,8 +56,17 @@ use crate::{
 /// The version of the protocol between nodes.
 pub const PROTOCOL: u32 = 1;
 
-/// How far a child that has nothing in flight is asked to close ahead, unless its terms say otherwise.
+/// How far a child that has nothing in flight is asked to close ahead at most, unless its terms say
+/// otherwise.
 const AHEAD: Revision = 1 << 22;
+
+/// How far it is asked to close ahead at first. Each promise that the child breaks off by a write of its own
+/// costs the numbers that are left of it.
+const AHEAD_FIRST: Revision = 1 << 14;
+
+/// A child that says to be further ahead of this node is taken to be out of its mind: numbers would run
+/// out, for all. It takes years to get so far.
+const LEAD_MAX: Revision = 1 << 50;
 
 const PROBE_TIME_MAX: Duration = Duration::from_secs(4);
 
@@ -78,6 +87,7 @@ struct Shared {
     presence: Arc<Presence>,
     terms: Terms,
     record: Record,
+    foresight: Mutex<Foresight>,
     compacted: AtomicI64,
     /// Why it is away.
     trouble: watch::Sender<Option<Arc<str>>>,
@@ -100,6 +110,14 @@ impl Default for Terms {
     }
 }
 
+/// How far it pays to have a child close ahead: far where it has nothing to write.
+#[derive(Clone, Copy, Debug)]
+struct Foresight {
+    ahead: Revision,
+    /// The promise that was given last.
+    promised: Revision,
+}
+
 /// What answers at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answerer {
@@ -117,6 +135,30 @@ pub async fn probe(connections: &Connections) -> Result<Answerer, String> {
     match timeout(PROBE_TIME_MAX, wire::answers(connections)).await {
         Ok(answerer) => answerer,
         Err(_) => Err("it does not answer".to_owned()),
+    }
+}
+
+// === impl Foresight ===
+
+impl Foresight {
+    /// How far to have a child close ahead of `wanted` that has closed so much by now, `most` at most.
+    fn next(&mut self, wanted: Revision, closed: Revision, most: Revision) -> Revision {
+        if self.promised > 0 {
+            // It has gone on by itself, or what it promised was needed.
+            let is_broken = closed > self.promised;
+            let next = if is_broken { self.ahead / 2 } else { self.ahead * 2 };
+            if is_broken || wanted > self.promised {
+                (self.ahead, self.promised) = (next.clamp(AHEAD_FIRST, AHEAD), 0);
+            }
+        }
+        self.ahead.min(most)
+    }
+
+    /// Takes note of what was closed when so much was wanted.
+    fn note(&mut self, wanted: Revision, closed: Revision) {
+        if closed > wanted {
+            self.promised = self.promised.max(closed);
+        }
     }
 }
 
@@ -141,6 +183,7 @@ impl NodeStore {
             presence,
             terms,
             record: Record::default(),
+            foresight: Mutex::new(Foresight { ahead: AHEAD_FIRST, promised: 0 }),
             compacted: AtomicI64::new(-1),
             trouble: watch::Sender::new(Some("it was not reached yet".into())),
         });
@@ -210,8 +253,11 @@ impl Store for NodeStore {
         if closed >= revision + ahead {
             return Ok(closed);
         }
-        let request = pb::SyncRequest { revision, ahead: ahead.max(self.shared.terms.ahead) };
-        Ok(self.shared.asked(false, self.shared.wire.sync(request)).await?.closed)
+        let ahead = ahead.max(self.shared.look_ahead(revision, closed));
+        let request = pb::SyncRequest { revision, ahead };
+        let closed = self.shared.asked(false, self.shared.wire.sync(request)).await?.closed;
+        self.shared.lock_foresight().note(revision, closed);
+        Ok(closed)
     }
 
     async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
@@ -343,7 +389,24 @@ impl Shared {
         })
     }
 
+    fn lock_foresight(&self) -> MutexGuard<'_, Foresight> {
+        // Nothing panics while it changes what is behind the lock.
+        self.foresight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look_ahead(&self, wanted: Revision, closed: Revision) -> Revision {
+        self.lock_foresight().next(wanted, closed, self.terms.ahead)
+    }
+
     async fn take_up(&self, revision: Revision) -> Result<()> {
+        let now = self.clock().now();
+        if revision > now + LEAD_MAX {
+            let reason = format!("it says to be at revision {revision}, and this node is at {now}");
+            return Err(StoreError::Unavailable {
+                store: self.name.clone(),
+                reason: reason.into(),
+            });
+        }
         let taken = self.clock().take_up(revision).await;
         taken.map_err(|full| StoreError::Unavailable {
             store: self.name.clone(),
@@ -474,5 +537,32 @@ impl Cursor {
                 Err(_) => sleep(RETRY_AFTER).await,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_closes_far_ahead_while_it_writes_nothing_and_little_where_it_does() {
+        let mut foresight = Foresight { ahead: AHEAD_FIRST, promised: 0 };
+        let (mut wanted, mut last) = (10, 0);
+        for _ in 0..12 {
+            last = foresight.next(wanted, 0, AHEAD);
+            foresight.note(wanted, wanted + last);
+            // The parent uses up the promise.
+            wanted += last + 1;
+        }
+        assert_eq!(last, AHEAD);
+        assert_eq!(foresight.next(wanted, 0, 0), 0, "its terms say how far at most");
+        for _ in 0..12 {
+            foresight.note(wanted, wanted + last);
+            // The child has written, above its promise.
+            let closed = wanted + last + 1;
+            wanted = closed;
+            last = foresight.next(wanted, closed, AHEAD);
+        }
+        assert_eq!(last, AHEAD_FIRST);
     }
 }

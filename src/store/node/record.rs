@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    model::{Commit, Revision},
+    model::{Commit, Key, Revision},
     store::{Batch, Late},
 };
 
@@ -20,6 +20,9 @@ const LATE_MAX: usize = 64;
 
 /// The most commits that a tail is given at once.
 const BATCH_COMMITS_MAX: usize = 1_000;
+
+/// The puts that are remembered to tell whether the child has gone back since.
+const PUTS_MAX: usize = 8;
 
 /// The newest commits of a child.
 #[derive(Debug, Default)]
@@ -39,6 +42,8 @@ struct State {
     late: VecDeque<Late>,
     /// How many late changes there were before those in `late`.
     late_before: u64,
+    /// The last keys that were put, with their revisions, the newest last.
+    put: VecDeque<(Key, Revision)>,
 }
 
 /// Where a tail stands.
@@ -64,6 +69,15 @@ pub(super) enum Next {
 // === impl State ===
 
 impl State {
+    fn remember_put(&mut self, commit: &Commit) {
+        // Of a key that is changed twice the last change counts.
+        let Some(last) = commit.events.last().filter(|event| !event.is_delete()) else { return };
+        if self.put.len() == PUTS_MAX {
+            self.put.pop_front();
+        }
+        self.put.push_back((last.kv.key.clone(), commit.revision));
+    }
+
     fn has_all_behind(&self, after: Revision) -> bool {
         (self.complete_above..=self.closed).contains(&after)
     }
@@ -125,6 +139,16 @@ impl Record {
         self.lock().closed
     }
 
+    /// The last keys that the child has put, with their revisions.
+    pub(super) fn last_puts(&self) -> Vec<(Key, Revision)> {
+        self.lock().put.iter().cloned().collect()
+    }
+
+    /// Forgets what the child has put: it is another.
+    pub(super) fn forget_puts(&self) {
+        self.lock().put.clear();
+    }
+
     /// A tail that begins now behind `after`.
     pub(super) fn position(&self, after: Revision) -> Position {
         let state = self.lock();
@@ -160,6 +184,7 @@ impl Record {
             let mut state = self.lock();
             let count = batch.commits.len();
             for commit in batch.commits {
+                state.remember_put(&commit);
                 state.bytes += commit.size();
                 state.commits.push_back(commit);
             }
@@ -222,7 +247,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Event, Key, KeyValue};
+    use crate::model::{Event, KeyValue};
 
     fn commit(revision: Revision) -> Arc<Commit> {
         commit_of("key", revision)

@@ -6,7 +6,7 @@ use futures::FutureExt as _;
 use pleach::{
     model::{KeyRange, StoreError},
     route::{Route, Router},
-    store::{Store, Write, memory::Memory},
+    store::{Read, Store, Write, memory::Memory, read_all},
 };
 
 use crate::{
@@ -23,6 +23,7 @@ on_every_composition! {
     each_key_lives_in_the_store_that_its_rule_names,
     a_transaction_over_two_stores_is_refused_with_both_names,
     strays_are_never_shown,
+    strays_of_others_are_never_shown_whenever_they_come,
     a_narrow_store_says_all_that_its_range_holds,
 }
 
@@ -101,6 +102,34 @@ async fn strays_are_never_shown(world: World) {
     assert_eq!(found, expected, "as of when there were strays");
     let count = world.store.count(&KeyRange::all(), with_strays).await.expect("it can be read");
     assert_eq!(count, expected.len() as u64, "as of when there were strays");
+}
+
+/// A node that is a child has clients of its own, and an etcd others that write: what they put where it
+/// routes elsewhere comes after every survey.
+async fn strays_of_others_are_never_shown_whenever_they_come(world: World) {
+    let mut expected = Vec::new();
+    for family in 0..FAMILIES.len() {
+        let key = key(family, "a");
+        put(&*world.store, key.clone(), bytes("routed")).await;
+        expected.push(String::from_utf8_lossy(&key).into_owned());
+    }
+    expected.sort();
+    survey(&world).await;
+    for (at, leaf) in
+        world.leaves.iter().enumerate().filter(|(_, leaf)| leaf.store.has_other_writers())
+    {
+        for family in (0..FAMILIES.len()).filter(|f| world.composition.leaf_of(*f) != at) {
+            for name in ["a", "b"] {
+                put(&*leaf.store, key(family, name), bytes("stray")).await;
+            }
+        }
+    }
+    assert_shown(&world, &expected).await;
+    for limit in 1..4 {
+        let read = Read { limit, ..Read::new(KeyRange::all(), world.clock.shown()) };
+        let page = read_all(&*world.store, &read).await.expect("it can be read");
+        assert_eq!(keys_of(&page.kvs), expected[..limit.min(expected.len())]);
+    }
 }
 
 async fn survey(world: &World) {

@@ -1,0 +1,334 @@
+//! Whom a node attaches as its child, whom it refuses, and what it makes of one that is not what it was.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt as _, stream};
+use pleach::{
+    clock::SharedClock,
+    model::{KeyRange, Revision, StoreError},
+    proto::tree::{
+        self as pb, tree_client::TreeClient, tree_server::Tree, tree_server::TreeServer,
+    },
+    store::{
+        Read, Store, Write,
+        membership::Membership,
+        memory::Memory,
+        node::{PROTOCOL, Terms, call::Call},
+    },
+};
+use tokio::{net::TcpListener, time::Instant};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, metadata::MetadataMap, transport::Server};
+
+use crate::{
+    children::{attach, connect, membership, serve},
+    follow::{Follower, soon},
+    support::proxy::{Mode, Proxy},
+    words::{all_of, bytes, put_op},
+    world::fresh_clock,
+};
+
+/// A node, a child, and the link between them.
+struct Pair {
+    clock: SharedClock,
+    store: Arc<dyn Store>,
+    link: Proxy,
+    /// What the child keeps of itself, and its clock.
+    child: (Arc<Memory>, SharedClock),
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let child_clock = fresh_clock();
+        let kept = Memory::new("kept", child_clock.clone());
+        let own = Memory::new("own", child_clock.clone());
+        let address = serve(own, recalled(&kept, &child_clock).await).await;
+        let link = Proxy::start(address).await.expect("there is a port");
+        let clock = fresh_clock();
+        let parent = membership("parent", &clock).await;
+        let store = attach("far", link.address(), &parent, Terms::default()).await;
+        Self { clock, store, link, child: (kept, child_clock) }
+    }
+
+    /// Another process answers instead of the child, which has nothing of what that had.
+    async fn replace(&self, member: Arc<Membership>) {
+        let own = Memory::new("own", member.clock().clone());
+        self.link.redirect(serve(own, member).await);
+        self.link.set(Mode::Refuse).await.expect("the proxy refuses");
+        self.link.cut().await;
+        let presence = self.store.presence().expect("a child may be away");
+        let mut changes = presence.changes();
+        soon("the loss", async {
+            while presence.is_there() {
+                changes.changed().await.expect("the presence is here");
+            }
+        })
+        .await;
+        self.link.set(Mode::Pass).await.expect("the proxy passes");
+        soon("attaching it again", presence.there()).await;
+    }
+
+    /// All who follow are ended, those who come back from before too, and the rest goes on.
+    async fn starts_afresh(&self, log: &mut Follower, told: Revision) {
+        let ended = loop {
+            if let Err(error) = log.next().await {
+                break error;
+            }
+        };
+        assert!(matches!(ended, StoreError::Compacted { .. }), "{ended:?}");
+        let resumed = self.store.check_resumed(told);
+        assert!(matches!(resumed, Err(StoreError::Compacted { .. })), "{resumed:?}");
+        let next = put(&*self.store).await;
+        assert!(next > told, "{next} is not above {told}");
+        let mut afresh = Follower::start(&*self.store, self.clock.shown() - 1);
+        afresh.reach(next).await.expect("the child is there");
+    }
+}
+
+async fn recalled(kept: &Arc<Memory>, clock: &SharedClock) -> Arc<Membership> {
+    Membership::recall(kept.clone(), clock.clone(), "far").await.expect("it remembers")
+}
+
+async fn put(store: &dyn Store) -> Revision {
+    let txn = all_of(vec![put_op(bytes("key"), bytes("value"), 0)]);
+    let write = Write::Txn { txn, dead_leases: Vec::new() };
+    store.apply(write).await.expect("it is there").revision
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_that_has_gone_back_is_followed_afresh() {
+    let pair = Pair::start().await;
+    let mut log = Follower::start(&*pair.store, pair.clock.shown());
+    let told = put(&*pair.store).await;
+    log.reach(told).await.expect("the child is there");
+    let clock = fresh_clock();
+    pair.replace(recalled(&pair.child.0, &clock).await).await;
+    pair.starts_afresh(&mut log, told).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_child_at_the_address_is_followed_afresh() {
+    let pair = Pair::start().await;
+    let mut log = Follower::start(&*pair.store, pair.clock.shown());
+    let told = put(&*pair.store).await;
+    log.reach(told).await.expect("the child is there");
+    pair.replace(membership("another", &fresh_clock()).await).await;
+    pair.starts_afresh(&mut log, told).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_child_with_all_it_had_is_followed_on() {
+    let pair = Pair::start().await;
+    let mut log = Follower::start(&*pair.store, pair.clock.shown());
+    log.reach(put(&*pair.store).await).await.expect("the child is there");
+    pair.link.cut().await;
+    let presence = pair.store.presence().expect("a child may be away");
+    let next = soon("a write after the cut", async {
+        loop {
+            presence.there().await;
+            let txn = all_of(vec![put_op(bytes("key"), bytes("value"), 0)]);
+            let write = Write::Txn { txn, dead_leases: Vec::new() };
+            if let Ok(written) = pair.store.apply(write).await {
+                break written.revision;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let next = next.await;
+    log.reach(next).await.expect("it was the child all the time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_a_child_is_not_attached_beside_it() {
+    let pair = Pair::start().await;
+    let clock = fresh_clock();
+    let copy = serve(Memory::new("own", clock.clone()), recalled(&pair.child.0, &clock).await);
+    let parent = membership("parent", &pair.clock).await;
+    let first = attach("one", pair.link.address(), &parent, Terms::default()).await;
+    let copy = connect("two", copy.await, &parent, Terms::default()).await;
+    let trouble = trouble(&*copy).await;
+    assert!(trouble.contains("another process answers as `far`"), "{trouble}");
+    assert!(trouble.contains("at the route `one`"), "{trouble}");
+    drop(first);
+}
+
+/// What keeps a child from being attached, once something does.
+async fn trouble(store: &dyn Store) -> String {
+    soon("a refusal", async {
+        loop {
+            let read = store.read(&Read::new(KeyRange::all(), 0)).await;
+            match read {
+                Err(error) if !error.to_string().contains("not reached yet") => {
+                    return error.to_string();
+                }
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_is_not_answered_and_moves_no_clock() {
+    let clock = fresh_clock();
+    let own = Memory::new("own", clock.clone());
+    let address = serve(own, membership("child", &clock).await).await;
+    let mut client = TreeClient::connect(format!("http://{address}")).await.expect("it is served");
+    let before = clock.now();
+    let far = (1_i64 << 53) - 100;
+    let mut describe = Request::new(pb::DescribeRequest {});
+    describe.metadata_mut().insert("pleach-clock", far.into());
+    client.describe(describe).await.expect("anyone may ask that");
+    let sync = client.sync(pb::SyncRequest { revision: far, ahead: 0 }).await;
+    let read = client.read(pb::ReadRequest { revision: far, ..Default::default() }).await;
+    for status in [sync.err(), read.err()] {
+        let status = status.expect("it is no parent");
+        assert!(status.message().contains("handed it its lanes"), "{status:?}");
+    }
+    assert_eq!(clock.now(), before);
+}
+
+/// A child that is none: it answers as it is told, and keeps what it was asked with.
+#[derive(Clone, Debug)]
+struct Actor {
+    protocol: u32,
+    revision: Revision,
+    asked: Arc<Mutex<Vec<MetadataMap>>>,
+}
+
+impl Actor {
+    async fn serve(protocol: u32, revision: Revision) -> (Self, std::net::SocketAddr) {
+        let actor = Self { protocol, revision, asked: Arc::default() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a port");
+        let address = listener.local_addr().expect("it is bound");
+        let server = Server::builder().add_service(TreeServer::new(actor.clone()));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        (actor, address)
+    }
+}
+
+#[tonic::async_trait]
+impl Tree for Actor {
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<pb::FollowResponse, Status>> + Send>>;
+
+    async fn describe(
+        &self,
+        _: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::Node>, Status> {
+        Ok(Response::new(pb::Node {
+            member: Some(pb::Member { id: 7, name: "actor".to_owned() }),
+            protocol: self.protocol,
+            version: "9.9.9".to_owned(),
+            revision: self.revision,
+            closed: 1,
+            ..pb::Node::default()
+        }))
+    }
+
+    async fn join(
+        &self,
+        _: Request<pb::JoinRequest>,
+    ) -> Result<Response<pb::JoinResponse>, Status> {
+        Ok(Response::new(pb::JoinResponse { revision: 1 }))
+    }
+
+    async fn sync(
+        &self,
+        request: Request<pb::SyncRequest>,
+    ) -> Result<Response<pb::SyncResponse>, Status> {
+        Ok(Response::new(pb::SyncResponse { closed: request.into_inner().revision }))
+    }
+
+    async fn present(
+        &self,
+        _: Request<pb::PresentRequest>,
+    ) -> Result<Response<pb::PresentResponse>, Status> {
+        Ok(Response::new(pb::PresentResponse { revision: 1 }))
+    }
+
+    async fn apply(
+        &self,
+        _: Request<pb::ApplyRequest>,
+    ) -> Result<Response<pb::ApplyResponse>, Status> {
+        Err(Status::unimplemented("an actor writes nothing"))
+    }
+
+    async fn read(
+        &self,
+        request: Request<pb::ReadRequest>,
+    ) -> Result<Response<pb::ReadResponse>, Status> {
+        let mut asked = self.asked.lock().expect("nobody panics with it");
+        asked.push(request.metadata().clone());
+        Ok(Response::new(pb::ReadResponse { revision: 1, ..pb::ReadResponse::default() }))
+    }
+
+    async fn count(
+        &self,
+        _: Request<pb::CountRequest>,
+    ) -> Result<Response<pb::CountResponse>, Status> {
+        Ok(Response::new(pb::CountResponse { count: 0 }))
+    }
+
+    async fn compact(
+        &self,
+        _: Request<pb::CompactRequest>,
+    ) -> Result<Response<pb::CompactResponse>, Status> {
+        Ok(Response::new(pb::CompactResponse {}))
+    }
+
+    async fn follow(
+        &self,
+        _: Request<pb::FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        Ok(Response::new(stream::pending().boxed()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_of_another_protocol_is_refused_with_both_versions() {
+    let (_, address) = Actor::serve(PROTOCOL + 1, 1).await;
+    let parent = membership("parent", &fresh_clock()).await;
+    let store = connect("far", address, &parent, Terms::default()).await;
+    let trouble = trouble(&*store).await;
+    let (theirs, mine) = (PROTOCOL + 1, PROTOCOL);
+    assert!(trouble.contains(&format!("version {theirs} of the protocol")), "{trouble}");
+    assert!(trouble.contains("9.9.9"), "{trouble}");
+    assert!(trouble.contains(&format!("version {mine} ")), "{trouble}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_that_would_use_up_all_numbers_is_refused() {
+    let (_, address) = Actor::serve(PROTOCOL, (1 << 53) - 100).await;
+    let clock = fresh_clock();
+    let parent = membership("parent", &clock).await;
+    let before = clock.now();
+    let store = connect("far", address, &parent, Terms::default()).await;
+    let trouble = trouble(&*store).await;
+    assert!(trouble.contains("it says to be at revision 9007199254740892"), "{trouble}");
+    assert_eq!(clock.now(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clock_path_and_what_is_left_of_the_time_go_with_a_call() {
+    let (actor, address) = Actor::serve(PROTOCOL, 1).await;
+    let clock = fresh_clock();
+    let parent = membership("parent", &clock).await;
+    let store = attach("far", address, &parent, Terms::default()).await;
+    clock.observe(41).expect("there is no limit");
+    let left = Duration::from_millis(700);
+    let call = Call { deadline: Some(Instant::now() + left), ..Call::default() };
+    let read = call.scope(async { store.read(&Read::new(KeyRange::all(), 0)).await });
+    read.await.expect("the actor answers");
+    let asked = actor.asked.lock().expect("nobody panics with it").pop().expect("it was asked");
+    let text = |name: &str| asked.get(name).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    assert_eq!(text("pleach-clock"), "41");
+    assert!(asked.get_bin("pleach-path-bin").is_some());
+    // In the finest unit that has eight digits for it.
+    let timeout = text("grpc-timeout");
+    let micros: u64 = timeout.trim_end_matches('u').parse().expect("it is in microseconds");
+    assert!(micros < 700_000 && micros > 0, "{timeout}");
+}
