@@ -32,7 +32,7 @@ use futures::future::{join_all, try_join_all};
 use self::rule::{Reach, Rule};
 use crate::{
     model::{KeyRange, Revision, StoreError, error::Result, txn::Txn},
-    store::{Described, Page, Read, Size, Store, Tail, Whose, Write, Written},
+    store::{Described, Page, Read, Size, Store, Tail, Whose, Write, Written, presence::Standing},
 };
 
 /// A rule and the store it sends its keys to.
@@ -107,9 +107,12 @@ impl Router {
     /// of all keys.
     ///
     /// # Errors
-    /// That of the first store that could not be read; what was counted in the others stays.
+    /// That of the first store that could not be read; the others are not looked at again that hold none.
     pub async fn survey(&self, revision: Revision) -> Result<Vec<(Arc<str>, u64)>> {
-        let own = self.members.iter().filter(|at| !self.table.stores[**at].has_other_writers());
+        let is_to_be_seen = |at: &&usize| {
+            !self.table.stores[**at].has_other_writers() && !self.table.is_clean(**at, revision)
+        };
+        let own = self.members.iter().filter(is_to_be_seen);
         let mut found = Vec::new();
         for at in own {
             found.push(self.table.strays(*at, revision).await.map(|strays| {
@@ -209,14 +212,18 @@ impl Store for Router {
         }
     }
 
-    /// Without those that are detached, as its tails: what they do meanwhile comes late.
+    /// Passes over those that are detached, as its tails do: what they do meanwhile comes late.
     fn closed(&self) -> Revision {
-        let is_waited_for = |store: &&Arc<dyn Store>| {
-            store.presence().is_none_or(|presence| presence.left_at().is_none())
+        let standing = |store: &Arc<dyn Store>| store.presence().map(|it| it.standing());
+        let stands = self.stores().map(|store| (store, standing(store).unwrap_or_default()));
+        let (away, there): (Vec<_>, Vec<_>) = stands.partition(|(_, it)| it.left.is_some());
+        let closed = there.iter().map(|(store, _)| store.closed()).min();
+        let passes = |(store, standing): &(&Arc<dyn Store>, Standing)| {
+            let presence = store.presence().zip(closed);
+            presence.is_some_and(|(presence, closed)| presence.pass(closed, standing.absences))
         };
-        let closed = |store: &Arc<dyn Store>| store.closed();
-        let attached = self.stores().filter(is_waited_for).map(closed).min();
-        attached.or_else(|| self.stores().map(closed).min()).unwrap_or(0)
+        let held_up = away.iter().filter(|it| !passes(it)).map(|(store, _)| store.closed()).min();
+        closed.into_iter().chain(held_up).min().unwrap_or(0)
     }
 
     async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {

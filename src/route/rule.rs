@@ -247,9 +247,13 @@ impl Rule {
         }
     }
 
-    /// Whether every key that `other` matches is one that this rule matches. A `true` is certain.
+    /// Whether every key of Kubernetes that `other` matches is one that this rule matches. A `true` is certain.
     pub fn covers(&self, other: &Self) -> bool {
-        self == other || other.extent().iter().all(|range| self.reach(range) == Reach::Whole)
+        let extent = match &other.form {
+            Form::Paths(paths) => paths.extent_in_kubernetes(),
+            _ => other.extent(),
+        };
+        self == other || extent.iter().all(|range| self.reach(range) == Reach::Whole)
     }
 
     /// What is most likely not meant as it is written.

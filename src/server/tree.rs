@@ -277,6 +277,8 @@ impl pb::tree_server::Tree for Face {
     ) -> Result<Response<Self::FollowStream>, Status> {
         self.enter(&request).await?;
         let pb::FollowRequest { after, ranges } = request.into_inner();
+        // The parent takes all up to there as closed, also where this node does not know that it promised so.
+        self.node.take_up(after).await.map_err(refused)?;
         let ranges = ranges.into_iter().map(|it| KeyRange::from_wire(it.key, it.range_end));
         let ranges: Vec<KeyRange> = ranges.collect();
         let root = self.node.root().clone();
@@ -293,7 +295,17 @@ impl pb::tree_server::Tree for Face {
             Ok(batch) => Ok(followed(&batch, &ranges, compacted())),
             Err(error) => Err(refused(error)),
         });
-        let log = log.take_until(self.stopping.clone().cancelled_owned());
+        // Another parent may take this one's place: then this one is to hear why it is not answered.
+        let mut lanes = self.node.membership().watch_lanes();
+        let parent = self.node.membership().parent();
+        let stopping = self.stopping.clone();
+        let ended = async move {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                _ = lanes.wait_for(|lanes| lanes.giver() != parent) => {}
+            }
+        };
+        let log = log.take_until(Box::pin(ended));
         Ok(Response::new(Box::pin(log)))
     }
 }

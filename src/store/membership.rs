@@ -224,8 +224,7 @@ impl Membership {
 
     /// The id of the node that handed it its lanes; `None` at a root, and in no tree.
     pub fn parent(&self) -> Option<u64> {
-        let lanes = self.lanes.borrow();
-        lanes.held.as_ref().and_then(|held| held.giver.as_ref()).map(|giver| giver.id)
+        self.lanes.borrow().giver()
     }
 
     /// Notes that a child is attached at a route.
@@ -282,12 +281,15 @@ impl Membership {
         };
         if let Some(at) = lanes.handed.iter().position(|it| it.child.id == child.id) {
             let handed = &mut lanes.handed[at];
-            let (block, mine) = (handed.block, Some(&self.me));
+            let block = handed.block;
             if handed.said == count {
                 return Ok(block);
             }
             handed.said = count;
-            if holds.is_some_and(|held| held.block == block && held.giver.as_ref() == mine) {
+            let is_mine = |giver: &Member| giver.id == self.me.id;
+            let is_taken =
+                |held: &Held| held.block == block && held.giver.as_ref().is_some_and(is_mine);
+            if holds.is_some_and(is_taken) {
                 self.keep(lanes).await?;
                 return Ok(block);
             }
@@ -412,6 +414,11 @@ fn lock(attached: &std::sync::Mutex<Vec<Attached>>) -> MutexGuard<'_, Vec<Attach
 // === impl Lanes ===
 
 impl Lanes {
+    /// The id of who gave them.
+    pub fn giver(&self) -> Option<u64> {
+        self.held.as_ref().and_then(|held| held.giver.as_ref()).map(|giver| giver.id)
+    }
+
     /// Those that a child was handed.
     pub fn of_child(&self, child: &Member) -> Option<LaneBlock> {
         self.handed.iter().find(|it| it.child.id == child.id).map(|it| it.block)

@@ -295,3 +295,31 @@ async fn a_node_is_attached_though_a_child_of_its_own_is_gone_and_it_is_compacte
     let mut log = Follower::start(&*store, store.closed());
     log.reach(family.put().await).await.expect("it goes on without its child");
 }
+
+/// Begun at the present of all others, above what the child then does alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_from_now_on_that_begins_while_a_child_is_away_hears_what_it_lacks() {
+    let family = Family::start(0).await;
+    family.far.cut_off().await;
+    family.clock.observe(50_000).expect("there is no limit");
+    let present = family.put().await;
+    let hub = Hub::new(family.root.clone(), family.clock.clone());
+    let mut watch = Watch::of_all(&hub).await;
+    let alone = put(&*family.far.own, "/far/alone").await;
+    assert!(alone < present, "{alone} is not below {present}");
+    family.far.reconnect().await;
+    loop {
+        match watch.next().await {
+            Response::Events { events, .. } => {
+                if events.iter().any(|event| event.kv.mod_revision == alone) {
+                    return;
+                }
+            }
+            Response::Compacted { compacted, .. } => {
+                assert!(compacted > present, "{compacted} is not above {present}");
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

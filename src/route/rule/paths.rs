@@ -34,9 +34,13 @@ impl Paths {
         reach_of_ranges(&self.ranges, range)
     }
 
+    pub(super) fn extent(&self) -> Vec<KeyRange> {
+        self.ranges.clone()
+    }
+
     /// Kubernetes never stores a key `/registry/pods/<namespace>`, so a rule that owns everything
     /// below the paths of a namespace leaves nothing to a later one.
-    pub(super) fn extent(&self) -> Vec<KeyRange> {
+    pub(super) fn extent_in_kubernetes(&self) -> Vec<KeyRange> {
         match self.paths_are_keys {
             true => self.ranges.clone(),
             false => self.paths.iter().map(below).collect(),

@@ -285,6 +285,15 @@ proptest! {
     }
 
     #[test]
+    fn every_key_that_a_rule_matches_lies_in_its_extent(rule in any_rule(), key in key()) {
+        let extent = rule.extent();
+        let bare = extent.first().map(|range| range.start.slice(..range.start.len().saturating_sub(1)));
+        for key in [key].into_iter().chain(bare).filter(|key| rule.matches(key)) {
+            prop_assert!(extent.iter().any(|range| range.contains(&key)), "{rule} matches {key:?}");
+        }
+    }
+
+    #[test]
     fn a_covered_rule_matches_nothing_that_its_cover_leaves(
         rule in any_rule(),
         other in any_rule(),

@@ -9,7 +9,11 @@
 //! While it is attached the child's log comes in, whatever it does; that it breaks off is how its absence
 //! is noticed, and pings see to it that it does.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -72,6 +76,10 @@ pub(super) enum Refusal {
     Version { theirs: u32, version: String },
     #[error("the routes form a loop: {0}; take one of them out")]
     Loop(String),
+    #[error(
+        "{child} has another parent since: {giver}; take its route out of one, and start this node again"
+    )]
+    OtherParent { child: Member, giver: Member },
     #[error(transparent)]
     Lanes(#[from] LanesError),
     #[error(transparent)]
@@ -94,12 +102,13 @@ impl Shared {
     pub(super) async fn keep_attached(self: Arc<Self>) {
         let mut pause = PAUSE_MIN;
         let mut said = HashSet::new();
-        let mut has_missed = false;
+        let (mut has_missed, mut was_attached) = (false, false);
         loop {
-            let reason = match timeout(ATTEMPT_TIME_MAX, self.attach(has_missed)).await {
+            let attached = self.attach(has_missed, was_attached);
+            let reason = match timeout(ATTEMPT_TIME_MAX, attached).await {
                 Ok(Ok(Attached { child, block, log, _attachment })) => {
                     tracing::info!(store = %self.name, %child, "the child is attached");
-                    (pause, said) = (PAUSE_MIN, HashSet::new());
+                    (pause, said, was_attached) = (PAUSE_MIN, HashSet::new(), true);
                     self.trouble.send_replace(None);
                     self.presence.set_there(true);
                     let broken = tokio::select! {
@@ -127,8 +136,9 @@ impl Shared {
         }
     }
 
-    /// `has_missed` says that the child no longer tells what this node needs of its log.
-    async fn attach(&self, has_missed: bool) -> Result<Attached, Refusal> {
+    /// `has_missed` says that the child no longer tells what this node needs of its log; `was_attached`, that
+    /// this process took it for its child before, and does not take it from another.
+    async fn attach(&self, has_missed: bool, was_attached: bool) -> Result<Attached, Refusal> {
         let node = self.wire.describe().await?;
         let child = wire::member_of(node.member.as_ref().ok_or(Refusal::Nameless)?);
         if node.protocol != PROTOCOL {
@@ -146,6 +156,10 @@ impl Shared {
             .lanes
             .and_then(wire::lanes_of)
             .map(|block| Held { block, giver: node.giver.as_ref().map(wire::member_of) });
+        let giver = held.as_ref().and_then(|held| held.giver.clone());
+        if let Some(giver) = giver.filter(|giver| was_attached && giver.id != me.id) {
+            return Err(Refusal::OtherParent { child, giver });
+        }
         let block = self.membership.hand_out(&child, held.as_ref(), self.terms.lanes).await?;
         if !held.is_some_and(|held| held.block == block && held.giver.as_ref() == Some(me)) {
             let join =
@@ -175,30 +189,31 @@ impl Shared {
         loop {
             self.presence.note_late(told - 1, from).await?;
             self.record.begin_anew(from);
+            if is_another {
+                self.remember_child(&child).await?;
+            }
             match self.follow_from(from, true).await {
                 // The child itself lacks something up to there.
                 Err(WireError::Said(StoreError::Compacted { compacted })) if compacted > from => {
                     from = compacted;
                 }
-                log => {
-                    let log = log?;
-                    self.remember_child(&child).await?;
-                    return Ok(Attached { child, block, log, _attachment: attachment });
-                }
+                log => return Ok(Attached { child, block, log: log?, _attachment: attachment }),
             }
         }
     }
 
     /// Whether the child is not the one that was attached here before, or is as it was before that.
     async fn is_another(&self, child: &Member) -> Result<bool, StoreError> {
-        let name = child_record(&self.name);
-        let memory = self.membership.store();
-        let known = memory.recall(&name).await?.into_iter().find(|(found, _)| *found == name);
-        let Some((_, known)) = known else {
+        let known = match self.child.load(Ordering::Acquire) {
+            0 => self.recall_child().await?,
+            known => Some(known),
+        };
+        let Some(known) = known else {
             self.remember_child(child).await?;
             return Ok(false);
         };
-        if known != id_bytes(child) {
+        self.child.store(known, Ordering::Release);
+        if known != child.id {
             tracing::warn!(store = %self.name, %child, "another child than before: all watches start afresh");
             return Ok(true);
         }
@@ -222,10 +237,20 @@ impl Shared {
         Ok(lacking.is_some())
     }
 
+    async fn recall_child(&self) -> Result<Option<u64>, StoreError> {
+        let name = child_record(&self.name);
+        let found = self.membership.store().recall(&name).await?;
+        let found = found.into_iter().find(|(found, _)| *found == name);
+        Ok(found.and_then(|(_, id)| Some(u64::from_be_bytes(id[..].try_into().ok()?))))
+    }
+
     async fn remember_child(&self, child: &Member) -> Result<(), StoreError> {
         self.record.forget_puts();
-        let name = child_record(&self.name);
-        self.membership.store().remember(&name, Some(id_bytes(child))).await
+        let (name, id) = (child_record(&self.name), child.id.to_be_bytes());
+        let id_bytes = Bytes::copy_from_slice(&id);
+        self.membership.store().remember(&name, Some(id_bytes)).await?;
+        self.child.store(child.id, Ordering::Release);
+        Ok(())
     }
 
     /// Takes in the child's log until it breaks off. Returns why.
@@ -286,10 +311,6 @@ impl Shared {
 /// The record in which it is kept who was attached at a route.
 fn child_record(route: &str) -> String {
     format!("child/{route}")
-}
-
-fn id_bytes(child: &Member) -> Bytes {
-    Bytes::copy_from_slice(&child.id.to_be_bytes())
 }
 
 /// The nodes from `node` down to the one with this id.

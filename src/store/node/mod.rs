@@ -22,7 +22,7 @@ mod wire;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -88,6 +88,8 @@ struct Shared {
     terms: Terms,
     record: Record,
     foresight: Mutex<Foresight>,
+    /// The id of the child that was attached last; 0 where that is not known here yet.
+    child: AtomicU64,
     compacted: AtomicI64,
     /// Why it is away.
     trouble: watch::Sender<Option<Arc<str>>>,
@@ -184,6 +186,7 @@ impl NodeStore {
             terms,
             record: Record::default(),
             foresight: Mutex::new(Foresight { ahead: AHEAD_FIRST, promised: 0 }),
+            child: AtomicU64::new(0),
             compacted: AtomicI64::new(-1),
             trouble: watch::Sender::new(Some("it was not reached yet".into())),
         });
