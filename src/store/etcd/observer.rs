@@ -262,11 +262,14 @@ impl Seen {
 /// Watches for ever, on behalf of the owner of `epoch`.
 pub(super) async fn observe(wire: Arc<Wire>, seen: Arc<Seen>, epoch: i64) {
     loop {
+        let before = seen.from();
         let error = match watch(&wire, &seen, epoch).await {
             Ok(()) => continue,
             Err(error) => error,
         };
         match error {
+            // What is compacted since it was asked for may all be the owner's own, which it need not see.
+            WireError::Compacted if seen.from() != before => continue,
             WireError::Compacted => seen.turn_blind(Blind::Compacted),
             error => tracing::warn!(%error, "the watch on an etcd broke off, and resumes"),
         }
