@@ -19,7 +19,7 @@ impl Machine {
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let profile = if cfg!(debug_assertions) { "debug: not comparable" } else { "release" };
         let mut facts = vec![
-            ("cores", format!("{cores}, shared by the load and the servers")),
+            ("cores", shared(cores.get(), plan)),
             ("CPU", cpu),
             ("memory", field("/proc/meminfo", "MemTotal")),
             ("kernel", kernel.trim().to_owned()),
@@ -48,6 +48,17 @@ impl Machine {
 
     pub(crate) fn markdown(&self) -> String {
         self.0.iter().map(|(name, value)| format!("- {name}: {value}\n")).collect()
+    }
+}
+
+fn shared(cores: usize, plan: &Plan) -> String {
+    match plan.stores_on {
+        None => format!("{cores}, shared by the load and the servers"),
+        Some(core) => {
+            format!(
+                "{cores} for the load and the nodes in front; what holds the data has core {core}"
+            )
+        }
     }
 }
 

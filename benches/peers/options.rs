@@ -29,6 +29,11 @@ pub(crate) struct Options {
     /// Keys in the store of the rows `keys`, `stream` and `start-loaded` [default: 100000, quick: 2000].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     keys: Option<u64>,
+    /// The core of the programs that hold the data, etcd's and nodes' on files: as if on another machine.
+    /// The bench and the nodes in front stay where the bench is, so put it elsewhere:
+    /// `taskset -c 1 cargo bench …`.
+    #[arg(long, value_name = "CORE")]
+    stores_on: Option<usize>,
     /// Also write the table as Markdown: between `<!-- figures -->` and `<!-- /figures -->` of an
     /// existing file, or as a new file.
     #[arg(long)]
@@ -59,6 +64,8 @@ pub(crate) struct Plan {
     /// Watchers that are open when memory is read.
     pub(crate) idle_watchers: usize,
     pub(crate) peers_directory: PathBuf,
+    /// The core of the programs that hold the data, where it is theirs alone.
+    pub(crate) stores_on: Option<usize>,
     /// Where the servers keep their data: below `target/`, so on the disk that holds the sources.
     pub(crate) directory: PathBuf,
     pub(crate) total_max: Duration,
@@ -76,6 +83,11 @@ impl Options {
             env::var_os("PLEACH_PEERS_DIR").map_or_else(|| root.join("target/peers"), Into::into);
         for peer in &self.peers {
             peer.program().require(&peers_directory)?;
+            ensure!(
+                self.stores_on.is_none() || peer.store().is_none_or(|store| !store.is_database()),
+                "--stores-on moves no database; leave out {}",
+                peer.name()
+            );
         }
         let sized = |full: usize, quick: usize| if self.quick { quick } else { full };
         let rounds = self.rounds.unwrap_or(sized(5, 1) as u32);
@@ -90,6 +102,7 @@ impl Options {
             stored_keys: self.keys.map_or(sized(100_000, 2_000), |keys| keys as usize),
             idle_watchers: sized(10_000, 1_000),
             peers_directory,
+            stores_on: self.stores_on,
             directory: root.join(format!("target/bench/peers-{}", std::process::id())),
             // Enough for a peer that writes 200 keys a second; one that stands still is ended.
             total_max: Duration::from_secs(3600)

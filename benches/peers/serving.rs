@@ -42,6 +42,7 @@ const START_POLL: Duration = Duration::from_millis(1);
 
 impl Serving {
     /// Starts a program on a directory of its own of the run, which keeps its data between starts.
+    /// Without a `store` the data is its own.
     pub(crate) async fn start(
         plan: &Plan,
         program: Program,
@@ -53,7 +54,16 @@ impl Serving {
         let log = File::options().create(true).append(true).open(directory.join("log"))?;
         let port = free_port()?;
         let begun = Instant::now();
-        let child = Command::new(program.path(&plan.peers_directory))
+        let path = program.path(&plan.peers_directory);
+        let mut command = match plan.stores_on.filter(|_| store.is_none()) {
+            None => Command::new(path),
+            Some(core) => {
+                let mut command = Command::new("taskset");
+                command.arg("--cpu-list").arg(core.to_string()).arg(path);
+                command
+            }
+        };
+        let child = command
             .args(program.arguments(port, &directory.join("data"), store)?)
             // ETCD_*, KINE_* and GO* of the caller would change what is measured.
             .env_clear()

@@ -63,6 +63,10 @@ impl Kind {
         Ok(format!("{}, {}", database.version()?, settings.join(", ")))
     }
 
+    pub(crate) fn is_database(self) -> bool {
+        self.database().is_some()
+    }
+
     fn database(self) -> Option<(databases::Kind, &'static [(&'static str, &'static str)])> {
         match self {
             Kind::Postgres => Some((databases::Kind::Postgres, &POSTGRES_SETTINGS)),

@@ -26,6 +26,7 @@ mod past;
 mod reader;
 mod recent;
 mod snapshot;
+mod thread;
 mod wire;
 mod writer;
 
@@ -258,7 +259,7 @@ pub async fn open(
     writer.begin().await.map_err(failed)?;
     let floor = shared.floor().await.map_err(|error| failed(error.into()))?;
     shared.compacted.fetch_max(floor, Ordering::AcqRel);
-    tokio::spawn(writer.run());
+    shared.wire.writer_runtime().spawn(writer.run());
     Ok(Arc::new(EtcdStore { shared, queue }))
 }
 

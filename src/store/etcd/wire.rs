@@ -1,7 +1,7 @@
 //! An etcd as it is spoken to: one call at a time, each with a time limit, and what its errors mean.
 //!
-//! Several endpoints are one etcd: who answered last is asked next. Calls, the live watch and replays
-//! have a connection each, since a stream that is not read holds up all that shares its connection.
+//! Several endpoints are one etcd: who answered last is asked next. Calls, the writer, the live watch and
+//! replays have a connection each, since a stream that is not read holds up all that shares its connection.
 
 use std::{
     future::Future,
@@ -15,6 +15,7 @@ use std::{
 
 use futures::stream;
 use tokio::{
+    runtime::Handle,
     sync::mpsc,
     time::{Instant, timeout_at},
 };
@@ -26,6 +27,7 @@ use tonic::{
 };
 use tracing::Instrument as _;
 
+use super::thread::Thread;
 use crate::{proto::etcdserverpb as pb, store::sql::address::Login, wire::trace};
 
 use pb::{
@@ -108,18 +110,23 @@ pub(super) struct Wire {
     token: Mutex<Option<MetadataValue<Ascii>>>,
     /// The cluster that answered first; no other is listened to.
     cluster: OnceLock<u64>,
+    thread: Thread,
 }
 
 #[derive(Debug)]
 struct Member {
     calls: Channel,
+    /// On the writer's thread.
+    writes: Channel,
     live: Channel,
     replays: Channel,
 }
 
-/// Which connection a watch takes.
+/// Which connection a call takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lane {
+    Call,
+    Write,
     Live,
     Replay,
 }
@@ -136,8 +143,10 @@ pub(super) struct Watching {
 impl Wire {
     /// Reads the files that protect the connections. Connects with the first call.
     pub(super) fn new(name: &str, address: &Address) -> Result<Self, String> {
+        let thread =
+            Thread::start(name).map_err(|error| format!("the writer's thread: {error}"))?;
         let members: Result<_, String> =
-            address.urls.iter().map(|url| Member::new(url, address)).collect();
+            address.urls.iter().map(|url| Member::new(url, address, &thread)).collect();
         Ok(Self {
             name: name.into(),
             members: members?,
@@ -145,7 +154,13 @@ impl Wire {
             login: address.login.clone(),
             token: Mutex::new(None),
             cluster: OnceLock::new(),
+            thread,
         })
+    }
+
+    /// What runs where transactions are sent from.
+    pub(super) fn writer_runtime(&self) -> &Handle {
+        self.thread.runtime()
     }
 
     /// The cluster that is spoken to; 0 before the first answer.
@@ -158,7 +173,8 @@ impl Wire {
         let deadline = Instant::now() + CALL_TIME_MAX;
         let mut tries = self.members.len();
         loop {
-            match self.txn_until(txn, deadline.min(Instant::now() + self.member_time())).await {
+            let deadline_here = deadline.min(Instant::now() + self.member_time());
+            match self.txn_until(Lane::Call, txn, deadline_here).await {
                 Err(WireError::Lost(_)) if tries > 0 && Instant::now() < deadline => tries -= 1,
                 answer => return answer,
             }
@@ -167,18 +183,19 @@ impl Wire {
 
     /// A transaction that may change something: asked once.
     pub(super) async fn write(&self, txn: &pb::TxnRequest) -> WireResult<pb::TxnResponse> {
-        self.txn_until(txn, Instant::now() + CALL_TIME_MAX).await
+        self.txn_until(Lane::Write, txn, Instant::now() + CALL_TIME_MAX).await
     }
 
     async fn txn_until(
         &self,
+        lane: Lane,
         txn: &pb::TxnRequest,
         deadline: Instant,
     ) -> WireResult<pb::TxnResponse> {
         let call = |channel, request| async move {
             kv(channel).txn(request).await.map(Response::into_inner)
         };
-        let answer = self.call((KV, "Txn"), txn.clone(), deadline, call).await?;
+        let answer = self.call_on(lane, (KV, "Txn"), txn.clone(), deadline, call).await?;
         self.check(answer.header.as_ref())?;
         Ok(answer)
     }
@@ -293,7 +310,7 @@ impl Wire {
             Ok((Watching { responses, _requests: requests }, created))
         };
         let (watching, created) =
-            self.call_on(Some(lane), (WATCH, "Watch"), create, deadline, call).await?;
+            self.call_on(lane, (WATCH, "Watch"), create, deadline, call).await?;
         self.check(created.header.as_ref())?;
         if created.canceled {
             // What a stale token gets on a stream; the next attempt logs in anew.
@@ -336,13 +353,13 @@ impl Wire {
         Q: Clone,
         F: Future<Output = Result<A, Status>>,
     {
-        self.call_on(None, method, request, deadline, call).await
+        self.call_on(Lane::Call, method, request, deadline, call).await
     }
 
     /// One call, and one more where the token had run out.
     async fn call_on<Q, A, F>(
         &self,
-        lane: Option<Lane>,
+        lane: Lane,
         (service, method): Method,
         request: Q,
         deadline: Instant,
@@ -356,13 +373,14 @@ impl Wire {
         loop {
             let at = self.current.load(Ordering::Relaxed) % self.members.len();
             let member = &self.members[at];
-            let channel = match lane {
-                None => &member.calls,
-                Some(Lane::Live) => &member.live,
-                Some(Lane::Replay) => &member.replays,
+            let (channel, is_watch) = match lane {
+                Lane::Call => (&member.calls, false),
+                Lane::Write => (&member.writes, false),
+                Lane::Live => (&member.live, true),
+                Lane::Replay => (&member.replays, true),
             };
             let mut wrapped = Request::new(request.clone());
-            if lane.is_some() {
+            if is_watch {
                 // A member that has lost its leader ends the watch, rather than say nothing.
                 wrapped.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
             }
@@ -481,10 +499,14 @@ pub(super) fn ranges(answer: pb::TxnResponse) -> Vec<pb::RangeResponse> {
 // === impl Member ===
 
 impl Member {
-    fn new(url: &str, address: &Address) -> Result<Self, String> {
+    fn new(url: &str, address: &Address, thread: &Thread) -> Result<Self, String> {
         let endpoint = endpoint(url, address)?;
         let connect = || endpoint.connect_lazy();
-        Ok(Self { calls: connect(), live: connect(), replays: connect() })
+        let writes = {
+            let _inside = thread.runtime().enter();
+            connect()
+        };
+        Ok(Self { calls: connect(), writes, live: connect(), replays: connect() })
     }
 }
 
