@@ -46,9 +46,17 @@ const MEMBER_TIME_MAX: Duration = Duration::from_millis(2_500);
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// A connection that does not answer a ping in time is dropped.
-const PING_EVERY: Duration = Duration::from_secs(2);
+/// A connection on which something is under way, and that does not answer a ping in time, is dropped. An
+/// etcd closes one on which it is pinged more often than each 5 s (its `--grpc-keepalive-min-time`), or while
+/// nothing is under way; Go's clients never do it more often than this.
+const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// What finds out sooner, and while nothing is under way, that the host is gone: it is asked, and not the
+/// etcd.
+const PROBE_AFTER: Duration = Duration::from_secs(2);
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+const PROBES_MAX: u32 = 3;
 
 /// Lists and replayed commits come in one message, however large.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
@@ -500,7 +508,9 @@ pub(super) fn ranges(answer: pb::TxnResponse) -> Vec<pb::RangeResponse> {
 
 impl Member {
     fn new(url: &str, address: &Address, thread: &Thread) -> Result<Self, String> {
-        let endpoint = endpoint(url, address)?;
+        let endpoint = endpoint(url, address)?
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIME_MAX);
         let connect = || endpoint.connect_lazy();
         let writes = {
             let _inside = thread.runtime().enter();
@@ -516,9 +526,9 @@ pub(in crate::store) fn endpoint(url: &str, address: &Address) -> Result<Endpoin
     let mut endpoint = endpoint
         .connect_timeout(CONNECT_TIME_MAX)
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIME_MAX)
-        .keep_alive_while_idle(true)
+        .tcp_keepalive(Some(PROBE_AFTER))
+        .tcp_keepalive_interval(Some(PROBE_EVERY))
+        .tcp_keepalive_retries(Some(PROBES_MAX))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     if url.starts_with("https://") {

@@ -84,7 +84,8 @@ impl Connections {
     pub fn new(url: &str, address: &etcd::Address) -> Result<Self, String> {
         let endpoint = endpoint(url, address)?
             .http2_keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_TIME_MAX);
+            .keep_alive_timeout(PING_TIME_MAX)
+            .keep_alive_while_idle(true);
         let connect = || endpoint.connect_lazy();
         Ok(Self { calls: connect(), live: connect(), past: connect() })
     }

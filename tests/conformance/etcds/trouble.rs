@@ -32,6 +32,10 @@ use crate::{
 /// What a call may take, and a new connection, and some patience with a busy machine.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
+/// Longer than an etcd takes to close a connection on which it is pinged more often than it likes: three
+/// times within 5 s (its `--grpc-keepalive-min-time`), or at all where nothing is under way.
+const PINGED_FOR: Duration = Duration::from_secs(25);
+
 /// How often an answer is lost until it is the one that is meant.
 const TRIES_MAX: usize = 20;
 
@@ -227,6 +231,19 @@ async fn an_etcd_that_hangs_holds_up_no_other_store() {
     bed.proxy.cut().await;
     bed.pass().await;
     bed.put_again("b", "4").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_has_nothing_to_do_keeps_its_connections() {
+    let bed = Bed::open().await;
+    bed.put_again("a", "once").await;
+    let begun = Instant::now();
+    let open = bed.proxy.connections();
+    while begun.elapsed() < PINGED_FOR {
+        // One that is closed is not opened again for 100 ms at least.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(bed.proxy.connections(), open, "after {:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
