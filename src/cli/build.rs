@@ -150,7 +150,7 @@ impl Site<'_> {
         clock: &SharedClock,
     ) -> anyhow::Result<Arc<dyn Store>> {
         let store = || format!("store `{}`", self.name);
-        if let Some(mut opener) = self.opener(owner, clock).with_context(store)? {
+        if let Some(mut opener) = self.opener(owner, clock) {
             let opened = opener().await;
             return opened
                 .map_err(|refusal| anyhow::Error::from_boxed(refusal.reason).context(store()));
@@ -172,8 +172,7 @@ impl Site<'_> {
         owner: &str,
         clock: &SharedClock,
     ) -> anyhow::Result<Opened> {
-        let opener = self.opener(owner, clock);
-        let Some(opener) = opener.with_context(|| format!("store `{}`", self.name))? else {
+        let Some(opener) = self.opener(owner, clock) else {
             let store = self.open(data_dir, owner, clock).await?;
             return Ok(Opened { store, is_late: false });
         };
@@ -183,8 +182,8 @@ impl Site<'_> {
     }
 
     /// What opens a store behind a socket.
-    fn opener(&self, owner: &str, clock: &SharedClock) -> anyhow::Result<Option<Opener>> {
-        Ok(match self.endpoint {
+    fn opener(&self, owner: &str, clock: &SharedClock) -> Option<Opener> {
+        match self.endpoint {
             Endpoint::Postgres(database) => {
                 let database = protected(database, self.tls);
                 Some(self.remote(owner, clock, move || Postgres::new(database.clone())))
@@ -194,11 +193,11 @@ impl Site<'_> {
                 Some(self.remote(owner, clock, move || Mysql::new(database.clone())))
             }
             Endpoint::Etcd { urls, login, .. } => {
-                let address = etcd_address(urls, login.clone(), self.tls)?;
+                let address = etcd_address(urls, login.clone(), self.tls);
                 Some(self.etcd_or_node(owner, clock, address))
             }
             Endpoint::Sqlite { .. } => None,
-        })
+        }
     }
 
     /// What opens what speaks etcd's protocol, once it is known whether that is a node.
@@ -292,20 +291,15 @@ fn refusal(place: &str, reason: impl std::fmt::Display, may_pass: bool) -> Refus
 }
 
 /// An etcd as its endpoint and its route together want it reached.
-fn etcd_address(
-    urls: &[String],
-    login: Option<Login>,
-    tls: &BackendTls,
-) -> anyhow::Result<etcd::Address> {
-    // Without TLS there is nothing to verify.
-    if tls.skip_verify && urls.iter().any(|url| url.starts_with("https:")) {
-        bail!(
-            "`skipVerify` is not known for an etcd; name the authority that signed its \
-             certificate in `caFile`"
-        );
-    }
+fn etcd_address(urls: &[String], login: Option<Login>, tls: &BackendTls) -> etcd::Address {
     let identity = tls.cert_file.clone().zip(tls.key_file.clone());
-    Ok(etcd::Address { urls: urls.to_vec(), login, ca_file: tls.ca_file.clone(), identity })
+    etcd::Address {
+        urls: urls.to_vec(),
+        login,
+        ca_file: tls.ca_file.clone(),
+        identity,
+        is_unverified: tls.skip_verify,
+    }
 }
 
 /// A database as its endpoint and its route together want it reached.

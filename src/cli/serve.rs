@@ -248,6 +248,9 @@ impl Serve {
         }
         let endpoint = self.endpoint.as_deref().map(Endpoint::parse).transpose();
         let endpoint = endpoint.context("--endpoint")?;
+        if endpoint.as_ref().is_some_and(Endpoint::tells_in_clear) {
+            tracing::warn!("--endpoint: the password goes to the etcd in clear; take `https://`");
+        }
         let address = self.listen_client_urls.first().map_or("", |url| url.host.as_str());
         let host = gethostname::gethostname();
         let process = std::process::id();

@@ -50,9 +50,9 @@ impl Tree {
     async fn ask(&self) -> anyhow::Result<pb::Node> {
         let address = etcd::Address {
             urls: vec![self.url.clone()],
-            login: None,
             ca_file: self.ca_file.clone(),
             identity: self.cert_file.clone().zip(self.key_file.clone()),
+            ..etcd::Address::default()
         };
         let connections =
             node::Connections::new(&self.url, &address).map_err(|e| anyhow!("{e}"))?;

@@ -4,7 +4,9 @@
 //! password. A text that does not parse may have its password anywhere, so messages quote nothing of
 //! it but the scheme and the names of parameters.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, net::IpAddr, path::PathBuf};
+
+use http::Uri;
 
 pub use crate::store::sql::address::{Database, Host, Login, Secret, TABLE_PREFIX, TlsMode};
 
@@ -85,6 +87,21 @@ impl Endpoint {
     /// Reads an endpoint, with or without `multi://` in front of it.
     pub fn parse(text: &str) -> Result<Self, EndpointError> {
         parse::endpoint(text)
+    }
+
+    /// Whether an etcd on another machine would be told its password in clear. A database is not: its
+    /// store refuses to.
+    pub fn tells_in_clear(&self) -> bool {
+        let Self::Etcd { urls, tls: false, login: Some(Login { password: Some(_), .. }) } = self
+        else {
+            return false;
+        };
+        let hosts =
+            urls.iter().filter_map(|url| url.parse::<Uri>().ok()?.host().map(str::to_owned));
+        hosts.into_iter().any(|host| {
+            let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+            host != "localhost" && !address.is_ok_and(|address| address.is_loopback())
+        })
     }
 
     /// What two endpoints share that mean the same store, whatever they say of logins, protection

@@ -83,7 +83,7 @@ fn read(
         return None;
     };
     let top = walk.fields("the file", root, TOP)?;
-    let default = endpoint(&top, walk, "default");
+    let default = endpoint(&top, walk, doubts, "default");
     let drafts: Vec<Draft> = match top.node("backends").map(|node| (node, &node.value)) {
         None => Vec::new(),
         Some((_, Value::List(items))) => {
@@ -111,7 +111,7 @@ fn draft(item: &Node, walk: &Walk, doubts: &Walk) -> Draft {
     let place = fields.node("name").map_or(place, |node| node.place);
     let name = name.filter(|name| check_name(name, place, walk));
     fields.needed_text("a backend", "endpoint");
-    let endpoint = endpoint(&fields, walk, "endpoint");
+    let endpoint = endpoint(&fields, walk, doubts, "endpoint");
     let rule = rule(&fields, walk, doubts);
     let (tls, pool, compaction) = (tls(&fields), pool(&fields), compaction(&fields));
     let disable_storage_level_filtering = fields.flag("disableStorageLevelFiltering");
@@ -147,7 +147,12 @@ fn check_name(name: &str, place: Place, walk: &Walk) -> bool {
     false
 }
 
-fn endpoint(fields: &Fields<'_, '_>, walk: &Walk, name: &str) -> Option<(Endpoint, Place)> {
+fn endpoint(
+    fields: &Fields<'_, '_>,
+    walk: &Walk,
+    doubts: &Walk,
+    name: &str,
+) -> Option<(Endpoint, Place)> {
     let node = fields.node(name)?;
     // `needed_text` has noted what is no text; for `default` it is noted here.
     let text = match name {
@@ -155,7 +160,13 @@ fn endpoint(fields: &Fields<'_, '_>, walk: &Walk, name: &str) -> Option<(Endpoin
         _ => node.text()?,
     };
     match Endpoint::parse(text) {
-        Ok(endpoint) => Some((endpoint, node.place)),
+        Ok(endpoint) => {
+            if endpoint.tells_in_clear() {
+                let found = "the password goes to the etcd in clear";
+                doubts.note(Mistake::new(node.place, found).expected("`https://`"));
+            }
+            Some((endpoint, node.place))
+        }
         Err(error) => {
             walk.note(Mistake::new(node.place, format!("bad endpoint: {error}")));
             None

@@ -509,6 +509,14 @@ fn what_works_but_is_not_meant_is_a_warning() {
   regexp:
     prefix: ^/registry/events/
     key: ^/registry/events/team/
+- name: told
+  endpoint: http://user:secret@10.0.0.5,127.0.0.1
+  prefix:
+    prefix: leases
+- name: here
+  endpoint: http://user:secret@localhost,127.0.0.2,[::1]
+  prefix:
+    prefix: secrets
 "
         ),
         @r#"
@@ -523,6 +531,9 @@ fn what_works_but_is_not_meant_is_a_warning() {
             |             ^
         topology.yaml:24:13: not used: keys belong by `key`, and so do the ranges that hold them
          24 |     prefix: ^/registry/events/
+            |             ^
+        topology.yaml:27:13: the password goes to the etcd in clear; expected `https://`
+         27 |   endpoint: ***
             |             ^
         "#
     );

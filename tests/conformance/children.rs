@@ -8,7 +8,7 @@ use pleach::{
     route::{Route, Router},
     server::{Face, Limits},
     store::{
-        Described, Store, etcd,
+        Described, Store,
         membership::Membership,
         memory::Memory,
         node::{Connections, NodeStore, Terms},
@@ -100,8 +100,7 @@ pub(crate) async fn connect(
     terms: Terms,
 ) -> Arc<dyn Store> {
     let url = format!("http://{address}");
-    let address =
-        etcd::Address { urls: vec![url.clone()], login: None, ca_file: None, identity: None };
+    let address = crate::world::address(url.clone());
     let connections = Connections::new(&url, &address).expect("the address is good");
     let (memory, parents) = (parent.store().clone(), parent.clock().clone());
     let presence = Presence::recall(name, memory, parents.clone()).await.expect("it remembers");

@@ -308,7 +308,7 @@ pub(crate) async fn start_etcd() -> Etcd {
 
 /// How an etcd is reached.
 pub(crate) fn address(url: String) -> etcd::Address {
-    etcd::Address { urls: vec![url], login: None, ca_file: None, identity: None }
+    etcd::Address { urls: vec![url], ..etcd::Address::default() }
 }
 
 /// Tables that no other world of this process has.

@@ -76,6 +76,11 @@ async fn a_route_over_tls_trusts_its_authority_and_shows_its_certificate() -> Re
         root.set_topology(&topology(&[route(&with(&folder))]))?;
         ensure_served(&root.start().await?).await.with_context(|| format!("{asks:?}"))?;
 
+        let any = [&[("skipVerify", "true".to_owned())], &own(&folder)[..]].concat();
+        root.kill()?;
+        root.set_topology(&topology(&[route(&any)]))?;
+        ensure_served(&root.start().await?).await.with_context(|| format!("anybody, {asks:?}"))?;
+
         let mut refused = vec![
             ("without TLS", Route::new("child", "/x", format!("http://127.0.0.1:{port}"))),
             ("of another authority", route(&[("caFile", file(&strange, "ca.pem"))])),

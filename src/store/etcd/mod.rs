@@ -27,6 +27,7 @@ mod reader;
 mod recent;
 mod snapshot;
 mod thread;
+mod unverified;
 mod wire;
 mod writer;
 

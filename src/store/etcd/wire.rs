@@ -27,7 +27,7 @@ use tonic::{
 };
 use tracing::Instrument as _;
 
-use super::thread::Thread;
+use super::{thread::Thread, unverified::AnyCertificate};
 use crate::{proto::etcdserverpb as pb, store::sql::address::Login, wire::trace};
 
 use pb::{
@@ -65,7 +65,7 @@ const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
 /// Where an etcd is, who asks, and how that is protected.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address {
     /// `http://host:port` or `https://host:port` each; at least one.
     pub urls: Vec<String>,
@@ -75,6 +75,8 @@ pub struct Address {
     pub ca_file: Option<PathBuf>,
     /// The client's certificate and its key.
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// Whether it is spoken to whoever has signed its certificate, and for whatever name.
+    pub is_unverified: bool,
 }
 
 /// What an etcd is told that lacks what it had.
@@ -532,17 +534,22 @@ pub(in crate::store) fn endpoint(url: &str, address: &Address) -> Result<Endpoin
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     if url.starts_with("https://") {
-        let mut tls = ClientTlsConfig::new().with_native_roots();
         let read = |path: &PathBuf| {
             std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
         };
-        if let Some(path) = &address.ca_file {
-            tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?));
-        }
+        let mut tls = match &address.ca_file {
+            _ if address.is_unverified => ClientTlsConfig::new(),
+            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
         if let Some((certificate, key)) = &address.identity {
             tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
         }
-        endpoint = endpoint.tls_config(tls).map_err(|error| error.to_string())?;
+        let with_tls = match address.is_unverified {
+            true => endpoint.tls_config_with_verifier(tls, Arc::new(AnyCertificate::new())),
+            false => endpoint.tls_config(tls),
+        };
+        endpoint = with_tls.map_err(|error| error.to_string())?;
     }
     Ok(endpoint)
 }

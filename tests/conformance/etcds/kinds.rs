@@ -59,7 +59,7 @@ async fn a_cluster_goes_on_without_one_of_its_members_and_loses_nothing() {
         member.ready().await.expect("the cluster answers");
     }
     let urls: Vec<String> = members.iter().map(Etcd::url).collect();
-    let address = Address { urls: urls.clone(), login: None, ca_file: None, identity: None };
+    let address = Address { urls: urls.clone(), ..Address::default() };
     let clock = fresh_clock();
     let opened = etcd::open("etcd", &urls.join(","), &address, OWNER, clock.clone()).await;
     let store = opened.expect("the cluster can be opened");
@@ -106,7 +106,7 @@ async fn users_and_passwords_are_used_renewed_and_never_shown() {
         let Ok(Endpoint::Etcd { urls, login, .. }) = Endpoint::parse(&url) else {
             panic!("a good endpoint");
         };
-        let address = Address { urls, login, ca_file: None, identity: None };
+        let address = Address { urls, login, ..Address::default() };
         etcd::open("etcd", "the etcd", &address, OWNER, fresh_clock()).await
     };
     let error = open(url("not-the-password")).await.expect_err("it is wrong");
@@ -128,10 +128,9 @@ async fn users_and_passwords_are_used_renewed_and_never_shown() {
 async fn tls_is_spoken_and_a_stranger_is_not_trusted() {
     let mut server = Etcd::new().expect("there is an etcd").with_tls().expect("certificates");
     server.start().await.expect("it runs");
-    let address =
-        |ca_file| Address { urls: vec![server.url()], login: None, ca_file, identity: None };
     let open = async |ca_file| {
-        etcd::open("etcd", "the etcd", &address(ca_file), OWNER, fresh_clock()).await
+        let address = Address { urls: vec![server.url()], ca_file, ..Address::default() };
+        super::try_open_at(&address, &fresh_clock()).await
     };
     let error = open(None).await.expect_err("nobody has signed for it");
     assert!(error.to_string().contains("certificate"), "{error}");
@@ -140,6 +139,10 @@ async fn tls_is_spoken_and_a_stranger_is_not_trusted() {
     assert_eq!(kvs(&*store, KeyRange::all(), last).await.len(), 1);
     let error = open(Some("/nowhere/ca.pem".into())).await.expect_err("there is no such file");
     assert!(error.to_string().contains("/nowhere/ca.pem"), "{error}");
+    drop(store);
+    let address = Address { urls: vec![server.url()], is_unverified: true, ..Address::default() };
+    let store = super::open_at(&address, &fresh_clock()).await;
+    assert_eq!(kvs(&*store, KeyRange::all(), store.closed()).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -79,15 +79,25 @@ impl Bed {
 }
 
 async fn try_open(url: &str, clock: &SharedClock) -> Result<Arc<dyn Store>, etcd::OpenError> {
-    let address = address(url.to_owned());
-    Ok(etcd::open("etcd", url, &address, OWNER, clock.clone()).await?)
+    try_open_at(&address(url.to_owned()), clock).await
+}
+
+async fn try_open_at(
+    address: &etcd::Address,
+    clock: &SharedClock,
+) -> Result<Arc<dyn Store>, etcd::OpenError> {
+    Ok(etcd::open("etcd", &address.urls[0], address, OWNER, clock.clone()).await?)
 }
 
 /// Opens a store once whoever had it has let it go.
 async fn open(url: &str, clock: &SharedClock) -> Arc<dyn Store> {
+    open_at(&address(url.to_owned()), clock).await
+}
+
+async fn open_at(address: &etcd::Address, clock: &SharedClock) -> Arc<dyn Store> {
     let open = async {
         loop {
-            match try_open(url, clock).await {
+            match try_open_at(address, clock).await {
                 Err(etcd::OpenError::InUse { .. }) => tokio::task::yield_now().await,
                 opened => return opened.expect("the etcd can be opened"),
             }
