@@ -18,6 +18,7 @@
 //! somebody else has changed.
 
 mod batch;
+mod counted;
 mod history;
 mod layout;
 mod observer;
@@ -47,6 +48,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::wire::Address;
 pub(super) use self::wire::endpoint;
 use self::{
+    counted::Counted,
     history::{Entry, History},
     observer::Seen,
     owner::Tenure,
@@ -93,6 +95,7 @@ struct Shared {
     numbers: Mutex<Arc<Numbers>>,
     history: History,
     recent: Recent,
+    counted: Counted,
     seen: Arc<Seen>,
     tenure: Arc<Tenure>,
     compacted: AtomicI64,
@@ -232,6 +235,7 @@ pub async fn open(
         })),
         history: History::new(entry),
         recent: Recent::default(),
+        counted: Counted::default(),
         seen: seen.clone(),
         tenure: tenure.clone(),
         compacted: AtomicI64::new(if about.compacted == 0 { -1 } else { about.compacted }),

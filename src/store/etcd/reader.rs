@@ -10,7 +10,7 @@ use super::{
     layout::RECORDS_PREFIX,
     past,
     recent::Latest,
-    snapshot::{Numbers, Snapshot, range_request},
+    snapshot::{Numbers, Scanned, Snapshot, range_request},
     wire::{WireError, WireResult},
 };
 use crate::{
@@ -97,7 +97,11 @@ impl Shared {
     ) -> WireResult<Page> {
         let guessed = if read.keys_only { usize::MAX } else { self.guess.rows() };
         let wanted = read.rows_max().min(guessed) + 1;
-        let found = snapshot.scan(&read.range, wanted, read.keys_only).await?;
+        let Scanned { rows: found, count } =
+            snapshot.scan(&read.range, wanted, read.keys_only).await?;
+        if let Some(count) = count {
+            self.counted.note(&read.range, snapshot.at, count);
+        }
         let is_cut = found.len() == wanted;
         let mut next = found.last().filter(|_| is_cut).map(|row| row.kv.key.clone());
         let mut rows: BTreeMap<Key, KeyValue> =
@@ -137,7 +141,10 @@ impl Shared {
         let view = self.view(revision).await?;
         let numbers = self.numbers_of(&view);
         let snapshot = Snapshot::new(&self.wire, view.at, &numbers);
-        let mut count = snapshot.count(range).await?;
+        let mut count = match self.counted.keys(range, snapshot.at) {
+            Some(count) => count,
+            None => snapshot.count(range).await?,
+        };
         let differing = view.overlay.iter().filter(|(key, _)| range.contains(key));
         let (keys, now): (Vec<Key>, Vec<_>) =
             differing.map(|(key, kv)| (key.clone(), kv.is_some())).unzip();

@@ -45,6 +45,14 @@ pub(super) struct Row {
     pub etcd_lease: i64,
 }
 
+/// The first keys of a range.
+#[derive(Debug, Default)]
+pub(super) struct Scanned {
+    pub rows: Vec<Row>,
+    /// How many keys the whole range has, where the etcd was asked for all of it.
+    pub count: Option<u64>,
+}
+
 /// A mark and the etcd revision at which it was written.
 pub(super) type Marked = (Mark, EtcdRevision);
 
@@ -134,6 +142,10 @@ pub(super) fn nested(mut ops: Vec<pb::RequestOp>, width: usize) -> Vec<pb::Reque
     ops
 }
 
+fn unsigned(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or(0)
+}
+
 // === impl Snapshot ===
 
 impl<'a> Snapshot<'a> {
@@ -170,16 +182,20 @@ impl<'a> Snapshot<'a> {
         range: &KeyRange,
         limit: usize,
         keys_only: bool,
-    ) -> WireResult<Vec<Row>> {
+    ) -> WireResult<Scanned> {
         let mut rows = Vec::new();
+        let mut count = Some(0);
         for part in without_reserved(range) {
-            let left = if limit == 0 { 0 } else { limit - rows.len() };
-            rows.extend(self.scan_part(&part, left, keys_only).await?);
             if limit > 0 && rows.len() >= limit {
+                count = None;
                 break;
             }
+            let left = if limit == 0 { 0 } else { limit - rows.len() };
+            let (found, keys) = self.scan_part(&part, left, keys_only).await?;
+            rows.extend(found);
+            count = count.map(|count| count + keys);
         }
-        Ok(rows)
+        Ok(Scanned { rows, count })
     }
 
     async fn scan_part(
@@ -187,7 +203,7 @@ impl<'a> Snapshot<'a> {
         range: &KeyRange,
         limit: usize,
         keys_only: bool,
-    ) -> WireResult<Vec<Row>> {
+    ) -> WireResult<(Vec<Row>, u64)> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let keys = pb::RangeRequest { limit, keys_only, ..range_request(range) };
         let found = self.read(vec![keys]).await?.pop().unwrap_or_default();
@@ -200,14 +216,11 @@ impl<'a> Snapshot<'a> {
             let marks = self.read(vec![marks]).await?.pop().unwrap_or_default();
             all.extend(marks.kvs.iter().filter_map(|kv| marked(&kv.key).zip(mark(kv))));
         }
-        found
-            .kvs
-            .into_iter()
-            .map(|kv| {
-                let mark = all.get(&kv.key);
-                self.row(kv, mark)
-            })
-            .collect()
+        let rows = found.kvs.into_iter().map(|kv| {
+            let mark = all.get(&kv.key);
+            self.row(kv, mark)
+        });
+        Ok((rows.collect::<WireResult<_>>()?, unsigned(found.count)))
     }
 
     /// How many keys a range had.
@@ -219,8 +232,7 @@ impl<'a> Snapshot<'a> {
         let counting =
             |part: &KeyRange| pb::RangeRequest { count_only: true, ..range_request(part) };
         let answers = self.read(parts.iter().map(counting).collect()).await?;
-        let count: i64 = answers.iter().map(|answer| answer.count).sum();
-        Ok(u64::try_from(count).unwrap_or(0))
+        Ok(answers.iter().map(|answer| unsigned(answer.count)).sum())
     }
 
     /// The keys of one of our leases, in order.

@@ -284,7 +284,7 @@ impl Writer {
             let wire = &self.shared.wire;
             let snapshot = Snapshot::new(wire, batch.base, &batch.numbers);
             let found = snapshot.scan(range, 0, false).await?;
-            batch.learn_range(range.clone(), found);
+            batch.learn_range(range.clone(), found.rows);
         }
         for (range, revision) in &needs.past {
             // One that can't be read is refused by the transaction itself.
