@@ -225,6 +225,8 @@ impl Site<'_> {
                     let _ = timeout(CHILD_WAIT_MAX, presence.there()).await;
                     return Ok(store as Arc<dyn Store>);
                 }
+                // An etcd is not pinged as often as a node.
+                drop(connections);
                 match etcd::open(&name, &place, &address, &owner, clock).await {
                     Ok(store) => Ok(store as Arc<dyn Store>),
                     Err(error) => {

@@ -96,11 +96,12 @@ impl Endpoint {
         else {
             return false;
         };
-        let hosts =
+        let mut hosts =
             urls.iter().filter_map(|url| url.parse::<Uri>().ok()?.host().map(str::to_owned));
-        hosts.into_iter().any(|host| {
+        hosts.any(|host| {
             let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-            host != "localhost" && !address.is_ok_and(|address| address.is_loopback())
+            !host.eq_ignore_ascii_case("localhost")
+                && !address.is_ok_and(|address| address.is_loopback())
         })
     }
 

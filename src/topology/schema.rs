@@ -113,7 +113,7 @@ fn draft(item: &Node, walk: &Walk, doubts: &Walk) -> Draft {
     fields.needed_text("a backend", "endpoint");
     let endpoint = endpoint(&fields, walk, doubts, "endpoint");
     let rule = rule(&fields, walk, doubts);
-    let (tls, pool, compaction) = (tls(&fields), pool(&fields), compaction(&fields));
+    let (tls, pool, compaction) = (tls(&fields, doubts), pool(&fields), compaction(&fields));
     let disable_storage_level_filtering = fields.flag("disableStorageLevelFiltering");
     let lanes = fields.number("lanes", 1..=LANES_MAX);
     let lanes = lanes.and_then(|lanes| u16::try_from(lanes).ok());
@@ -277,7 +277,7 @@ fn place_of(fields: &Fields<'_, '_>, part: Part, offset: usize) -> Option<Place>
     Some(Place { column, ..node.place })
 }
 
-fn tls(fields: &Fields<'_, '_>) -> BackendTls {
+fn tls(fields: &Fields<'_, '_>, doubts: &Walk) -> BackendTls {
     let Some(tls) = fields.fields("backendTLS", TLS) else {
         return BackendTls::default();
     };
@@ -286,7 +286,12 @@ fn tls(fields: &Fields<'_, '_>) -> BackendTls {
     if cert_file.is_some() != key_file.is_some() && !tls.is_misspelt(&["certFile", "keyFile"]) {
         tls.note(tls.place, "`certFile` and `keyFile` need each other");
     }
-    BackendTls { ca_file: file("caFile"), cert_file, key_file, skip_verify: tls.flag("skipVerify") }
+    let (ca_file, skip_verify) = (file("caFile"), tls.flag("skipVerify"));
+    if let Some(node) = tls.node("caFile").filter(|_| ca_file.is_some() && skip_verify) {
+        let found = "`caFile` is not used: `skipVerify` takes any certificate";
+        doubts.note(Mistake::new(node.place, found));
+    }
+    BackendTls { ca_file, cert_file, key_file, skip_verify }
 }
 
 fn pool(fields: &Fields<'_, '_>) -> Pool {

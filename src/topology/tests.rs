@@ -67,7 +67,11 @@ fn warnings(text: &str) -> String {
 #[test]
 fn harikubes_documented_file_runs_as_it_is() {
     let topology = parse(DOCUMENTED);
-    assert!(topology.warnings.is_empty(), "{}", topology.warnings);
+    insta::assert_snapshot!(topology.warnings.to_string(), @r"
+        topology.yaml:8:13: `caFile` is not used: `skipVerify` takes any certificate
+         8 |     caFile: /etc/ca.pem
+           |             ^
+        ");
     let line = |b: &Backend| format!("{}: {} -> {}", b.name, b.rule, b.endpoint);
     let lines: Vec<String> = topology.backends.iter().map(line).collect();
     insta::assert_snapshot!(lines.join("\n"), @r#"
@@ -517,6 +521,9 @@ fn what_works_but_is_not_meant_is_a_warning() {
   endpoint: http://user:secret@localhost,127.0.0.2,[::1]
   prefix:
     prefix: secrets
+  backendTLS:
+    caFile: ca.pem
+    skipVerify: true
 "
         ),
         @r#"
@@ -534,6 +541,9 @@ fn what_works_but_is_not_meant_is_a_warning() {
             |             ^
         topology.yaml:27:13: the password goes to the etcd in clear; expected `https://`
          27 |   endpoint: ***
+            |             ^
+        topology.yaml:35:13: `caFile` is not used: `skipVerify` takes any certificate
+         35 |     caFile: ca.pem
             |             ^
         "#
     );

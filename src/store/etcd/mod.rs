@@ -46,7 +46,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::wire::Address;
-pub(super) use self::wire::endpoint;
+pub(super) use self::wire::{connect, endpoint};
 use self::{
     counted::Counted,
     history::{Entry, History},
@@ -55,6 +55,7 @@ use self::{
     past::Replay,
     recent::Recent,
     snapshot::Numbers,
+    thread::Thread,
     wire::{Wire, WireError, WireResult},
     writer::Writer,
 };
@@ -209,7 +210,14 @@ pub async fn open(
     clock: SharedClock,
 ) -> Result<Arc<EtcdStore>, OpenError> {
     let failed = |reason: Reason| OpenError::Failed { place: place.to_owned(), reason };
-    let wire = Arc::new(Wire::new(name, address).map_err(|error| failed(error.into()))?);
+    let thread = Thread::start(name).map_err(|error| {
+        failed(Reason {
+            text: format!("the writer's thread does not start: {error}"),
+            may_pass: true,
+        })
+    })?;
+    let wire = Wire::new(name, address, thread).map_err(|error| failed(error.into()))?;
+    let wire = Arc::new(wire);
     let version = wire.status().await.map_err(|error| failed(error.into()))?.version;
     if parsed(&version).is_none_or(|version| version < VERSION_MIN) {
         return Err(OpenError::TooOld { place: place.to_owned(), found: version });

@@ -1,9 +1,9 @@
 //! The thread that the writer has to itself, with the connection that its transactions take.
 //!
 //! On the threads that serve clients each step of a transaction would wait for requests to be read and
-//! answers to be sent, and most of them where most is written.
+//! answers to be sent, and longest where most is written.
 
-use std::{io, thread};
+use std::{io, sync::mpsc, thread};
 
 use tokio::{
     runtime::{Builder, Handle},
@@ -22,13 +22,20 @@ pub(super) struct Thread {
 impl Thread {
     /// Starts the thread of the store `name`.
     pub(super) fn start(name: &str) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
+        let (tell, told) = mpsc::sync_channel(1);
         let (needed, dropped) = oneshot::channel::<()>();
-        // It ends with an error, since nothing is ever sent.
-        let work = move || drop(runtime.block_on(dropped));
+        // A runtime may not be dropped where this is called from, so the thread makes it.
+        let work = move || match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let _ = tell.send(Ok(runtime.handle().clone()));
+                // It ends with an error, since nothing is ever sent.
+                let _ = runtime.block_on(dropped);
+            }
+            Err(error) => drop(tell.send(Err(error))),
+        };
         thread::Builder::new().name(format!("write-{name}")).spawn(work)?;
-        Ok(Self { runtime: handle, _needed: needed })
+        let runtime = told.recv().map_err(io::Error::other)??;
+        Ok(Self { runtime, _needed: needed })
     }
 
     /// Where the writer and its connection are spawned.

@@ -8,7 +8,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-/// Takes any certificate of whoever has its key.
+/// Takes any X.509 v3 certificate of whoever has its key.
 #[derive(Debug)]
 pub(super) struct AnyCertificate(WebPkiSupportedAlgorithms);
 

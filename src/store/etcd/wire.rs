@@ -1,7 +1,8 @@
 //! An etcd as it is spoken to: one call at a time, each with a time limit, and what its errors mean.
 //!
-//! Several endpoints are one etcd: who answered last is asked next. Calls, the writer, the live watch and
-//! replays have a connection each, since a stream that is not read holds up all that shares its connection.
+//! Several endpoints are one etcd: who answered last is asked next. Transactions that write, all other calls,
+//! the live watch and replays have a connection each, since a stream that is not read holds up all that
+//! shares its connection.
 
 use std::{
     future::Future,
@@ -14,6 +15,7 @@ use std::{
 };
 
 use futures::stream;
+use hyper_util::client::legacy::connect::HttpConnector;
 use tokio::{
     runtime::Handle,
     sync::mpsc,
@@ -47,16 +49,16 @@ const MEMBER_TIME_MAX: Duration = Duration::from_millis(2_500);
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A connection on which something is under way, and that does not answer a ping in time, is dropped. An
-/// etcd closes one on which it is pinged more often than each 5 s (its `--grpc-keepalive-min-time`), or while
+/// etcd closes one on which it is pinged more often than every 5 s (its `--grpc-keepalive-min-time`), or while
 /// nothing is under way; Go's clients never do it more often than this.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIME_MAX: Duration = Duration::from_secs(3);
 
-/// What finds out sooner, and while nothing is under way, that the host is gone: it is asked, and not the
-/// etcd.
+/// That the host is gone is found out sooner, and also while nothing is under way: it has to say that it got
+/// what was sent, or a probe where nothing was, within the last of these.
 const PROBE_AFTER: Duration = Duration::from_secs(2);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-const PROBES_MAX: u32 = 3;
+const SILENT_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Lists and replayed commits come in one message, however large.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
@@ -75,7 +77,7 @@ pub struct Address {
     pub ca_file: Option<PathBuf>,
     /// The client's certificate and its key.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// Whether it is spoken to whoever has signed its certificate, and for whatever name.
+    /// Whether any certificate is taken, whoever signed it and for whatever name.
     pub is_unverified: bool,
 }
 
@@ -152,9 +154,7 @@ pub(super) struct Watching {
 
 impl Wire {
     /// Reads the files that protect the connections. Connects with the first call.
-    pub(super) fn new(name: &str, address: &Address) -> Result<Self, String> {
-        let thread =
-            Thread::start(name).map_err(|error| format!("the writer's thread: {error}"))?;
+    pub(super) fn new(name: &str, address: &Address, thread: Thread) -> Result<Self, String> {
         let members: Result<_, String> =
             address.urls.iter().map(|url| Member::new(url, address, &thread)).collect();
         Ok(Self {
@@ -168,7 +168,7 @@ impl Wire {
         })
     }
 
-    /// What runs where transactions are sent from.
+    /// The runtime of the writer's thread.
     pub(super) fn writer_runtime(&self) -> &Handle {
         self.thread.runtime()
     }
@@ -513,7 +513,7 @@ impl Member {
         let endpoint = endpoint(url, address)?
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIME_MAX);
-        let connect = || endpoint.connect_lazy();
+        let connect = || connect(&endpoint);
         let writes = {
             let _inside = thread.runtime().enter();
             connect()
@@ -527,10 +527,6 @@ pub(in crate::store) fn endpoint(url: &str, address: &Address) -> Result<Endpoin
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| error.to_string())?;
     let mut endpoint = endpoint
         .connect_timeout(CONNECT_TIME_MAX)
-        .tcp_nodelay(true)
-        .tcp_keepalive(Some(PROBE_AFTER))
-        .tcp_keepalive_interval(Some(PROBE_EVERY))
-        .tcp_keepalive_retries(Some(PROBES_MAX))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     if url.starts_with("https://") {
@@ -552,6 +548,24 @@ pub(in crate::store) fn endpoint(url: &str, address: &Address) -> Result<Endpoin
         endpoint = with_tls.map_err(|error| error.to_string())?;
     }
     Ok(endpoint)
+}
+
+/// A connection that is opened when it is needed, TLS and all within [`CONNECT_TIME_MAX`].
+pub(in crate::store) fn connect(endpoint: &Endpoint) -> Channel {
+    endpoint.connect_with_connector_lazy(connector())
+}
+
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    // TLS comes on top of it.
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIME_MAX));
+    connector.set_keepalive(Some(PROBE_AFTER));
+    connector.set_keepalive_interval(Some(PROBE_EVERY));
+    #[cfg(target_os = "linux")]
+    connector.set_tcp_user_timeout(Some(SILENT_TIME_MAX));
+    connector
 }
 
 // === impl Watching ===
@@ -620,4 +634,24 @@ fn describe(status: &Status) -> String {
         return status.message().to_owned();
     }
     format!("{}: {innermost}", status.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_host_that_is_gone_is_found_out_by_its_silence() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it has an address");
+        let url = format!("http://{address}").parse().expect("it is an address");
+        let stream = connector().oneshot(url).await.expect("the listener takes it").into_inner();
+        let socket = socket2::SockRef::from(&stream);
+        assert_eq!(socket.tcp_user_timeout().expect("it is known"), Some(SILENT_TIME_MAX));
+        assert!(socket.keepalive().expect("it is known"));
+        assert_eq!(socket.tcp_keepalive_time().expect("it is known"), PROBE_AFTER);
+        assert_eq!(socket.tcp_keepalive_interval().expect("it is known"), PROBE_EVERY);
+    }
 }

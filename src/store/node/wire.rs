@@ -23,7 +23,7 @@ use crate::{
     clock::SharedClock,
     model::StoreError,
     proto::tree::{self as pb, tree_client::TreeClient, tree_server::SERVICE_NAME},
-    store::etcd::{self, endpoint},
+    store::etcd::{self, connect, endpoint},
     wire::{self, Member, trace},
 };
 
@@ -86,7 +86,7 @@ impl Connections {
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIME_MAX)
             .keep_alive_while_idle(true);
-        let connect = || endpoint.connect_lazy();
+        let connect = || connect(&endpoint);
         Ok(Self { calls: connect(), live: connect(), past: connect() })
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,10 +15,11 @@ use pleach::{
     clock::SharedClock,
     model::{KeyRange, Revision, StoreError},
     route::{Route, Router},
-    store::{Store, memory::Memory},
+    store::{Store, etcd::Address, memory::Memory},
 };
+use tokio::net::TcpListener;
 
-use super::open;
+use super::open_at;
 use crate::{
     follow::{Follower, soon},
     support::{
@@ -32,8 +34,8 @@ use crate::{
 /// What a call may take, and a new connection, and some patience with a busy machine.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
-/// Longer than an etcd takes to close a connection on which it is pinged more often than it likes: three
-/// times within 5 s (its `--grpc-keepalive-min-time`), or at all where nothing is under way.
+/// Longer than an etcd takes to close a connection on which it is pinged more often than it likes: every 5 s
+/// (its `--grpc-keepalive-min-time`), and never while nothing is under way.
 const PINGED_FOR: Duration = Duration::from_secs(25);
 
 /// How often an answer is lost until it is the one that is meant.
@@ -46,6 +48,7 @@ const ETCD: usize = 1;
 /// A router over memory and an etcd behind a proxy.
 struct Bed {
     _server: Etcd,
+    upstream: SocketAddr,
     proxy: Proxy,
     clock: SharedClock,
     router: Arc<Router>,
@@ -56,14 +59,29 @@ struct Bed {
 
 impl Bed {
     async fn open() -> Self {
-        let server = crate::world::start_etcd().await;
-        let upstream = server.url().replace("http://", "").parse().expect("it is an address");
+        Self::open_with(false).await
+    }
+
+    async fn open_with(has_tls: bool) -> Self {
+        let mut server = Etcd::hasty().expect("there is an etcd");
+        if has_tls {
+            server = server.with_tls().expect("certificates");
+        }
+        server.start().await.expect("it runs");
+        let url = server.url();
+        let (scheme, upstream) = url.split_once("://").expect("it has a scheme");
+        let upstream = upstream.parse().expect("it is an address");
         let proxy = Proxy::start(upstream).await.expect("a proxy can listen");
         let clock = fresh_clock();
-        let etcd = open(&format!("http://{}", proxy.address()), &clock).await;
+        let address = Address {
+            urls: vec![format!("{scheme}://{}", proxy.address())],
+            ca_file: has_tls.then(|| server.authority().into()),
+            ..Address::default()
+        };
+        let etcd = open_at(&address, &clock).await;
         let main = Memory::new("main", clock.clone());
         let router = Router::new(vec![Route { rule: pods(), store: etcd.clone() }], main);
-        Self { _server: server, proxy, clock, router, etcd }
+        Self { _server: server, upstream, proxy, clock, router, etcd }
     }
 
     async fn try_put(&self, name: &str, value: &str) -> Result<Revision, StoreError> {
@@ -231,6 +249,21 @@ async fn an_etcd_that_hangs_holds_up_no_other_store() {
     bed.proxy.cut().await;
     bed.pass().await;
     bed.put_again("b", "4").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_is_silent_when_tls_is_agreed_on_comes_back() {
+    let bed = Bed::open_with(true).await;
+    bed.try_put("a", "before").await.expect("all is well");
+    // Takes connections, and never says anything.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    bed.proxy.redirect(silent.local_addr().expect("it has an address"));
+    bed.proxy.cut().await;
+    bed.try_put("a", "meanwhile").await.expect_err("nobody answers");
+    bed.others_go_on().await;
+    bed.proxy.redirect(bed.upstream);
+    bed.put_again("b", "after").await;
+    assert_eq!(bed.value("b").await.as_deref(), Some("after"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
