@@ -53,6 +53,12 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(2 * 60 * 60);
 const KEEPALIVE_WITHIN: Duration = Duration::from_secs(20);
 
+/// A client's host is asked for one this often while nothing is sent, as Go's servers do.
+const PROBE_EVERY: Duration = Duration::from_secs(15);
+
+/// What a client may take to agree on TLS.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// API servers give up many requests; HTTP/2 counts these against a flood of resets.
 const RESETS_PENDING_MAX: usize = 1_024;
 
@@ -157,14 +163,17 @@ impl Face {
         if let Some(tls) = tls {
             self.scheme = "https";
             let identity = Identity::from_pem(tls.certificate, tls.key);
-            let mut config = ServerTlsConfig::new().identity(identity);
+            let mut config = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIME_MAX);
             if let Some(authority) = tls.client_authority {
                 config = config.client_ca_root(Certificate::from_pem(authority));
             }
             server = server.tls_config(config)?;
         }
         // Answers are small and waited for.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = TcpIncoming::from(listener)
+            .with_nodelay(Some(true))
+            .with_keepalive(Some(PROBE_EVERY))
+            .with_keepalive_interval(Some(PROBE_EVERY));
         let routes = self.routes().await;
         server.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
     }

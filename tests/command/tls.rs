@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use http::{Request, StatusCode};
 use pleach::proto::etcdserverpb::{self as pb, kv_client::KvClient};
 use tempfile::TempDir;
+use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tower::{Service as _, ServiceExt as _};
 
@@ -119,6 +120,19 @@ async fn etcdctl_talks_mutual_tls() -> Result<()> {
     ensure!(ended.is_success && said.contains("is healthy"), "{said}");
     let ended = run(&etcdctl, folder.path(), &[flags[0], flags[1], "get", "key"]).await;
     ensure!(!ended.context("etcdctl")?.is_success, "etcdctl without a certificate was admitted");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_never_agrees_on_tls_is_not_waited_for() -> Result<()> {
+    let folder = TempDir::new()?;
+    let port = free_port()?;
+    write_certificates(folder.path(), &authority()?)?;
+    let _node = start(folder.path(), port, &[])?;
+    ready(folder.path(), port, None).await?;
+    let mut silent = TcpStream::connect(("127.0.0.1", port)).await?;
+    let closed = timeout(Duration::from_secs(60), silent.read(&mut [0])).await;
+    ensure!(closed.context("the node waits")?.is_ok_and(|bytes| bytes == 0), "something was said");
     Ok(())
 }
 
