@@ -18,6 +18,7 @@
 //! somebody else has changed.
 
 mod batch;
+mod connect;
 mod counted;
 mod history;
 mod layout;
@@ -45,8 +46,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::wire::Address;
-pub(super) use self::wire::{connect, endpoint};
+pub use self::connect::Address;
+pub(super) use self::connect::{connect, endpoint};
 use self::{
     counted::Counted,
     history::{Entry, History},

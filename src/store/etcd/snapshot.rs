@@ -46,7 +46,7 @@ pub(super) struct Row {
 }
 
 /// The first keys of a range.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Scanned {
     pub rows: Vec<Row>,
     /// How many keys the whole range has, where the etcd was asked for all of it.

@@ -6,7 +6,6 @@
 
 use std::{
     future::Future,
-    path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +14,6 @@ use std::{
 };
 
 use futures::stream;
-use hyper_util::client::legacy::connect::HttpConnector;
 use tokio::{
     runtime::Handle,
     sync::mpsc,
@@ -25,11 +23,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Response, Status, Streaming,
     metadata::{Ascii, MetadataValue},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::Channel,
 };
 use tracing::Instrument as _;
 
-use super::{thread::Thread, unverified::AnyCertificate};
+use super::{
+    connect::{Address, connect, endpoint},
+    thread::Thread,
+};
 use crate::{proto::etcdserverpb as pb, store::sql::address::Login, wire::trace};
 
 use pb::{
@@ -46,40 +47,14 @@ const CALL_TIME_MAX: Duration = Duration::from_secs(7);
 /// What one of several members may take before another is asked.
 const MEMBER_TIME_MAX: Duration = Duration::from_millis(2_500);
 
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
-
 /// A connection on which something is under way, and that does not answer a ping in time, is dropped. An
 /// etcd closes one on which it is pinged more often than every 5 s (its `--grpc-keepalive-min-time`), or while
 /// nothing is under way; Go's clients never do it more often than this.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIME_MAX: Duration = Duration::from_secs(3);
 
-/// That the host is gone is found out sooner, and also while nothing is under way: it has to say that it got
-/// what was sent, or a probe where nothing was, within the last of these.
-const PROBE_AFTER: Duration = Duration::from_secs(2);
-const PROBE_EVERY: Duration = Duration::from_secs(1);
-const SILENT_TIME_MAX: Duration = Duration::from_secs(5);
-
 /// Lists and replayed commits come in one message, however large.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
-
-const STREAM_WINDOW_BYTES: u32 = 2 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-
-/// Where an etcd is, who asks, and how that is protected.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Address {
-    /// `http://host:port` or `https://host:port` each; at least one.
-    pub urls: Vec<String>,
-    /// Who asks, where the etcd wants to know.
-    pub login: Option<Login>,
-    /// The authority that signed its certificate; the system's where none is given.
-    pub ca_file: Option<PathBuf>,
-    /// The client's certificate and its key.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// Whether any certificate is taken, whoever signed it and for whatever name.
-    pub is_unverified: bool,
-}
 
 /// What an etcd is told that lacks what it had.
 pub(super) const WENT_BACK: &str = "it went back in time: what it had acknowledged is gone, since it was \
@@ -522,52 +497,6 @@ impl Member {
     }
 }
 
-/// How a server is connected to. Reads the files that protect the connection.
-pub(in crate::store) fn endpoint(url: &str, address: &Address) -> Result<Endpoint, String> {
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| error.to_string())?;
-    let mut endpoint = endpoint
-        .connect_timeout(CONNECT_TIME_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    if url.starts_with("https://") {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
-        };
-        let mut tls = match &address.ca_file {
-            _ if address.is_unverified => ClientTlsConfig::new(),
-            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
-            None => ClientTlsConfig::new().with_native_roots(),
-        };
-        if let Some((certificate, key)) = &address.identity {
-            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
-        }
-        let with_tls = match address.is_unverified {
-            true => endpoint.tls_config_with_verifier(tls, Arc::new(AnyCertificate::new())),
-            false => endpoint.tls_config(tls),
-        };
-        endpoint = with_tls.map_err(|error| error.to_string())?;
-    }
-    Ok(endpoint)
-}
-
-/// A connection that is opened when it is needed, TLS and all within [`CONNECT_TIME_MAX`].
-pub(in crate::store) fn connect(endpoint: &Endpoint) -> Channel {
-    endpoint.connect_with_connector_lazy(connector())
-}
-
-fn connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    // TLS comes on top of it.
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT_TIME_MAX));
-    connector.set_keepalive(Some(PROBE_AFTER));
-    connector.set_keepalive_interval(Some(PROBE_EVERY));
-    #[cfg(target_os = "linux")]
-    connector.set_tcp_user_timeout(Some(SILENT_TIME_MAX));
-    connector
-}
-
 // === impl Watching ===
 
 impl Watching {
@@ -634,24 +563,4 @@ fn describe(status: &Status) -> String {
         return status.message().to_owned();
     }
     format!("{}: {innermost}", status.message())
-}
-
-#[cfg(test)]
-mod tests {
-    use tower::ServiceExt as _;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_host_that_is_gone_is_found_out_by_its_silence() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("it has an address");
-        let url = format!("http://{address}").parse().expect("it is an address");
-        let stream = connector().oneshot(url).await.expect("the listener takes it").into_inner();
-        let socket = socket2::SockRef::from(&stream);
-        assert_eq!(socket.tcp_user_timeout().expect("it is known"), Some(SILENT_TIME_MAX));
-        assert!(socket.keepalive().expect("it is known"));
-        assert_eq!(socket.tcp_keepalive_time().expect("it is known"), PROBE_AFTER);
-        assert_eq!(socket.tcp_keepalive_interval().expect("it is known"), PROBE_EVERY);
-    }
 }
