@@ -1,0 +1,36 @@
+# The commands of this repository. `just` lists them. `just check` reads only; `just fix` is the one that
+# changes files.
+
+_list:
+    @just --list --unsorted
+
+# What a change must pass first: format, lints, the library's tests, the layers. Needs protoc, and no root.
+check:
+    cargo fmt --all --check
+    cargo clippy --locked --all-targets -- -D warnings
+    cargo test --locked --lib --test layers
+
+# All tests, and what they need is installed first. `just test fast` runs those that need no peers.
+test which="all":
+    tests/run {{which}}
+
+# Mends what mends itself: lints, then the format.
+fix:
+    cargo clippy --locked --all-targets --fix --allow-dirty --allow-staged
+    cargo fmt --all
+
+# The node beside its peers: half an hour, on an idle machine. Options: benches/README.md.
+bench *options:
+    tests/peers/build etcd kine
+    cargo bench --locked --bench peers -- {{options}}
+
+# The library's documentation, in which every link must lead somewhere.
+doc:
+    RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
+
+# Random tests for longer: seeds of tests/network, seconds of tests/tree. Needs what `just test` installs.
+seeds network="200..2000" tree_seconds="600":
+    env -u PLEACH_SEED PLEACH_NETWORK_SEEDS={{network}} \
+        cargo test --locked --test network no_trouble_of_the_network -- --nocapture
+    env -u PLEACH_SEED PLEACH_TREE_SECONDS={{tree_seconds}} \
+        cargo test --locked --test tree a_tree_in_which_everything_fails -- --nocapture
