@@ -5,7 +5,13 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = ["etcd/rpc.proto", "etcd/lock.proto", "etcd/election.proto", "pleach/tree.proto"];
+    let files = [
+        "etcd/rpc.proto",
+        "etcd/lock.proto",
+        "etcd/election.proto",
+        "pleach/tree.proto",
+        "pleach/records.proto",
+    ];
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     // `compile_fds` does not write the descriptor set that reflection serves, so it is written here.

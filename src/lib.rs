@@ -8,12 +8,15 @@
 //! * [`model`]: the words. Values only: no I/O, no waiting, no gRPC, no SQL.
 //! * [`clock`]: revisions, and the promises about them.
 //! * [`wire`]: between messages and the words.
+//! * [`net`]: addresses, credentials, TLS, connections, how errors read.
 //! * [`store`]: the one interface and its leaves; its documentation is the architecture.
+//! * [`tree`]: nodes behind nodes: identity, lanes, whom a node answers, its children.
 //! * [`route`]: the composite, a store made of stores.
 //! * [`watch`]: the hub, a few logs for many watchers.
 //! * [`node`]: etcd's verbs on stores: keys, leases, quota, lines.
-//! * [`server`]: etcd's services over gRPC, and what is served over HTTP.
 //! * [`topology`]: the file that says which routes there are.
+//! * [`assembly`]: from a topology to a running node that owns every task.
+//! * [`server`]: etcd's services over gRPC, and what is served over HTTP.
 //! * [`telemetry`]: what a node tells those who run it.
 //! * [`cli`]: the commands.
 
@@ -25,7 +28,11 @@ pub mod clock;
 
 pub mod wire;
 
+pub mod net;
+
 pub mod store;
+
+pub mod tree;
 
 pub mod route;
 
@@ -33,9 +40,11 @@ pub mod watch;
 
 pub mod node;
 
-pub mod server;
-
 pub mod topology;
+
+pub mod assembly;
+
+pub mod server;
 
 pub mod telemetry;
 

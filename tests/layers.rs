@@ -1,41 +1,145 @@
-//! The layout is a promise: what stands lower uses what stands higher, never the other way round; and
-//! the words of the wire and of databases stay where they belong.
+//! The layout is a promise: what stands lower uses what stands higher, never the other way round; siblings,
+//! and crates, only where it is written down here.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
-/// The layers from the top down, as `src/lib.rs` lists them.
-const LAYERS: [&str; 12] = [
-    "proto",
-    "model",
-    "clock",
-    "wire",
-    "store",
-    "route",
-    "watch",
-    "node",
-    "server",
-    "topology",
-    "telemetry",
-    "cli",
+/// A room, the rooms that it may name, and the crates.
+type Room = (&'static str, &'static [&'static str], &'static [&'static str]);
+
+/// The rooms from the top down, as `src/lib.rs` lists them. What stands in a folder of a room and is listed
+/// too is a room of its own. All may name what [`ANYWHERE`] says.
+const ROOMS: &[Room] = &[
+    ("proto", &[], &["tonic"]),
+    ("model", &[], &["bytes", "strsim"]),
+    ("clock", &["model"], &["tokio"]),
+    ("wire", &["proto", "model", "clock"], &["bytes", "http", "tonic", "tracing_opentelemetry"]),
+    ("net", &[], &["hyper_util", "rustls", "tokio", "tonic"]),
+    ("store", &["proto", "model", "clock", "store/attach"], &["async_trait", "bytes", "tokio"]),
+    ("store/records", &["proto", "model", "store"], &["bytes", "crc32fast", "prost", "serde_json"]),
+    ("store/attach", &["proto", "model", "clock", "store", "store/slot"], &["tokio"]),
+    (
+        "store/slot",
+        &["proto", "model", "clock", "store", "store/attach", "store/records"],
+        &["async_trait", "tokio", "tokio_util"],
+    ),
+    ("store/led", &["model", "store"], &["bytes", "rustix", "tokio"]),
+    (
+        "store/memory",
+        &["model", "clock", "store", "store/led", "store/attach"],
+        &["async_trait", "bytes"],
+    ),
+    (
+        "store/sql",
+        &["proto", "model", "clock", "wire", "net", "store", "store/led", "store/attach"],
+        &["async_trait", "bytes", "prost", "rusqlite", "sqlx", "tokio"],
+    ),
+    (
+        "store/etcd",
+        &["proto", "model", "clock", "wire", "net", "store", "store/led", "store/attach"],
+        &["async_trait", "bytes", "prost", "tokio", "tokio_stream", "tonic"],
+    ),
+    (
+        "tree",
+        &["proto", "model", "clock", "wire", "net", "store", "store/attach", "store/records"],
+        &["async_trait", "bytes", "prost", "tokio", "tokio_util", "tonic"],
+    ),
+    (
+        "route",
+        &["model", "clock", "store", "store/attach"],
+        &["async_trait", "bytes", "regex", "regex_syntax", "tokio", "tokio_stream"],
+    ),
+    ("watch", &["model", "clock", "store", "route"], &["bytes", "tokio", "tokio_util"]),
+    (
+        "node",
+        &["proto", "model", "clock", "store", "store/records", "tree", "route", "watch"],
+        &["bytes", "tokio"],
+    ),
+    ("topology", &["clock", "model", "net", "route"], &["granit_parser", "http", "strsim"]),
+    (
+        "assembly",
+        &[
+            "proto",
+            "model",
+            "clock",
+            "net",
+            "store",
+            "store/attach",
+            "store/records",
+            "store/slot",
+            "store/sql",
+            "store/etcd",
+            "tree",
+            "route",
+            "node",
+            "topology",
+        ],
+        &["async_trait", "tokio"],
+    ),
+    (
+        "server",
+        &["proto", "model", "clock", "wire", "net", "store", "tree", "route", "node", "watch"],
+        &[
+            "axum",
+            "bytes",
+            "http",
+            "hyper",
+            "prometheus",
+            "prost",
+            "serde_json",
+            "tokio",
+            "tokio_stream",
+            "tokio_util",
+            "tonic",
+            "tonic_health",
+            "tonic_reflection",
+            "tower",
+        ],
+    ),
+    (
+        "telemetry",
+        &["wire"],
+        &[
+            "http",
+            "opentelemetry",
+            "opentelemetry_otlp",
+            "opentelemetry_sdk",
+            "tokio",
+            "tonic",
+            "tracing_opentelemetry",
+            "tracing_subscriber",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "proto",
+            "model",
+            "clock",
+            "net",
+            "wire",
+            "store/attach",
+            "tree",
+            "route",
+            "node",
+            "topology",
+            "assembly",
+            "server",
+            "telemetry",
+        ],
+        &["anyhow", "bytes", "clap", "gethostname", "tokio", "tokio_util", "tonic"],
+    ),
 ];
 
-/// What each of the layers that know neither gRPC nor, but for one, databases may name.
-const MAY_NAME: [(&str, &[&str]); 4] = [
-    ("model", &[]),
-    ("clock", &["tokio"]),
-    ("store", &["tokio", "rusqlite", "sqlx"]),
-    ("route", &["tokio"]),
-];
+/// What every room may name.
+const ANYWHERE: &[&str] = &["std", "core", "futures", "thiserror", "tracing"];
 
-/// What parts of a layer may name beside that.
-const PARTS_MAY_NAME: [(&str, &[&str]); 2] =
-    [("store/etcd/", &["tonic", "prost"]), ("store/node/", &["tonic", "prost"])];
-
-/// What only some layers may name.
-const CRATES: [&str; 6] = ["tonic", "prost", "rusqlite", "sqlx", "axum", "hyper"];
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -50,92 +154,233 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn layer(name: &str) -> Vec<(PathBuf, String)> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+/// The module that a file is, as a path: `store/sql/writer`.
+fn module(path: &Path) -> String {
+    let path = path.strip_prefix(root()).expect("it is a source").with_extension("");
+    let path = path.to_string_lossy().into_owned();
+    path.strip_suffix("/mod").unwrap_or(&path).to_owned()
+}
+
+/// The room that a module is in: the longest that is listed.
+fn room_of(module: &str) -> Option<&'static Room> {
+    let is_in = |room: &&Room| {
+        module.strip_prefix(room.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    ROOMS.iter().filter(is_in).max_by_key(|room| room.0.len())
+}
+
+/// The code of a file without its comments, its strings and its tests.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let mut code = String::new();
+    for line in lines {
+        let mut is_text = false;
+        let mut before = ' ';
+        for letter in line.chars() {
+            if letter == '"' && before != '\\' && before != '\'' {
+                is_text = !is_text;
+            }
+            if !is_text {
+                code.push(letter);
+            }
+            before = letter;
+        }
+        code.push('\n');
+    }
+    code
+}
+
+/// All paths that code names, those of `use` in braces unfolded.
+fn paths(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for piece in code.split("use ").skip(1) {
+        if let Some(tree) = piece.split(';').next() {
+            unfold("", tree, &mut found);
+        }
+    }
+    let is_of_path = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == ':';
+    for word in code.split(|letter: char| !is_of_path(letter)) {
+        if word.contains("::") {
+            found.insert(word.trim_matches(':').to_owned());
+        }
+    }
+    found
+}
+
+fn unfold(before: &str, tree: &str, found: &mut BTreeSet<String>) {
+    let tree = tree.trim();
+    let Some((head, inside)) = tree.split_once('{') else {
+        for part in tree.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let name = part.split(" as ").next().unwrap_or_default();
+            found.insert(format!("{before}{name}"));
+        }
+        return;
+    };
+    let head = format!("{before}{}", head.trim());
+    let inside = inside.rsplit_once('}').map_or(inside, |(inside, _)| inside);
+    let (mut depth, mut start) = (0, 0);
+    for (at, letter) in inside.char_indices() {
+        match letter {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                unfold(&head, &inside[start..at], found);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    unfold(&head, &inside[start..], found);
+}
+
+/// The module that a path names, seen from another one; `None` for what is of another crate.
+fn resolved(from: &str, path: &str) -> Option<String> {
+    let mut parts = path.split("::");
+    let mut at: Vec<&str> = match parts.next()? {
+        "crate" => Vec::new(),
+        "self" => from.split('/').collect(),
+        "super" => {
+            let mut parent: Vec<&str> = from.split('/').collect();
+            parent.pop();
+            parent
+        }
+        _ => return None,
+    };
+    for part in parts {
+        match part {
+            "super" => drop(at.pop()),
+            part => at.push(part),
+        }
+    }
+    Some(at.join("/"))
+}
+
+/// What is named and may not be, as `room names other`, with a file that does.
+fn wrong(files: &[(String, String)]) -> BTreeMap<String, String> {
+    let mut wrong = BTreeMap::new();
+    for (module, text) in files {
+        let Some((room, rooms, crates)) = room_of(module) else { continue };
+        for path in paths(&code(text)) {
+            let other = match resolved(module, &path) {
+                Some(other) => match room_of(&other) {
+                    Some((other, ..)) if other != room && !rooms.contains(other) => *other,
+                    _ => continue,
+                },
+                None => {
+                    let name = path.split("::").next().unwrap_or_default();
+                    let is_crate = CRATES.contains(&name);
+                    match is_crate && !crates.contains(&name) && !ANYWHERE.contains(&name) {
+                        true => CRATES.iter().find(|known| **known == name).expect("it is one"),
+                        false => continue,
+                    }
+                }
+            };
+            wrong.insert(format!("{room} names {other}"), module.clone());
+        }
+    }
+    wrong
+}
+
+/// The crates that the package depends on, as code names them.
+const CRATES: &[&str] = &[
+    "anyhow",
+    "async_trait",
+    "axum",
+    "bytes",
+    "clap",
+    "crc32fast",
+    "futures",
+    "gethostname",
+    "granit_parser",
+    "http",
+    "hyper",
+    "hyper_util",
+    "opentelemetry",
+    "opentelemetry_otlp",
+    "opentelemetry_sdk",
+    "prometheus",
+    "prost",
+    "regex",
+    "regex_syntax",
+    "rusqlite",
+    "rustix",
+    "rustls",
+    "serde_json",
+    "sqlx",
+    "strsim",
+    "thiserror",
+    "tokio",
+    "tokio_stream",
+    "tokio_util",
+    "tonic",
+    "tonic_health",
+    "tonic_prost",
+    "tonic_reflection",
+    "tower",
+    "tracing",
+    "tracing_opentelemetry",
+    "tracing_subscriber",
+    "x509_parser",
+];
+
+fn all() -> Vec<(String, String)> {
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).expect("a source is text");
-        (path, text)
+        (module(&path), text)
     };
-    sources(&src.join(name)).into_iter().map(read).collect()
-}
-
-/// The modules of this crate that a text names.
-fn uses<'l>(text: &str, names: &[&'l str]) -> Vec<&'l str> {
-    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-    let code: String = code.collect::<Vec<_>>().join("\n");
-    let grouped = code.replace("crate::{\n", "crate::{");
-    let mut used = Vec::new();
-    for name in names {
-        let direct = code.contains(&format!("crate::{name}"));
-        let in_group = grouped.split("crate::{").skip(1).any(|group| {
-            let group = group.split("};").next().unwrap_or_default();
-            group
-                .split_whitespace()
-                .any(|word| word.strip_prefix(name).is_some_and(|rest| rest.starts_with("::")))
-        });
-        if direct || in_group {
-            used.push(*name);
-        }
-    }
-    used
+    sources(&root()).into_iter().map(read).collect()
 }
 
 #[test]
-fn no_layer_uses_one_that_stands_lower() {
-    let mut wrong = Vec::new();
-    for (at, name) in LAYERS.iter().enumerate() {
-        for (path, text) in layer(name) {
-            for lower in uses(&text, &LAYERS[at + 1..]) {
-                wrong.push(format!("{} uses {lower}", path.display()));
-            }
-        }
-    }
+fn each_room_names_only_what_it_may() {
+    let wrong = wrong(&all());
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
-fn a_layer_that_is_used_from_above_would_be_noticed() {
-    assert_eq!(uses("use crate::server::Face;", &LAYERS), ["server"]);
+fn a_room_may_name_only_what_stands_higher() {
+    for (at, (room, rooms, _)) in ROOMS.iter().enumerate() {
+        for other in *rooms {
+            let is_sibling = room.starts_with("store") && other.starts_with("store");
+            let place = ROOMS.iter().position(|(name, ..)| name == other);
+            let place =
+                place.unwrap_or_else(|| panic!("{room} may name {other}, which is no room"));
+            assert!(place < at || is_sibling, "{room} may name {other}, which stands lower");
+        }
+    }
+}
+
+#[test]
+fn what_is_named_from_above_or_aside_would_be_noticed() {
+    let planted = |module: &str, text: &str| {
+        wrong(&[(module.to_owned(), text.to_owned())]).into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(planted("route/fan", "use crate::server::Services;"), ["route names server"]);
+    let grouped = "use crate::{\n    model::Key,\n    node::{kv, Node},\n};";
+    assert_eq!(planted("watch", grouped), ["watch names node"]);
     assert_eq!(
-        uses("use crate::{\n    model::Key,\n    node::{Node},\n};", &LAYERS),
-        ["model", "node"]
+        planted("store/sql/writer", "use super::super::etcd::Wire;"),
+        ["store/sql names store/etcd"]
     );
-    assert!(uses("// as crate::server says", &LAYERS).is_empty());
-}
-
-#[test]
-fn the_wire_and_the_databases_are_named_only_where_they_belong() {
-    let mut wrong = Vec::new();
-    for (name, allowed) in MAY_NAME {
-        for (path, text) in layer(name) {
-            let is_inside = |part: &str| path.to_string_lossy().contains(part);
-            let parts = PARTS_MAY_NAME.iter().filter(|(part, _)| is_inside(part));
-            let more: Vec<&str> = parts.flat_map(|(_, more)| *more).copied().collect();
-            let is_refused = |krate: &&&str| !allowed.contains(*krate) && !more.contains(*krate);
-            for krate in CRATES.iter().filter(is_refused) {
-                if text.contains(&format!("{krate}::")) {
-                    wrong.push(format!("{} names {krate}", path.display()));
-                }
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(planted("model/key", "fn f() { tokio::spawn(g()); }"), ["model names tokio"]);
+    assert!(planted("route", "// as crate::server says\nlet a = \"tonic::Status\";").is_empty());
 }
 
 #[test]
 fn spans_are_made_with_tracing_and_collected_in_one_place() {
-    let others = LAYERS.iter().filter(|name| **name != "telemetry");
-    let naming =
-        others.flat_map(|name| layer(name)).filter(|(_, text)| text.contains("opentelemetry::"));
-    let wrong: Vec<_> = naming.map(|(path, _)| path).collect();
+    let naming = all().into_iter().filter(|(module, _)| !module.starts_with("telemetry"));
+    let naming = naming.filter(|(_, text)| code(text).contains("opentelemetry::"));
+    let wrong: Vec<_> = naming.map(|(module, _)| module).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
-fn every_layer_of_the_crate_is_listed_here_in_its_order() {
-    let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"));
-    let lib = lib.expect("the crate has a root");
+fn every_room_of_the_crate_is_listed_here_in_its_order() {
+    let lib = fs::read_to_string(root().join("lib.rs")).expect("the crate has a root");
     let modules: Vec<&str> =
         lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
-    assert_eq!(modules, LAYERS);
+    let rooms: Vec<&str> =
+        ROOMS.iter().map(|(name, ..)| *name).filter(|name| !name.contains('/')).collect();
+    assert_eq!(modules, rooms);
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::build::{DEFAULT_STORE, read_topology};
+use super::read_topology;
+use crate::topology::DEFAULT_NAME;
 
 /// Reads a topology file and reports every mistake in it.
 #[derive(Args, Debug)]
@@ -25,8 +26,8 @@ impl Check {
             println!("{}: {} -> {}", backend.name, backend.rule, backend.endpoint);
         }
         match &topology.default {
-            Some(default) => println!("{DEFAULT_STORE}: the rest -> {default}"),
-            None => println!("{DEFAULT_STORE}: the rest -> --endpoint, or SQLite in --data-dir"),
+            Some(default) => println!("{DEFAULT_NAME}: the rest -> {default}"),
+            None => println!("{DEFAULT_NAME}: the rest -> --endpoint, or SQLite in --data-dir"),
         }
         Ok(())
     }

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use clap::Args;
 
-use super::build::{DEFAULT_STORE, read_topology};
+use super::read_topology;
 use crate::{
     model::KeyRange,
     route::rule::Reach,
-    topology::{Backend, Topology},
+    topology::{Backend, DEFAULT_NAME, Topology},
 };
 
 /// Says which route a key, or the keys of a prefix, take, and why. Opens no store.
@@ -43,7 +43,7 @@ impl Explain {
             }
             println!("  not {}: {}", backend.name, backend.rule);
         }
-        println!("{DEFAULT_STORE}: no route matches");
+        println!("{DEFAULT_NAME}: no route matches");
     }
 
     fn explain_prefix(&self, topology: &Topology) {
@@ -59,6 +59,6 @@ impl Explain {
                 }
             }
         }
-        println!("{DEFAULT_STORE}: the rest");
+        println!("{DEFAULT_NAME}: the rest");
     }
 }

@@ -1,15 +1,28 @@
-//! The commands: `serve` (which is what no command means), `check`, `explain`,
-//! `tree`.
+//! The commands: `serve` (which is what no command means), `check`, `explain`, `tree`, `repair`.
 
-mod build;
 mod check;
 mod explain;
+mod repair;
 mod serve;
 mod tree;
 
+use std::path::Path;
+
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-pub use self::{check::Check, explain::Explain, serve::Serve, tree::Tree};
+pub use self::{check::Check, explain::Explain, repair::Repair, serve::Serve, tree::Tree};
+
+use crate::topology::Topology;
+
+/// Reads a topology file.
+fn read_topology(path: &Path) -> anyhow::Result<Topology> {
+    let name = path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("can't read the topology {name}"))?;
+    let topology = Topology::parse(&text, &name).map_err(|mistakes| anyhow::anyhow!("{mistakes}"));
+    topology.with_context(|| format!("the topology {name} can't be used"))
+}
 
 /// A tree of routing proxies that speak etcd v3.
 #[derive(Debug, Parser)]
@@ -31,6 +44,8 @@ enum Command {
     Explain(Explain),
     /// Print the nodes behind a node, as they are now.
     Tree(Tree),
+    /// Mend what a node keeps, while it is stopped.
+    Repair(Repair),
 }
 
 // === impl Cli ===
@@ -46,6 +61,7 @@ impl Cli {
             Some(Command::Check(check)) => check.run(),
             Some(Command::Explain(explain)) => explain.run(),
             Some(Command::Tree(tree)) => tree.run(),
+            Some(Command::Repair(repair)) => repair.run(),
             None => self.serve.run(),
         }
     }

@@ -4,7 +4,6 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
-    sync::Arc,
     time::Duration,
 };
 
@@ -17,21 +16,23 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::build::{Built, build, read_topology};
+use super::read_topology;
 use crate::{
-    node::{DEFAULT_NAME, Node, Options},
-    route::Router,
-    server::{Face, Limits, Tls},
-    store::presence::GRACE,
+    assembly::{self, Endpoints, Plan, Running, Settings},
+    clock::Entropy,
+    node::{DEFAULT_NAME, Options},
+    server::{Limits, Services, Tls},
+    store::attach::GRACE,
     telemetry::{self, Telemetry},
-    topology::{Endpoint, Topology},
+    topology::{self, Endpoint, Topology},
+    tree::parent::{ParentSpec, TreeOptions},
 };
 
 /// How long requests under way may take when the node is told to stop.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long to wait before stores are searched again for keys that route elsewhere, after one that failed.
-const SURVEY_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// How long stores may take to be given up when the node ends.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs a node. Flags that etcd has mean what they mean there.
 #[derive(Args, Debug)]
@@ -62,6 +63,21 @@ pub struct Serve {
     /// The topology file: the routes.
     #[arg(long, env = "TOPOLOGY_CONFIG")]
     topology: Option<PathBuf>,
+    /// Be ready (`/readyz`) only while every route's store is there, not just the default one.
+    #[arg(long, env = "PLEACH_READY_REQUIRES_ALL")]
+    ready_requires_all: bool,
+    /// Where the store of a route may be another than before: the route's name, `main` for the default
+    /// store; several with commas. Clients list afresh what lies there.
+    #[arg(long, env = "PLEACH_ADOPT", value_delimiter = ',')]
+    adopt: Vec<String>,
+    /// The node that may become this one's parent: NAME, or NAME:ID as `pleach tree` prints them. Also in
+    /// place of the parent that it has.
+    #[arg(long, env = "PLEACH_PARENT")]
+    parent: Option<ParentSpec>,
+    /// A file with the secret that a parent must show to become this node's, and that this node shows its
+    /// children.
+    #[arg(long, env = "PLEACH_TREE_SECRET_FILE")]
+    tree_secret_file: Option<PathBuf>,
     /// The node's certificate (PEM), for https.
     #[arg(long, env = "PLEACH_CERT_FILE", requires = "key_file")]
     cert_file: Option<PathBuf>,
@@ -179,26 +195,16 @@ impl Serve {
         let mut signals = Signals::new()?;
         let tls = self.tls()?;
         let listeners = self.listen(tls.is_some()).await?;
-        let Built { root, router, membership, presences, late } = self.build().await?;
-        let options = Options {
-            progress_every: self.watch_progress_notify_interval,
-            quota_bytes: self.quota_backend_bytes,
-        };
-        let node = Node::start_in(root, membership, options, &late).await;
-        let node = node.context("the default store")?;
-        tokio::spawn(node.clone().expire_leases());
-        tokio::spawn(node.clone().reserve_revisions());
-        for (presence, store) in presences {
-            tokio::spawn(presence.keep_watch(store, GRACE));
-        }
-        if let Some(router) = router {
-            tokio::spawn(survey(router, node.clone()));
-        }
+        let mut running = self.start(listeners.iter().all(|(_, it)| is_local(it))).await?;
+        let node = running.node().clone();
         let stopping = CancellationToken::new();
-        let limits =
-            Limits { request_bytes_max: self.max_request_bytes, txn_ops_max: self.max_txn_ops };
+        let limits = Limits {
+            request_bytes_max: self.max_request_bytes,
+            txn_ops_max: self.max_txn_ops,
+            ready_requires_all: self.ready_requires_all,
+        };
         let (name, urls) = (self.name.clone(), self.advertise_client_urls.clone());
-        let face = Face::new(node.clone(), limits, name, urls, stopping.clone());
+        let face = Services::new(node.clone(), limits, name, urls, stopping.clone());
         let mut servers = JoinSet::new();
         for (url, listener) in listeners {
             let address = listener.local_addr()?;
@@ -216,9 +222,14 @@ impl Serve {
         tokio::select! {
             name = signals.next() => tracing::info!(signal = name, "stopping"),
             Some(ended) = servers.join_next() => return ended?,
+            task = running.broken() => bail!("the task to {task} has ended, which is a defect of Pleach; \
+                the log says more"),
         }
         stopping.cancel();
         drain(servers, signals).await;
+        if tokio::time::timeout(CLOSE_WITHIN, running.close()).await.is_err() {
+            tracing::warn!("stopped before every store was given up; who wants them waits");
+        }
         Ok(())
     }
 
@@ -238,7 +249,7 @@ impl Serve {
         Ok(listeners)
     }
 
-    async fn build(&self) -> anyhow::Result<Built> {
+    async fn start(&self, is_local: bool) -> anyhow::Result<Running> {
         let topology = match &self.topology {
             Some(path) => read_topology(&file_path(path))?,
             None => Topology::default(),
@@ -251,13 +262,37 @@ impl Serve {
         if endpoint.as_ref().is_some_and(Endpoint::tells_in_clear) {
             tracing::warn!("--endpoint: the password goes to the etcd in clear; take `https://`");
         }
+        let plan = Plan::new(topology, endpoint, &self.data_dir)?;
+        let routes = plan.routes.iter().map(|route| &route.store.name);
+        let names: Vec<&String> = routes.chain([&plan.default.name]).collect();
+        if let Some(unknown) = self.adopt.iter().find(|name| !names.contains(name)) {
+            bail!("--adopt {unknown}: there is no such route; there are {names:?}");
+        }
+        let tree = TreeOptions {
+            parent: self.parent.clone(),
+            secret_file: self.tree_secret_file.clone(),
+            is_local,
+        };
+        tree.secret().map_err(|reason| anyhow::anyhow!("--tree-secret-file: {reason}"))?;
         let address = self.listen_client_urls.first().map_or("", |url| url.host.as_str());
         let host = gethostname::gethostname();
         let process = std::process::id();
-        // Databases know a node that starts anew by what stands before the bracket.
         let owner =
             format!("node `{}` on {} (process {process}, at {address})", self.name, host.display());
-        build(topology, endpoint, &self.data_dir, &self.name, &owner).await
+        let adopts_default = self.adopt.iter().any(|name| name == topology::DEFAULT_NAME);
+        let opens = Endpoints { owner, adopts_default };
+        let settings = Settings {
+            name: self.name.clone(),
+            tree,
+            node: Options {
+                progress_every: self.watch_progress_notify_interval,
+                quota_bytes: self.quota_backend_bytes,
+            },
+            grace: GRACE,
+            adopt: self.adopt.clone(),
+            entropy: Entropy::system(),
+        };
+        Ok(assembly::start(plan, &opens, settings).await?)
     }
 
     fn tls(&self) -> anyhow::Result<Option<Tls>> {
@@ -302,21 +337,9 @@ async fn drain(mut servers: JoinSet<anyhow::Result<()>>, mut signals: Signals) {
     }
 }
 
-/// Finds keys that lie in a store which their route does not name: they are hidden, and operators
-/// want to know.
-async fn survey(router: Arc<Router>, node: Arc<Node>) {
-    let found = loop {
-        match router.survey(node.revision()).await {
-            Ok(found) => break found,
-            Err(error) => {
-                tracing::warn!(%error, "the search for keys that route elsewhere failed, and begins again");
-            }
-        }
-        tokio::time::sleep(SURVEY_AGAIN_AFTER).await;
-    };
-    for (store, strays) in found.into_iter().filter(|(_, strays)| *strays > 0) {
-        tracing::warn!(%store, strays, "keys lie in a store that their route does not name");
-    }
+/// Whether only this machine can reach a listener.
+fn is_local(listener: &TcpListener) -> bool {
+    listener.local_addr().is_ok_and(|address| address.ip().is_loopback())
 }
 
 struct Signals {

@@ -6,8 +6,9 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 
 use crate::{
+    net::connect::Address,
     proto::tree::{self as pb, tree_client::TreeClient},
-    store::{etcd, node},
+    tree::{child::Connections, lanes::printed},
     wire,
 };
 
@@ -48,14 +49,13 @@ impl Tree {
     }
 
     async fn ask(&self) -> anyhow::Result<pb::Node> {
-        let address = etcd::Address {
+        let address = Address {
             urls: vec![self.url.clone()],
             ca_file: self.ca_file.clone(),
             identity: self.cert_file.clone().zip(self.key_file.clone()),
-            ..etcd::Address::default()
+            ..Address::default()
         };
-        let connections =
-            node::Connections::new(&self.url, &address).map_err(|e| anyhow!("{e}"))?;
+        let connections = Connections::new(&self.url, &address).map_err(|e| anyhow!("{e}"))?;
         let mut client = TreeClient::new(connections.calls);
         let mut request = tonic::Request::new(pb::DescribeRequest {});
         request.set_timeout(ANSWER_WITHIN);
@@ -70,11 +70,16 @@ impl Tree {
 fn said(node: &pb::Node) -> String {
     let name = node.member.as_ref().map(|member| wire::member_of(member).to_string());
     let name = name.unwrap_or_default();
-    let lanes = match node.lanes.and_then(wire::lanes_of) {
+    let lanes = match wire::blocks_of(&node.lanes) {
         None => "in no tree".to_owned(),
-        Some(block) if node.giver.is_none() => format!("root, lane {}", block.first),
-        Some(block) if block.count == 1 => format!("lane {}", block.first),
-        Some(block) => format!("lanes {} to {}", block.first, block.first + block.count - 1),
+        Some(blocks) if node.giver.is_none() => {
+            format!("root, lane {}, {} lanes left", blocks[0].first, node.lanes_left)
+        }
+        Some(blocks) if node.lanes_left == 0 && blocks.len() == 1 && blocks[0].count == 1 => {
+            format!("lane {}", blocks[0].first)
+        }
+        Some(blocks) if node.lanes_left == 0 => format!("lanes {}", printed(&blocks)),
+        Some(blocks) => format!("lanes {}, {} left", printed(&blocks), node.lanes_left),
     };
     format!("{name}: {lanes}, revision {}, version {}", node.revision, node.version)
 }

@@ -86,7 +86,7 @@ impl LaneBlock {
 
     /// The next free block of `count` lanes in this one, behind its own lane and what was handed
     /// out; `None` where too few are left.
-    pub fn hand_out(self, handed_out: &[LaneBlock], count: u16) -> Option<LaneBlock> {
+    pub fn assign(self, handed_out: &[LaneBlock], count: u16) -> Option<LaneBlock> {
         let first = handed_out
             .iter()
             .map(|block| block.first + block.count)
@@ -94,6 +94,12 @@ impl LaneBlock {
             .unwrap_or(self.first + 1);
         let end = self.first + self.count;
         (count > 0 && first + count <= end).then_some(LaneBlock { first, count })
+    }
+
+    /// Whether no two blocks share a lane.
+    pub fn are_disjoint(blocks: &[LaneBlock]) -> bool {
+        let named: Vec<_> = blocks.iter().map(|block| (String::new(), *block)).collect();
+        Self::check_disjoint(&named).is_ok()
     }
 
     /// Refuses blocks that share a lane, naming both holders.
@@ -132,7 +138,7 @@ mod tests {
         fn blocks_handed_out_share_no_lane(counts in prop::collection::vec(1u16..40, 0..40)) {
             let mut handed = Vec::new();
             for count in counts {
-                handed.extend(LaneBlock::ALL.hand_out(&handed, count));
+                handed.extend(LaneBlock::ALL.assign(&handed, count));
             }
             let mut named: Vec<_> =
                 handed.iter().map(|block| (block.first.to_string(), *block)).collect();

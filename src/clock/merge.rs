@@ -26,7 +26,7 @@ struct Source<T> {
 /// An entry that came below what was already drained, since its source was detached or says it late: whoever
 /// got that may have missed it, and must start afresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Late<T> {
+pub struct PassedOver<T> {
     /// The entry's revision.
     pub revision: Revision,
     /// The entry.
@@ -52,13 +52,13 @@ impl<T: PartialEq> Merge<T> {
         source: usize,
         entries: impl IntoIterator<Item = (Revision, T)>,
         closed: Revision,
-    ) -> Vec<Late<T>> {
+    ) -> Vec<PassedOver<T>> {
         let drained = self.drained;
         let source = &mut self.sources[source];
         let mut late = Vec::new();
         for (revision, entry) in entries {
             if revision <= drained {
-                late.push(Late { revision, entry });
+                late.push(PassedOver { revision, entry });
                 continue;
             }
             let place = source.pending.partition_point(|(other, _)| *other <= revision);
@@ -139,7 +139,7 @@ mod tests {
         assert!(merge.push(0, [(5, 'x')], 5).is_empty());
         assert_eq!(merge.drain(), (vec![(5, 'x')], 5));
         let late = merge.push(1, [(4, 'y'), (6, 'z')], 6);
-        assert_eq!(late, [Late { revision: 4, entry: 'y' }]);
+        assert_eq!(late, [PassedOver { revision: 4, entry: 'y' }]);
         merge.attach(1, 4);
         assert!(merge.push(0, [], 6).is_empty());
         assert_eq!(merge.drain(), (vec![], 5));
@@ -152,7 +152,7 @@ mod tests {
         let mut merge = Merge::new(2, 1);
         assert!(merge.push(0, [(3, 'a'), (5, 'c')], 6).is_empty());
         let late = merge.push(0, [(1, 'x'), (5, 'c'), (4, 'b'), (5, 'd'), (5, 'c')], 6);
-        assert_eq!(late, [Late { revision: 1, entry: 'x' }]);
+        assert_eq!(late, [PassedOver { revision: 1, entry: 'x' }]);
         assert!(merge.push(1, [], 6).is_empty());
         assert_eq!(merge.drain(), (vec![(3, 'a'), (4, 'b'), (5, 'c'), (5, 'd')], 6));
     }

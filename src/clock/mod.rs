@@ -10,14 +10,19 @@
 //! The clock is one number. It never goes back, it hands out each number once, and it knows which
 //! numbers are still in flight in which store. From that follow the two promises that all reads and
 //! watches rest on: [`Clock::shown`] and [`Clock::closed`]. [`Clock`] and [`Merge`] are pure, and the
-//! simulator in `tests/simulator` drives these very types; [`SharedClock`] adds the waiting.
+//! simulator in `tests/simulator` drives these very types; [`SharedClock`] adds the waiting,
+//! and [`Attachment`] is how a store that has a life of its own stands to those who merge its log.
 
+mod attach;
+mod entropy;
 mod lane;
 mod merge;
 mod shared;
 
+pub use attach::{Attachment, GAPS_MAX, Gap, Standing};
+pub use entropy::Entropy;
 pub use lane::{LANES, Lane, LaneBlock, OverlappingLanes};
-pub use merge::{Late, Merge};
+pub use merge::{Merge, PassedOver};
 pub use shared::{LOW_WATER, SharedClock};
 
 use crate::model::Revision;
@@ -30,7 +35,7 @@ pub const REVISION_MAX: Revision = 1 << 53;
 
 /// A store's place in the clock, given by [`Clock::add_store`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Slot(usize);
+pub struct ClockSeat(usize);
 
 /// The node's counter, and what is in flight.
 #[derive(Clone, Debug)]
@@ -88,9 +93,9 @@ impl Clock {
     }
 
     /// A place for one more store, with nothing in flight.
-    pub fn add_store(&mut self) -> Slot {
+    pub fn add_store(&mut self) -> ClockSeat {
         self.in_flight.push(None);
-        Slot(self.in_flight.len() - 1)
+        ClockSeat(self.in_flight.len() - 1)
     }
 
     /// A place for a store that holds numbers up to `newest`. Before [`Clock::begin`] the clock moves
@@ -98,13 +103,26 @@ impl Clock {
     ///
     /// # Errors
     /// After that a store that holds more is refused: all its numbers above were promised not to be.
-    pub fn join(&mut self, newest: Revision) -> Result<Slot, JoinError> {
+    pub fn join(&mut self, newest: Revision) -> Result<ClockSeat, JoinError> {
         match self.begun {
             Some(begun) if newest > begun => return Err(JoinError::Ahead { newest, begun }),
             Some(_) => {}
             None => self.observe(newest)?,
         }
         Ok(self.add_store())
+    }
+
+    /// A place for a store that holds numbers up to `newest`, also those that were promised not to be: what
+    /// was shown without them must be ended before anyone reads it.
+    ///
+    /// # Errors
+    /// Where it holds more than the clock has reached, which must move up first.
+    pub fn join_apart(&mut self, newest: Revision) -> Result<ClockSeat, JoinError> {
+        match self.begun {
+            Some(begun) if newest > self.now => Err(JoinError::Ahead { newest, begun }),
+            Some(_) => Ok(self.add_store()),
+            None => self.join(newest),
+        }
     }
 
     /// The node goes on from here, whatever stores are not there yet. Returns from where.
@@ -146,7 +164,7 @@ impl Clock {
     ///
     /// # Errors
     /// Where the limit is reached; [`Clock::reserve`] raises it.
-    pub fn allocate(&mut self, store: Slot) -> Result<Revision, LimitReached> {
+    pub fn allocate(&mut self, store: ClockSeat) -> Result<Revision, LimitReached> {
         let next = self.lane.next(self.now);
         if next > self.limit {
             return Err(LimitReached { limit: self.limit });
@@ -157,13 +175,13 @@ impl Clock {
     }
 
     /// All that is in flight in `store` is durable and visible there, up to `last`.
-    pub fn commit(&mut self, store: Slot, last: Revision) {
+    pub fn commit(&mut self, store: ClockSeat, last: Revision) {
         self.in_flight[store.0] = None;
         self.shown = self.shown.max(last);
     }
 
     /// All that is in flight in `store` will never be: the numbers stay unused.
-    pub fn abort(&mut self, store: Slot) {
+    pub fn abort(&mut self, store: ClockSeat) {
         self.in_flight[store.0] = None;
     }
 
@@ -172,7 +190,7 @@ impl Clock {
     /// It is above what was shown only where that was promised to a parent: a number that is only in
     /// flight, or was given up, is in no store, so a restart may hand it out again. Nodes that promise
     /// ahead begin above their limit instead.
-    pub fn closed(&self, store: Slot) -> Revision {
+    pub fn closed(&self, store: ClockSeat) -> Revision {
         let closed = self.in_flight[store.0].map_or(self.shown, |first| self.shown.min(first - 1));
         closed.max(self.promised)
     }
@@ -232,7 +250,7 @@ impl Clock {
 mod tests {
     use super::*;
 
-    fn clock() -> (Clock, Slot, Slot) {
+    fn clock() -> (Clock, ClockSeat, ClockSeat) {
         let mut clock = Clock::new(0, 100, Lane::ALL);
         let (a, b) = (clock.add_store(), clock.add_store());
         (clock, a, b)
@@ -305,6 +323,8 @@ mod tests {
         clock.commit(a, 8);
         assert_eq!(clock.join(8), Err(JoinError::Ahead { newest: 8, begun: 7 }));
         assert!(clock.join(7).is_ok());
+        assert!(clock.join_apart(8).is_ok(), "what was shown is ended");
+        assert_eq!(clock.join_apart(9), Err(JoinError::Ahead { newest: 9, begun: 7 }));
         assert_eq!(clock.shown(), 8);
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Clock, JoinError, Lane, LimitReached, REVISION_MAX, Slot};
+use super::{Clock, ClockSeat, JoinError, Lane, LimitReached, REVISION_MAX};
 use crate::model::Revision;
 
 /// The numbers left below the limit at which more should be reserved.
@@ -58,7 +58,7 @@ impl SharedClock {
     }
 
     /// See [`Clock::add_store`].
-    pub fn add_store(&self) -> Slot {
+    pub fn add_store(&self) -> ClockSeat {
         self.lock().add_store()
     }
 
@@ -66,15 +66,44 @@ impl SharedClock {
     ///
     /// # Errors
     /// Where the store holds what it may not.
-    pub fn join(&self, newest: Revision) -> Result<Slot, JoinError> {
+    pub fn join(&self, newest: Revision) -> Result<ClockSeat, JoinError> {
         let joined = self.lock().join(newest);
+        self.0.closed_more.notify_waiters();
+        joined
+    }
+
+    /// See [`Clock::join_apart`]; moves up to what the store holds, once that is reserved, and wakes who
+    /// waits in [`SharedClock::wait_closed`].
+    ///
+    /// # Errors
+    /// For what is no revision.
+    pub async fn join_apart(&self, newest: Revision) -> Result<ClockSeat, JoinError> {
+        if self.begun().is_some() {
+            self.advance_to(newest).await?;
+        }
+        let joined = self.lock().join_apart(newest);
         self.0.closed_more.notify_waiters();
         joined
     }
 
     /// See [`Clock::begin`].
     pub fn begin(&self) -> Revision {
-        self.lock().begin()
+        let begun = self.lock().begin();
+        self.0.closed_more.notify_waiters();
+        begun
+    }
+
+    /// Waits until the node has begun.
+    pub async fn has_begun(&self) {
+        loop {
+            let more = self.0.closed_more.notified();
+            tokio::pin!(more);
+            more.as_mut().enable();
+            if self.begun().is_some() {
+                return;
+            }
+            more.await;
+        }
     }
 
     /// See [`Clock::begun`].
@@ -102,11 +131,25 @@ impl SharedClock {
         Ok(())
     }
 
+    /// Waits until more was shown than `revision`. Returns what was shown then.
+    pub async fn shown_above(&self, revision: Revision) -> Revision {
+        loop {
+            let moved = self.0.closed_more.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            let shown = self.shown();
+            if shown > revision {
+                return shown;
+            }
+            moved.await;
+        }
+    }
+
     /// See [`Clock::allocate`].
     ///
     /// # Errors
     /// Where the limit is reached.
-    pub fn allocate(&self, store: Slot) -> Result<Revision, LimitReached> {
+    pub fn allocate(&self, store: ClockSeat) -> Result<Revision, LimitReached> {
         let (allocated, is_low) = {
             let mut clock = self.lock();
             (clock.allocate(store), clock.limit() - clock.now() < low_water(clock.lane()))
@@ -122,7 +165,7 @@ impl SharedClock {
         self.lock().bound(limit)
     }
 
-    /// See [`Clock::reserve`]; wakes who waits in [`SharedClock::take_up`].
+    /// See [`Clock::reserve`]; wakes who waits in [`SharedClock::advance_to`].
     pub fn reserve(&self, limit: Revision) {
         self.lock().reserve(limit);
         self.0.closed_more.notify_waiters();
@@ -145,7 +188,7 @@ impl SharedClock {
     ///
     /// # Errors
     /// For what is no revision.
-    pub async fn take_up(&self, revision: Revision) -> Result<(), LimitReached> {
+    pub async fn advance_to(&self, revision: Revision) -> Result<(), LimitReached> {
         loop {
             let reserved = self.0.closed_more.notified();
             tokio::pin!(reserved);
@@ -200,19 +243,19 @@ impl SharedClock {
     }
 
     /// See [`Clock::commit`]; wakes who waits in [`SharedClock::wait_closed`].
-    pub fn commit(&self, store: Slot, last: Revision) {
+    pub fn commit(&self, store: ClockSeat, last: Revision) {
         self.lock().commit(store, last);
         self.0.closed_more.notify_waiters();
     }
 
     /// See [`Clock::abort`]; wakes who waits in [`SharedClock::wait_closed`].
-    pub fn abort(&self, store: Slot) {
+    pub fn abort(&self, store: ClockSeat) {
         self.lock().abort(store);
         self.0.closed_more.notify_waiters();
     }
 
     /// See [`Clock::closed`].
-    pub fn closed(&self, store: Slot) -> Revision {
+    pub fn closed(&self, store: ClockSeat) -> Revision {
         self.lock().closed(store)
     }
 
@@ -237,7 +280,7 @@ impl SharedClock {
     /// Where the limit is reached.
     pub async fn wait_closed(
         &self,
-        store: Slot,
+        store: ClockSeat,
         revision: Revision,
     ) -> Result<Revision, LimitReached> {
         loop {
@@ -274,7 +317,7 @@ mod tests {
                 reserving.reserve(reserving.to_reserve());
             }
         });
-        clock.take_up(1_000).await.expect("more is reserved");
+        clock.advance_to(1_000).await.expect("more is reserved");
         assert_eq!(clock.allocate(store), Ok(1_001));
     }
 }

@@ -80,6 +80,23 @@ pub enum StoreError {
         /// What happened, without secrets.
         reason: Arc<str>,
     },
+    /// A lease ended since the request was sent, so that what it says of leases may be wrong. Nothing of
+    /// it was applied; the node that granted the leases sends it again.
+    #[error("leases have ended since the request was sent")]
+    StaleLeases,
+    /// What a node keeps beside its keys can't be read. Final until an operator has looked at it.
+    #[error(
+        "the record `{record}` in store `{store}` can't be read: {reason}; restore the store from a \
+         backup, or run the version of Pleach that wrote it"
+    )]
+    Damaged {
+        /// The default store's name.
+        store: Arc<str>,
+        /// The record's name.
+        record: Arc<str>,
+        /// What is wrong with it.
+        reason: Arc<str>,
+    },
     /// Another node owns the store now; this one must not touch it. Final for this process.
     #[error("store `{store}` is owned by {owner}")]
     Fenced {
@@ -88,6 +105,49 @@ pub enum StoreError {
         /// Who owns it.
         owner: Arc<str>,
     },
+}
+
+// === impl StoreError ===
+
+impl StoreError {
+    /// The route whose store it is about, where it is about one.
+    pub fn route(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::KeyTooLong { store, .. }
+            | Self::KeyReserved { store, .. }
+            | Self::TooLarge(store)
+            | Self::Unavailable { store, .. }
+            | Self::UnknownOutcome { store, .. }
+            | Self::Damaged { store, .. }
+            | Self::Fenced { store, .. } => Some(store),
+            Self::TwoStores { first, .. } => Some(first),
+            Self::Compacted { .. }
+            | Self::FutureRevision { .. }
+            | Self::KeyNotFound
+            | Self::LeaseNotFound(_)
+            | Self::NoSpace(_)
+            | Self::StaleLeases => None,
+        }
+    }
+
+    /// Whether the same request may be made again, of the same node, and may then succeed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } | Self::StaleLeases => true,
+            Self::Compacted { .. }
+            | Self::FutureRevision { .. }
+            | Self::KeyNotFound
+            | Self::LeaseNotFound(_)
+            | Self::KeyTooLong { .. }
+            | Self::KeyReserved { .. }
+            | Self::TooLarge(_)
+            | Self::NoSpace(_)
+            | Self::TwoStores { .. }
+            | Self::UnknownOutcome { .. }
+            | Self::Damaged { .. }
+            | Self::Fenced { .. } => false,
+        }
+    }
 }
 
 /// The result of what a store does.

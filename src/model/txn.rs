@@ -222,7 +222,7 @@ pub struct Needs {
 
 /// Where a transaction is executed.
 #[derive(Debug)]
-pub struct Place<'a> {
+pub struct Workspace<'a> {
     /// The live rows, at least those that are needed; left as the transaction leaves them.
     pub rows: &'a mut Rows,
     /// What reads in the past found.
@@ -483,7 +483,7 @@ pub type Allocate<'a> = &'a mut dyn FnMut() -> Result<Revision>;
 /// missing key, or read at a revision that can't be read; then nothing was changed.
 pub fn execute(
     txn: &Txn,
-    place: Place<'_>,
+    place: Workspace<'_>,
     compacted: Revision,
     allocate: Allocate<'_>,
 ) -> Result<Outcome> {
@@ -532,7 +532,7 @@ fn taken<'t>(txn: &'t Txn, path: &mut Path<'_>) -> (bool, &'t [Op]) {
 }
 
 /// Checks the operations that will be executed, in order; the first that can't be is the error.
-fn check(txn: &Txn, place: &Place<'_>, compacted: Revision, path: &mut Path<'_>) -> Result<()> {
+fn check(txn: &Txn, place: &Workspace<'_>, compacted: Revision, path: &mut Path<'_>) -> Result<()> {
     for op in taken(txn, path).1 {
         match op {
             Op::Put(put) => {
@@ -558,7 +558,7 @@ fn check(txn: &Txn, place: &Place<'_>, compacted: Revision, path: &mut Path<'_>)
 
 /// A transaction being executed.
 struct Run<'a, 'b> {
-    place: Place<'a>,
+    place: Workspace<'a>,
     allocate: Allocate<'b>,
     after: Option<Revision>,
     events: Vec<Event>,

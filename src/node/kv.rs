@@ -1,20 +1,25 @@
 //! Keys: etcd's reads, transactions and compaction, each with the revision of its answer.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use bytes::{BufMut as _, BytesMut};
 
-use super::Node;
+use super::{Node, to_the_end};
 use crate::{
     model::{
-        Key, KeyRange, KeyValue, Revision, StoreError,
+        Key, KeyRange, KeyValue, LeaseId, Revision, StoreError,
         error::Result,
-        txn::{Found, OrderBy, Past, Place, RangeOp, Rows, Txn, execute},
+        txn::{Found, OrderBy, Past, RangeOp, Rows, Txn, Workspace, execute},
     },
-    store::{PAGE_ROWS_MAX, Read, Whose, Write, Written, read_all},
+    store::{Coverage, PAGE_ROWS_MAX, Query, Store as _, Written, read_all},
 };
 
 /// How often a read at the present begins anew when compaction passes it. Each time the present is
 /// newer, so more than one in a row is a store that does not do what it promises.
 const READS_MAX: usize = 4;
+
+/// How often a write that names leases is sent anew to a child where leases ended meanwhile.
+const STALE_LEASES_MAX: usize = 32;
 
 /// The revision of an answer.
 pub type Header = Revision;
@@ -33,7 +38,7 @@ pub struct Chunk {
 pub struct Chunks {
     op: RangeOp,
     header: Header,
-    read: Read,
+    read: Query,
     /// Keys that may still be sent; `None` for all.
     left: Option<usize>,
     sent: i64,
@@ -65,11 +70,11 @@ impl Node {
             return Ok((header, found));
         }
         let revision =
-            if op.count_only { self.root.present(&op.range, Whose::All).await? } else { 0 };
+            if op.count_only { self.root.read_index(&op.range, Coverage::All).await? } else { 0 };
         let (revision, found) = self.range_at(op, revision).await?;
         let missing = op.range.as_single().filter(|_| found.kvs.is_empty());
         let present = match missing {
-            Some(key) => self.present_below(key).await?,
+            Some(key) => self.read_index_below(key).await?,
             None => revision,
         };
         let (revision, found) = match present > revision {
@@ -85,33 +90,33 @@ impl Node {
     /// How far all is below a key that does not exist. An API server asks for `/registry/pods`, which is
     /// no key, to hear how new a list of what is below must be; and other nodes may be further there.
     /// It goes on without the stores that its watches go on without.
-    async fn present_below(&self, key: &Key) -> Result<Revision> {
+    async fn read_index_below(&self, key: &Key) -> Result<Revision> {
         if self.root.is_own() {
             return Ok(0);
         }
         let mut prefix = BytesMut::from(&key[..]);
         prefix.put_u8(b'/');
-        self.root.present(&KeyRange::prefix(prefix.freeze()), Whose::Attached).await
+        self.root.read_index(&KeyRange::prefix(prefix.freeze()), Coverage::Attached).await
     }
 
     async fn range_at(&self, op: &RangeOp, revision: Revision) -> Result<(Revision, Found)> {
         if op.count_only {
-            let count = self.root.count(&op.range, revision).await?;
+            let count = self.root.count(&Query::new(op.range.clone(), revision)).await?;
             return Ok((revision, op.shape(Vec::new(), signed(count))));
         }
         let limit = if op.needs_whole_range() { 0 } else { wanted(op.limit) };
-        let read = Read {
+        let read = Query {
             // One more tells whether the limit cut anything.
             limit: if limit == 0 { 0 } else { limit + 1 },
             keys_only: op.keys_only && !op.needs_values(),
-            ..Read::new(op.range.clone(), revision)
+            ..Query::new(op.range.clone(), revision)
         };
         let page = read_all(&*self.root, &read).await?;
         let revision = page.revision;
         let is_whole = page.next.is_none() && (limit == 0 || page.kvs.len() <= limit);
         let count = match is_whole {
             true => signed(page.kvs.len() as u64),
-            false => signed(self.root.count(&op.range, revision).await?),
+            false => signed(self.root.count(&Query::new(op.range.clone(), revision)).await?),
         };
         Ok((revision, op.shape(page.kvs, count)))
     }
@@ -121,12 +126,12 @@ impl Node {
         let mut header = self.revision();
         if revision > header {
             // A child may have got there first.
-            header = self.root.present(range, Whose::All).await?.max(header);
+            header = self.root.read_index(range, Coverage::All).await?.max(header);
         }
         if revision > header {
             return Err(StoreError::FutureRevision { current: header });
         }
-        let compacted = self.root.clone().narrow(range).compacted();
+        let compacted = self.root.narrow(range).compacted();
         if revision < compacted {
             return Err(StoreError::Compacted { compacted });
         }
@@ -141,11 +146,11 @@ impl Node {
         let (header, revision) = if op.revision > 0 {
             (self.check_readable(&op.range, op.revision).await?, op.revision)
         } else {
-            let present = self.root.present(&op.range, Whose::All).await?;
+            let present = self.root.read_index(&op.range, Coverage::All).await?;
             (present, present)
         };
         let limit = wanted(op.limit);
-        let read = Read { keys_only: op.keys_only, ..Read::new(op.range.clone(), revision) };
+        let read = Query { keys_only: op.keys_only, ..Query::new(op.range.clone(), revision) };
         let left = (limit > 0).then_some(limit);
         Ok(Chunks { op: op.clone(), header, read, left, sent: 0, is_done: false })
     }
@@ -159,7 +164,7 @@ impl Node {
             return Ok(None);
         }
         if chunks.op.count_only {
-            let count = self.root.count(&chunks.op.range, chunks.read.revision).await?;
+            let count = self.root.count(&chunks.read).await?;
             return Ok(Some(chunks.last(Vec::new(), false, signed(count))));
         }
         if chunks.op.order_by != OrderBy::Key {
@@ -184,7 +189,7 @@ impl Node {
             };
             chunks.read.range.start = next;
             if chunks.left == Some(0) {
-                let rest = self.root.count(&chunks.read.range, chunks.read.revision).await?;
+                let rest = self.root.count(&chunks.read).await?;
                 let count = chunks.sent + signed(rest);
                 return Ok(Some(chunks.last(kvs, rest > 0, count)));
             }
@@ -202,9 +207,23 @@ impl Node {
         if !txn.is_mutating() {
             return self.read_only(&txn).await;
         }
-        self.quota.admit(&*self.root, &txn).await?;
-        let (guards, dead_leases) = self.lessor.enter(txn.leases());
-        let written = self.root.apply(Write::Txn { txn, dead_leases }).await;
+        self.quota.admit(&*self.root, self.records(), &txn).await?;
+        let leases = txn.leases();
+        if leases.is_empty() {
+            return self.root.apply(txn, Vec::new()).await;
+        }
+        for _ in 1..STALE_LEASES_MAX {
+            match self.apply_under(&leases, txn.clone()).await {
+                Err(StoreError::StaleLeases) => {}
+                written => return written,
+            }
+        }
+        self.apply_under(&leases, txn).await
+    }
+
+    async fn apply_under(&self, leases: &BTreeSet<LeaseId>, txn: Txn) -> Result<Written> {
+        let (guards, dead_leases) = self.lessor.enter(leases.clone());
+        let written = self.root.apply(txn, dead_leases).await;
         drop(guards);
         written
     }
@@ -216,21 +235,21 @@ impl Node {
         let mut ranges = Vec::new();
         txn.for_each_range(&mut |range| ranges.push(range.clone()));
         for range in &ranges {
-            before = self.root.present(range, Whose::All).await?.max(before);
+            before = self.root.read_index(range, Coverage::All).await?.max(before);
         }
         let (mut rows, mut past) = (Rows::new(), Past::new());
         let single = needs.keys.into_iter().map(KeyRange::single);
         for range in single.chain(needs.ranges) {
-            let page = read_all(&*self.root, &Read::new(range, before)).await?;
+            let page = read_all(&*self.root, &Query::new(range, before)).await?;
             rows.extend(page.kvs.into_iter().map(|kv| (kv.key.clone(), kv)));
         }
         for (range, revision) in needs.past {
             if self.check_readable(&range, revision).await.is_ok() {
-                let page = read_all(&*self.root, &Read::new(range.clone(), revision)).await?;
+                let page = read_all(&*self.root, &Query::new(range.clone(), revision)).await?;
                 past.insert((range, revision), page.kvs);
             }
         }
-        let place = Place { rows: &mut rows, past: &past, before, dead_leases: &[] };
+        let place = Workspace { rows: &mut rows, past: &past, before, dead_leases: &[] };
         let mut allocate = || Ok(before);
         let outcome = execute(txn, place, self.root.compacted(), &mut allocate)?;
         Ok(Written { revision: outcome.revision, result: outcome.result })
@@ -240,7 +259,7 @@ impl Node {
     ///
     /// # Errors
     /// `Compacted` and `FutureRevision` as etcd has them, and those of the stores.
-    pub async fn compact(&self, revision: Revision, physical: bool) -> Result<Header> {
+    pub async fn compact(self: &Arc<Self>, revision: Revision, physical: bool) -> Result<Header> {
         let compacted = self.root.compacted_everywhere();
         if revision <= compacted {
             return Err(StoreError::Compacted { compacted });
@@ -249,7 +268,8 @@ impl Node {
         if revision > current {
             return Err(StoreError::FutureRevision { current });
         }
-        self.root.compact(revision, physical).await?;
+        let node = self.clone();
+        to_the_end(async move { node.root.compact(revision, physical).await }).await?;
         Ok(current)
     }
 
@@ -263,10 +283,10 @@ impl Node {
             self.check_readable(&KeyRange::all(), revision).await?;
             revision
         } else {
-            self.root.present(&KeyRange::all(), Whose::All).await?
+            self.root.read_index(&KeyRange::all(), Coverage::All).await?
         };
         let header = self.revision();
-        let mut read = Read::new(KeyRange::all(), revision);
+        let mut read = Query::new(KeyRange::all(), revision);
         // Fixed keys: the hash of the same data is the same in every process.
         #[allow(deprecated, reason = "the one hasher of the standard library with fixed keys")]
         let mut hasher = std::hash::SipHasher::new();

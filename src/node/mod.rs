@@ -9,26 +9,34 @@
 //!
 //! It knows neither gRPC nor databases. All that must survive it lies in its stores.
 
+mod foreign;
 mod kv;
 mod lease;
 mod queue;
 mod quota;
 mod reserve;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tracing::Instrument as _;
 
 pub use self::{
+    foreign::Fence,
     kv::{Chunk, Header},
     lease::{GrantError, LeaseState, TTL_MAX, TTL_MIN},
-    queue::Place,
+    queue::Contender,
 };
-use self::{lease::Lessor, quota::Quota};
+use self::{foreign::ForeignLeases, lease::Lessor, quota::Quota};
 use crate::{
-    clock::SharedClock,
+    clock::{LaneBlock, SharedClock},
     model::{Revision, StoreError, error::Result},
-    store::{
-        Size, Store, Write, Written,
-        membership::{Identity, Membership, random},
+    route::Router,
+    store::{Size, Store as _, records::Records},
+    tree::{
+        Identity,
+        membership::{JoinError, Membership},
+        parent::Caller,
     },
     watch::Hub,
 };
@@ -48,53 +56,64 @@ pub struct Options {
 /// A node; see the module.
 #[derive(Debug)]
 pub struct Node {
-    root: Arc<dyn Store>,
+    root: Arc<Router>,
     clock: SharedClock,
     hub: Arc<Hub>,
     lessor: Lessor,
+    foreign: ForeignLeases,
     quota: Quota,
     membership: Arc<Membership>,
     options: Options,
 }
 
+/// Runs what has begun to change state to its end, also where whoever asked goes meanwhile.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(work.in_current_span()).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is being shut down, and this with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 // === impl Node ===
 
 impl Node {
-    /// A node over `root`, whose stores take their revisions from `clock`. Leases that it knew
-    /// before live on, and expire in the task that [`Node::expire_leases`] is.
+    /// A node over `root`, with its place in a tree, while some stores of `root` are not open yet: their
+    /// names. Leases that it knew before live on, and expire in the task that [`Node::expire_leases`] is.
     ///
     /// # Errors
-    /// Where the default store can't be read or written.
+    /// `Damaged` where a record can't be read, and those of the default store.
     pub async fn start(
-        root: Arc<dyn Store>,
-        clock: SharedClock,
-        options: Options,
-    ) -> Result<Arc<Self>> {
-        let membership = Membership::recall(root.clone(), clock, DEFAULT_NAME).await?;
-        Self::start_in(root, membership, options, &[]).await
-    }
-
-    /// The same with a place in a tree, while some stores of `root` are late: their names.
-    ///
-    /// # Errors
-    /// As [`Node::start`].
-    pub async fn start_in(
-        root: Arc<dyn Store>,
+        root: Arc<Router>,
         membership: Arc<Membership>,
         options: Options,
         late: &[Arc<str>],
     ) -> Result<Arc<Self>> {
         let clock = membership.clock().clone();
-        reserve::begin(&*root, &clock, late).await?;
-        let lessor = Lessor::recall(&*root).await?;
-        let quota = Quota::recall(&*root, options.quota_bytes).await?;
+        let records = membership.records();
+        reserve::begin(records, root.name(), &clock, late).await?;
+        let lessor = Lessor::load(records).await?;
+        let quota = Quota::load(records, options.quota_bytes).await?;
         let hub = Hub::new(root.clone(), clock.clone());
-        Ok(Arc::new(Self { root, clock, hub, lessor, quota, membership, options }))
+        let foreign = ForeignLeases::default();
+        Ok(Arc::new(Self { root, clock, hub, lessor, foreign, quota, membership, options }))
     }
 
     /// Reserves revisions ahead of the clock, for ever.
     pub async fn reserve_revisions(self: Arc<Self>) {
-        reserve::keep(&*self.root, &self.clock, self.clock.now()).await;
+        reserve::keep(self.records(), self.root.name(), &self.clock, self.clock.now()).await;
+    }
+
+    /// Gives up every store, and keeps where the clock stands, so that the next life goes on there. Nothing
+    /// may be asked of the node any more.
+    pub async fn close(&self) {
+        if let Err(error) = reserve::end(self.records(), self.root.name(), &self.clock).await {
+            tracing::warn!(%error, "where the clock stands was not kept; the next start leaps ahead");
+        }
+        self.root.close().await;
     }
 
     /// Who the node is.
@@ -107,27 +126,31 @@ impl Node {
         &self.membership
     }
 
+    /// Takes the lanes that a parent brings; see [`Membership::join`].
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub async fn join(
+        self: Arc<Self>,
+        caller: Caller,
+        lanes: Vec<LaneBlock>,
+        credential: Bytes,
+        revision: Revision,
+    ) -> Result<(), JoinError> {
+        let join = async move { self.membership.join(&caller, lanes, credential, revision).await };
+        to_the_end(join).await
+    }
+
     /// Moves the clock up to what a parent has reached.
     ///
     /// # Errors
     /// For what is no revision.
-    pub async fn take_up(&self, revision: Revision) -> Result<()> {
-        let taken = self.clock.take_up(revision).await;
+    pub async fn advance_to(&self, revision: Revision) -> Result<()> {
+        let taken = self.clock.advance_to(revision).await;
         taken.map_err(|full| StoreError::Unavailable {
             store: self.root.name().clone(),
             reason: full.to_string().into(),
         })
-    }
-
-    /// Applies what a parent sends, whose leases are none of this node's.
-    ///
-    /// # Errors
-    /// Those of the stores, and `NoSpace` where the quota is used up.
-    pub async fn apply(&self, write: Write) -> Result<Written> {
-        if let Write::Txn { txn, .. } = &write {
-            self.quota.admit(&*self.root, txn).await?;
-        }
-        self.root.apply(write).await
     }
 
     /// The revision that every answer from now on is at least as new as.
@@ -141,8 +164,12 @@ impl Node {
     }
 
     /// What it holds, as one store.
-    pub fn root(&self) -> &Arc<dyn Store> {
+    pub fn root(&self) -> &Arc<Router> {
         &self.root
+    }
+
+    fn records(&self) -> &Records {
+        self.membership.records()
     }
 
     /// What the operator set.

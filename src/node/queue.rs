@@ -7,9 +7,8 @@ use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::StreamExt as _;
-use tracing::Instrument as _;
 
-use super::Node;
+use super::{Node, to_the_end};
 use crate::{
     model::{
         Key, KeyRange, KeyValue, LeaseId, Revision, StoreError,
@@ -18,7 +17,7 @@ use crate::{
             Against, Bounds, Compare, Op, OpResult, Order, OrderBy, PutOp, RangeOp, Relation, Txn,
         },
     },
-    store::Written,
+    store::{Store as _, Written},
 };
 
 /// The seconds of the lease that someone gets who brings none.
@@ -26,7 +25,7 @@ const LEASE_TTL: i64 = 60;
 
 /// A place in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Contender {
     /// The key that stands in the line.
     pub key: Key,
     /// The revision that created it, which orders the line.
@@ -38,7 +37,7 @@ pub struct Place {
 /// Someone in a line who is not yet its head.
 struct Waiting {
     node: Arc<Node>,
-    place: Place,
+    place: Contender,
     is_head: bool,
 }
 
@@ -84,7 +83,7 @@ impl Node {
         name: &[u8],
         lease: LeaseId,
         value: Bytes,
-    ) -> Result<(Place, Revision)> {
+    ) -> Result<(Contender, Revision)> {
         let lease = match lease {
             0 => self.lease_for_line().await?,
             lease => lease,
@@ -108,14 +107,10 @@ impl Node {
             let place = node.put_in_line(&name, lease, value).await?;
             Ok(Waiting { node, place, is_head: false })
         };
-        let entered = tokio::spawn(entering.in_current_span()).await;
-        entered.unwrap_or_else(|error| {
-            let reason = error.to_string().into();
-            Err(StoreError::Unavailable { store: "line".into(), reason })
-        })
+        to_the_end(entering).await
     }
 
-    async fn lease_for_line(&self) -> Result<LeaseId> {
+    async fn lease_for_line(self: &Arc<Self>) -> Result<LeaseId> {
         let granted = self.grant_lease(0, LEASE_TTL).await;
         granted.map(|(id, _)| id).map_err(|error| match error {
             super::GrantError::Store(error) => error,
@@ -125,7 +120,7 @@ impl Node {
         })
     }
 
-    async fn put_in_line(&self, name: &[u8], lease: LeaseId, value: Bytes) -> Result<Place> {
+    async fn put_in_line(&self, name: &[u8], lease: LeaseId, value: Bytes) -> Result<Contender> {
         let mut key = BytesMut::from(name);
         key.put_slice(format!("/{lease:x}").as_bytes());
         let key = key.freeze();
@@ -141,7 +136,7 @@ impl Node {
             }
             _ => revision,
         };
-        let place = Place { key, revision, lease };
+        let place = Contender { key, revision, lease };
         if !result.succeeded {
             // The same lease is in the line already: it keeps its place with the new value.
             self.proclaim(&place, value).await?;
@@ -150,7 +145,7 @@ impl Node {
     }
 
     /// Waits until all that stand before `place` are gone.
-    async fn wait_for_head(&self, name: &[u8], place: &Place) -> Result<Revision> {
+    async fn wait_for_head(&self, name: &[u8], place: &Contender) -> Result<Revision> {
         loop {
             let before = RangeOp {
                 limit: 1,
@@ -171,7 +166,7 @@ impl Node {
     }
 
     async fn wait_deleted(&self, key: Key, after: Revision) -> Result<()> {
-        let store = self.root().clone().narrow(&KeyRange::single(key.clone()));
+        let store = self.root().narrow(&KeyRange::single(key.clone()));
         let mut tail = store.tail(after);
         while let Some(batch) = tail.next().await {
             let batch = match batch {
@@ -179,7 +174,7 @@ impl Node {
                 Err(StoreError::Compacted { .. }) => return Ok(()),
                 batch => batch?,
             };
-            let all = batch.commits.iter().chain(&batch.late.commits);
+            let all = batch.commits.iter().chain(&batch.backfill.commits);
             let mut events = all.flat_map(|commit| &commit.events);
             if events.any(|event| event.is_delete() && event.kv.key == key) {
                 return Ok(());
@@ -192,7 +187,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of the stores.
-    pub async fn leave_line(&self, place: &Place) -> Result<Revision> {
+    pub async fn leave_line(&self, place: &Contender) -> Result<Revision> {
         let range = KeyRange::single(place.key.clone());
         let delete = Op::Delete(crate::model::txn::DeleteOp { range, prev_kv: false });
         let compares = vec![created_at(&place.key, place.revision)];
@@ -204,7 +199,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of the stores.
-    pub async fn proclaim(&self, place: &Place, value: Bytes) -> Result<Option<Revision>> {
+    pub async fn proclaim(&self, place: &Contender, value: Bytes) -> Result<Option<Revision>> {
         let txn = Txn {
             compares: vec![created_at(&place.key, place.revision)],
             success: vec![put(&place.key, value, place.lease)],
@@ -235,14 +230,14 @@ impl Node {
     /// Those of the stores.
     pub async fn line_changed(&self, name: &[u8], after: Revision) -> Result<()> {
         let range = line(name);
-        let store = self.root().clone().narrow(&range);
+        let store = self.root().narrow(&range);
         let mut tail = store.tail(after);
         while let Some(batch) = tail.next().await {
             let batch = match batch {
                 Err(StoreError::Compacted { .. }) => return Ok(()),
                 batch => batch?,
             };
-            let all = batch.commits.iter().chain(&batch.late.commits);
+            let all = batch.commits.iter().chain(&batch.backfill.commits);
             let mut events = all.flat_map(|commit| &commit.events);
             if events.any(|event| range.contains(&event.kv.key)) {
                 return Ok(());

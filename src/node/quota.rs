@@ -5,25 +5,28 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-
-use super::Node;
+use super::{Node, to_the_end};
 use crate::{
     model::{
         StoreError,
         error::Result,
         txn::{Op, Txn},
     },
-    store::Store,
+    proto::records::Alarm,
+    store::{
+        Store,
+        records::{Changes, Records},
+    },
 };
 
-const RECORD: &str = "alarm/nospace";
+/// The id of the alarm's record.
+const NOSPACE: &str = "nospace";
 
 /// How old a measurement of the stores' size may be.
 const MEASURED_FOR: Duration = Duration::from_millis(500);
@@ -51,14 +54,14 @@ fn no_space() -> StoreError {
 // === impl Quota ===
 
 impl Quota {
-    pub(super) async fn recall(root: &dyn Store, bytes_max: u64) -> Result<Self> {
-        let is_alarmed = AtomicBool::new(!root.recall(RECORD).await?.is_empty());
+    pub(super) async fn load(records: &Records, bytes_max: u64) -> Result<Self> {
+        let is_alarmed = AtomicBool::new(records.get_at::<Alarm>(NOSPACE).await?.is_some());
         let used = Mutex::new(Used { bytes: 0, measured: None });
         Ok(Self { bytes_max, is_alarmed, used })
     }
 
     /// Lets a transaction pass that needs no room, or for which there is some.
-    pub(super) async fn admit(&self, root: &dyn Store, txn: &Txn) -> Result<()> {
+    pub(super) async fn admit(&self, root: &dyn Store, records: &Records, txn: &Txn) -> Result<()> {
         if self.bytes_max == 0 && !self.is_alarmed.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -76,7 +79,7 @@ impl Quota {
         }
         self.is_alarmed.store(true, Ordering::Relaxed);
         tracing::error!(quota_bytes = self.bytes_max, "the storage quota is used up");
-        root.remember(RECORD, Some(Bytes::from_static(b"1"))).await?;
+        records.write(Changes::default().put_at(NOSPACE, &Alarm {})).await?;
         Err(no_space())
     }
 
@@ -118,9 +121,17 @@ impl Node {
     ///
     /// # Errors
     /// Where the default store can't be written.
-    pub async fn set_out_of_space(&self, is_raised: bool) -> Result<()> {
-        let record = is_raised.then(|| Bytes::from_static(b"1"));
-        self.root.remember(RECORD, record).await?;
+    pub async fn set_out_of_space(self: &Arc<Self>, is_raised: bool) -> Result<()> {
+        let node = self.clone();
+        to_the_end(async move { node.note_out_of_space(is_raised).await }).await
+    }
+
+    async fn note_out_of_space(&self, is_raised: bool) -> Result<()> {
+        let changes = match is_raised {
+            true => Changes::default().put_at(NOSPACE, &Alarm {}),
+            false => Changes::default().delete_at::<Alarm>(NOSPACE),
+        };
+        self.records().write(changes).await?;
         self.quota.is_alarmed.store(is_raised, Ordering::Relaxed);
         Ok(())
     }

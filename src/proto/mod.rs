@@ -32,5 +32,11 @@ mod pleach {
             tonic::include_proto!("pleach.tree.v1");
         }
     }
+    pub(super) mod records {
+        pub mod v2 {
+            tonic::include_proto!("pleach.records.v2");
+        }
+    }
 }
+pub use pleach::records::v2 as records;
 pub use pleach::tree::v1 as tree;

@@ -5,11 +5,11 @@ use futures::future::try_join_all;
 use super::Table;
 use crate::{
     model::{KeyRange, KeyValue, Revision, error::Result, key::successor},
-    store::{Page, Read},
+    store::{Page, Query},
 };
 
 /// One page over several stores.
-pub(super) async fn read(table: &Table, stores: &[usize], read: &Read) -> Result<Page> {
+pub(super) async fn read(table: &Table, stores: &[usize], read: &Query) -> Result<Page> {
     let pages = stores.iter().map(|at| async move {
         // From the first key that the store may own to the last: of others' keys it need not send more.
         let parts = table.parts(*at, &read.range);
@@ -18,7 +18,7 @@ pub(super) async fn read(table: &Table, stores: &[usize], read: &Read) -> Result
         };
         let range = KeyRange { start: first.start.clone(), end: last.end.clone() };
         let is_pure = table.is_pure(*at, &range, read.revision);
-        let mut page = table.stores[*at].read(&Read { range, ..read.clone() }).await?;
+        let mut page = table.stores[*at].read(&Query { range, ..read.clone() }).await?;
         if !is_pure {
             page.kvs.retain(|kv| table.owner(&kv.key) == *at);
         }
@@ -28,16 +28,12 @@ pub(super) async fn read(table: &Table, stores: &[usize], read: &Read) -> Result
 }
 
 /// The keys of a range over several stores.
-pub(super) async fn count(
-    table: &Table,
-    stores: &[usize],
-    range: &KeyRange,
-    revision: Revision,
-) -> Result<u64> {
+pub(super) async fn count(table: &Table, stores: &[usize], query: &Query) -> Result<u64> {
+    let revision = query.revision;
     let counts = stores.iter().flat_map(|at| {
-        table.parts(*at, range).into_iter().map(move |part| async move {
+        table.parts(*at, &query.range).into_iter().map(move |part| async move {
             if table.is_pure(*at, &part, revision) {
-                table.stores[*at].count(&part, revision).await
+                table.stores[*at].count(&Query { range: part, ..query.clone() }).await
             } else {
                 count_owned(table, *at, &part, revision).await
             }
@@ -53,7 +49,7 @@ async fn count_owned(
     range: &KeyRange,
     revision: Revision,
 ) -> Result<u64> {
-    let mut read = Read { keys_only: true, ..Read::new(range.clone(), revision) };
+    let mut read = Query { keys_only: true, ..Query::new(range.clone(), revision) };
     let mut count = 0;
     loop {
         let page = table.stores[at].read(&read).await?;

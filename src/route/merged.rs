@@ -2,7 +2,7 @@
 //!
 //! What one store has committed waits until the others have closed its revision. A store that has
 //! nothing to say is asked to close it, so an idle one holds up nobody. One that is detached
-//! ([`crate::store::presence`]) is passed over; what it did meanwhile comes late, when it is back.
+//! ([`crate::store::attach`]) is passed over; what it did meanwhile comes late, when it is back.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,11 +14,11 @@ use futures::{
 use tokio::time::{sleep, timeout};
 use tokio_stream::{StreamMap, wrappers::WatchStream};
 
-use super::Table;
+use super::{Table, attach_state};
 use crate::{
-    clock::{self, Merge},
+    clock::{self, Gap, Merge},
     model::{Commit, Revision, error::Result},
-    store::{Batch, Late, Store, Tail, presence::Presence},
+    store::{Backfill, LogBatch, Store, Tail, attach::AttachState},
 };
 
 /// How long to wait before a store that is there and did not close a revision is asked again.
@@ -34,22 +34,34 @@ pub(super) fn tail(table: Arc<Table>, members: &[usize], after: Revision) -> Tai
     let mut merge = Merge::new(members.len(), after);
     let sources = members.iter().enumerate().map(|(index, at)| {
         let store = table.stores[*at].clone();
-        let presence = store.presence().cloned();
-        if let Some(presence) = &presence {
-            changes.push(WatchStream::from_changes(presence.changes()));
+        let attach_state = attach_state(&store).cloned();
+        if let Some(attach_state) = &attach_state {
+            changes.push(WatchStream::from_changes(attach_state.changes()));
         }
         // Known from the beginning, not from when this is first asked: the store may be back by then, and
         // what it did meanwhile must come late.
-        let standing = presence.as_ref().map(|presence| presence.standing()).unwrap_or_default();
-        let is_detached = standing.left.is_some_and(|left| left <= after);
+        let standing =
+            attach_state.as_ref().map(|attach_state| attach_state.standing()).unwrap_or_default();
+        let is_detached = standing.detached_at.is_some_and(|left| left <= after);
         if is_detached {
             merge.detach(index);
         } else {
             tails.insert(index, store.tail(after));
         }
-        let absences = standing.gone_through(is_detached);
-        let (closed, asked, late, gap) = (after, after, Late::default(), (after, 0));
-        Source { at: *at, store, presence, closed, is_detached, absences, asked, late, gap }
+        let detach_epoch = standing.gone_through(is_detached);
+        let (closed, asked, backfill) = (after, after, Backfill::default());
+        let gap = Gap { after, floor: 0 };
+        Source {
+            at: *at,
+            store,
+            attach_state,
+            closed,
+            is_detached,
+            detach_epoch,
+            asked,
+            backfill,
+            gap,
+        }
     });
     let sources = sources.collect();
     let merged = Merged {
@@ -85,39 +97,39 @@ struct Source {
     /// Its place in the table.
     at: usize,
     store: Arc<dyn Store>,
-    presence: Option<Arc<Presence>>,
+    attach_state: Option<Arc<AttachState>>,
     /// What its tail has said to be closed.
     closed: Revision,
     is_detached: bool,
-    /// How many of the store's absences were gone through here, and so are behind, or this one.
-    absences: u64,
+    /// How many of the store's detachments were gone through here, and so are behind, or this one.
+    detach_epoch: u64,
     /// The revision that it was last asked to close.
     asked: Revision,
     /// What came late and is not told yet.
-    late: Late,
+    backfill: Backfill,
     /// When it was last away: where it was left, and the floor of those who went on without it.
-    gap: (Revision, Revision),
+    gap: Gap,
 }
 
 // === impl Merged ===
 
 impl Merged {
-    async fn next(&mut self) -> Result<Option<Batch>> {
+    async fn next(&mut self) -> Result<Option<LogBatch>> {
         loop {
             let mut is_held_up = false;
             for index in 0..self.sources.len() {
                 is_held_up |= self.detach_or_attach(index).await.is_err();
             }
             let mut sources = self.sources.iter_mut();
-            if let Some(source) = sources.find(|source| !source.late.commits.is_empty()) {
-                let late = std::mem::take(&mut source.late);
-                return Ok(Some(Batch { commits: Vec::new(), closed: self.yielded, late }));
+            if let Some(source) = sources.find(|source| !source.backfill.commits.is_empty()) {
+                let backfill = std::mem::take(&mut source.backfill);
+                return Ok(Some(LogBatch { commits: Vec::new(), closed: self.yielded, backfill }));
             }
             let closed = self.merge.closed();
             if closed > self.yielded && self.may_pass(closed) {
                 let (ready, closed) = self.merge.drain();
                 self.yielded = closed;
-                return Ok(Some(Batch::new(joined(ready), closed)));
+                return Ok(Some(LogBatch::new(joined(ready), closed)));
             }
             self.ask();
             tokio::select! {
@@ -142,26 +154,28 @@ impl Merged {
     /// Where it can't be noted that the store is left.
     async fn detach_or_attach(&mut self, index: usize) -> Result<()> {
         let source = &mut self.sources[index];
-        let Some(presence) = source.presence.clone() else { return Ok(()) };
-        let standing = presence.standing();
-        let is_back = source.is_detached && standing.left.is_none();
-        if is_back || source.absences != standing.gone_through(source.is_detached) {
+        let Some(attach_state) = source.attach_state.clone() else { return Ok(()) };
+        let standing = attach_state.standing();
+        let is_back = source.is_detached && standing.detached_at.is_none();
+        if is_back || source.detach_epoch != standing.gone_through(source.is_detached) {
             // Not from what is closed, which may be a promise far above all that was said.
-            let tail = source.come_back(&presence, source.closed.min(self.yielded));
-            source.absences = standing.gone_through(false);
+            let tail = source.come_back(&attach_state, source.closed.min(self.yielded));
+            source.detach_epoch = standing.gone_through(false);
             self.merge.attach(index, source.closed);
             self.tails.insert(index, tail);
         }
-        let Some(left) = standing.left.filter(|_| !source.is_detached) else { return Ok(()) };
+        let Some(left) = standing.detached_at.filter(|_| !source.is_detached) else {
+            return Ok(());
+        };
         if source.closed < left {
-            if source.store.is_here(source.closed) {
+            if source.store.covers(source.closed) {
                 return Ok(());
             }
             // Where nobody here knows what it did before it was left, it was left earlier.
-            presence.leave_at(source.closed).await?;
+            attach_state.detach_at(source.closed).await?;
         }
         source.is_detached = true;
-        source.absences = standing.gone_through(true);
+        source.detach_epoch = standing.gone_through(true);
         self.merge.detach(index);
         self.tails.remove(&index);
         Ok(())
@@ -171,12 +185,12 @@ impl Merged {
     fn may_pass(&self, revision: Revision) -> bool {
         let mut detached = self.sources.iter().filter(|source| source.is_detached);
         detached.all(|source| {
-            let presence = source.presence.as_ref();
-            presence.is_none_or(|presence| presence.pass(revision, source.absences))
+            let attach_state = source.attach_state.as_ref();
+            attach_state.is_none_or(|attach_state| attach_state.pass(revision, source.detach_epoch))
         })
     }
 
-    fn push(&mut self, index: usize, batch: Batch) {
+    fn push(&mut self, index: usize, batch: LogBatch) {
         let source = &mut self.sources[index];
         let (table, at) = (&self.table, source.at);
         let entries = |commits: Vec<Arc<Commit>>| {
@@ -186,14 +200,14 @@ impl Merged {
         // Behind a return the tail begins where the store was left: that was passed over, or is here.
         let passed_over = self.merge.push(index, entries(batch.commits), batch.closed);
         // Late for whoever was told without it, which is nobody here where another store holds things up.
-        let told = self.merge.push(index, entries(batch.late.commits), batch.closed);
+        let told = self.merge.push(index, entries(batch.backfill.commits), batch.closed);
         source.closed = source.closed.max(batch.closed);
         // At least above all that was said here.
-        let (after, floor) = (source.gap.0, source.gap.1.max(self.yielded + 1));
-        source.late.join(Late { commits: commits(passed_over), after, floor });
+        let (after, floor) = (source.gap.after, source.gap.floor.max(self.yielded + 1));
+        source.backfill.join(Backfill { commits: commits(passed_over), after, floor });
         // What the store itself says to come late has a floor of its own.
-        let Late { after, floor, .. } = batch.late;
-        source.late.join(Late { commits: commits(told), after, floor });
+        let Backfill { after, floor, .. } = batch.backfill;
+        source.backfill.join(Backfill { commits: commits(told), after, floor });
     }
 
     /// Asks the sources that hold up what is waiting to close it; their tails will say when.
@@ -206,12 +220,12 @@ impl Merged {
                 continue;
             }
             source.asked = wanted;
-            let (store, presence) = (source.store.clone(), source.presence.clone());
+            let (store, attach_state) = (source.store.clone(), source.attach_state.clone());
             self.syncs.push(
                 async move {
-                    let is_closed = store.sync(wanted, 0).await.is_ok();
+                    let is_closed = store.advance_closed(wanted, 0).await.is_ok();
                     if !is_closed {
-                        let mut changes = presence.map(|presence| presence.changes());
+                        let mut changes = attach_state.map(|attach_state| attach_state.changes());
                         let comes_or_goes = async {
                             match &mut changes {
                                 Some(changes) => drop(changes.changed().await),
@@ -232,15 +246,15 @@ impl Merged {
 
 impl Source {
     /// The log from `after` on, or from where the gaps begin that reach above.
-    fn come_back(&mut self, presence: &Presence, after: Revision) -> Tail {
+    fn come_back(&mut self, attach_state: &AttachState, after: Revision) -> Tail {
         (self.is_detached, self.asked) = (false, 0);
-        self.gap = presence.gaps_above(after);
+        self.gap = attach_state.gaps_above(after);
         loop {
-            let tail = self.store.tail(self.gap.0);
+            let tail = self.store.tail(self.gap.after);
             // What comes late from here on the tail tells; what came late before is noted by now.
-            let gap = presence.gaps_above(after);
+            let gap = attach_state.gaps_above(after);
             if gap == self.gap {
-                self.closed = gap.0;
+                self.closed = gap.after;
                 return tail;
             }
             self.gap = gap;
@@ -248,7 +262,7 @@ impl Source {
     }
 }
 
-fn commits(late: Vec<clock::Late<Arc<Commit>>>) -> Vec<Arc<Commit>> {
+fn commits(late: Vec<clock::PassedOver<Arc<Commit>>>) -> Vec<Arc<Commit>> {
     late.into_iter().map(|late| late.entry).collect()
 }
 

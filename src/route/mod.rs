@@ -8,7 +8,7 @@
 //!
 //! A request that touches one store is that store's alone. A read that spans stores is made in all of
 //! them as of one revision, and merged by key; a tail that spans stores is merged by revision. A store
-//! may hold keys that route elsewhere, since rules change: such strays are never shown.
+//! may hold keys that route elsewhere, since rules change: such misrouted keys are never shown.
 //!
 //! What it never does: spread one transaction over two stores, answer with a part of a list, or keep
 //! anything of its own.
@@ -26,13 +26,15 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
 
 use self::rule::{Reach, Rule};
 use crate::{
-    model::{KeyRange, Revision, StoreError, error::Result, txn::Txn},
-    store::{Described, Page, Read, Size, Store, Tail, Whose, Write, Written, presence::Standing},
+    clock::Standing,
+    model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
+    store::{
+        Coverage, Described, Head, Page, Query, Size, Store, Tail, Written, attach::AttachState,
+    },
 };
 
 /// A rule and the store it sends its keys to.
@@ -42,6 +44,8 @@ pub struct Route {
     pub rule: Rule,
     /// Where they live. Its name is the route's.
     pub store: Arc<dyn Store>,
+    /// Whether others than this node may write keys there.
+    pub has_other_writers: bool,
 }
 
 /// A store made of stores; see the module.
@@ -51,6 +55,8 @@ pub struct Router {
     /// The stores that this view spans, by their place in the table, in order.
     members: Vec<usize>,
     name: Arc<str>,
+    /// Of all its stores that have a life of their own.
+    attach_states: Vec<Arc<AttachState>>,
 }
 
 /// Routes in order, and last the default store.
@@ -59,6 +65,8 @@ struct Table {
     rules: Vec<Rule>,
     /// One for each rule, then the default.
     stores: Vec<Arc<dyn Store>>,
+    /// For each store whether others than this node write there.
+    has_other_writers: Vec<bool>,
     /// For each store the revision since which it is known to hold no key that routes elsewhere.
     clean_since: Vec<AtomicI64>,
 }
@@ -75,20 +83,56 @@ pub struct Explanation<'a> {
 // === impl Router ===
 
 impl Router {
+    /// Whether a route leads to the store of this incarnation, as far as is known.
+    pub fn leads_to(&self, incarnation: u64) -> bool {
+        self.stores().any(|store| store.head().incarnation == incarnation)
+    }
+
     /// A router over `routes`, in order, with `default` for the rest.
     pub fn new(routes: Vec<Route>, default: Arc<dyn Store>) -> Arc<Self> {
+        let has_other_writers = routes.iter().map(|route| route.has_other_writers);
+        let has_other_writers = has_other_writers.chain([false]).collect();
         let (rules, mut stores): (Vec<_>, Vec<_>) =
             routes.into_iter().map(|route| (route.rule, route.store)).unzip();
         stores.push(default);
         let clean_since = stores.iter().map(|_| AtomicI64::new(Revision::MAX)).collect();
         let members = (0..stores.len()).collect();
-        Arc::new(Self::view(Arc::new(Table { rules, stores, clean_since }), members))
+        let table = Table { rules, stores, has_other_writers, clean_since };
+        Arc::new(Self::view(Arc::new(table), members))
+    }
+
+    /// A router without routes: all keys go to `store`.
+    pub fn single(store: Arc<dyn Store>) -> Arc<Self> {
+        Self::new(Vec::new(), store)
     }
 
     fn view(table: Arc<Table>, members: Vec<usize>) -> Self {
-        let names: Vec<&str> = members.iter().map(|at| &**table.stores[*at].name()).collect();
+        let stores = members.iter().map(|at| &table.stores[*at]);
+        let names: Vec<&str> = stores.clone().map(|store| &**store.name()).collect();
         let name = names.join("+").into();
-        Self { table, members, name }
+        let attach_states = stores.flat_map(|store| store.attach_states().to_vec()).collect();
+        Self { table, members, name, attach_states }
+    }
+
+    /// The stores that may hold keys of a range, as one. Reads and tails of what it returns wait for no
+    /// other store.
+    pub fn narrow(self: &Arc<Self>, range: &KeyRange) -> Arc<Self> {
+        let touched = self.touched(range);
+        if touched.is_empty() || touched == self.members {
+            return self.clone();
+        }
+        Arc::new(Self::view(self.table.clone(), touched))
+    }
+
+    /// Whether all its numbers are of this node's clock, so that what comes next is above all shown.
+    pub fn is_own(&self) -> bool {
+        self.attach_states.is_empty()
+    }
+
+    /// Up to where every store is compacted: less than [`Store::compacted`] where a child has done more
+    /// by itself.
+    pub fn compacted_everywhere(&self) -> Revision {
+        self.stores().map(|store| store.compacted()).min().unwrap_or(-1)
     }
 
     /// Where `key` goes.
@@ -110,16 +154,16 @@ impl Router {
     /// That of the first store that could not be read; the others are not looked at again that hold none.
     pub async fn survey(&self, revision: Revision) -> Result<Vec<(Arc<str>, u64)>> {
         let is_to_be_seen = |at: &&usize| {
-            !self.table.stores[**at].has_other_writers() && !self.table.is_clean(**at, revision)
+            !self.table.has_other_writers[**at] && !self.table.is_clean(**at, revision)
         };
         let own = self.members.iter().filter(is_to_be_seen);
         let mut found = Vec::new();
         for at in own {
-            found.push(self.table.strays(*at, revision).await.map(|strays| {
-                if strays == 0 {
+            found.push(self.table.misrouted(*at, revision).await.map(|misrouted| {
+                if misrouted == 0 {
                     self.table.clean_since[*at].fetch_min(revision, Ordering::Relaxed);
                 }
-                (self.table.stores[*at].name().clone(), strays)
+                (self.table.stores[*at].name().clone(), misrouted)
             }));
         }
         found.into_iter().collect()
@@ -132,7 +176,8 @@ impl Router {
         touched
     }
 
-    fn stores(&self) -> impl Iterator<Item = &Arc<dyn Store>> {
+    /// The stores of this view, the default store last.
+    pub fn stores(&self) -> impl Iterator<Item = &Arc<dyn Store>> {
         self.members.iter().map(|at| &self.table.stores[*at])
     }
 
@@ -158,50 +203,45 @@ impl Router {
 
 #[async_trait]
 impl Store for Router {
-    async fn apply(&self, write: Write) -> Result<Written> {
-        match &write {
-            Write::Txn { txn, .. } => self.place(txn)?.apply(write).await,
-            Write::DeleteLeased(_) => {
-                // One after the other, so that revisions come in the stores' order; a store that
-                // fails does not save the keys of the others.
-                let mut last: Option<Written> = None;
-                let mut failed = None;
-                for store in self.stores() {
-                    match store.apply(write.clone()).await {
-                        Ok(written) => {
-                            let is_later =
-                                last.as_ref().is_none_or(|last| written.revision > last.revision);
-                            last = if is_later { Some(written) } else { last };
-                        }
-                        Err(error) => failed = failed.or(Some(error)),
-                    }
-                }
-                match (failed, last) {
-                    (None, Some(last)) => Ok(last),
-                    (failed, _) => Err(failed.expect("a router has at least its default store")),
-                }
-            }
-        }
+    fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
-    async fn read(&self, read: &Read) -> Result<Page> {
+    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
+        self.place(&txn)?.apply(txn, dead_leases).await
+    }
+
+    /// One store after the other, so that revisions come in the stores' order; one that fails does not
+    /// save the keys of the others.
+    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+        // All of them, also where one is away: what can go goes.
+        let ended = join_all(self.stores().map(|store| store.end_lease(lease))).await;
+        ended.into_iter().try_fold(0, |last, revision| Ok(revision?.max(last)))
+    }
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        let leases = try_join_all(self.stores().map(|store| store.leases())).await?;
+        Ok(leases.into_iter().flatten().collect())
+    }
+
+    async fn read(&self, read: &Query) -> Result<Page> {
         match self.touched(&read.range)[..] {
             // No key lies there, but whether the revision can be read must be said all the same.
             [] => self.default_store().read(read).await,
             [only] => self.table.stores[only].read(read).await,
             ref several if read.revision == 0 => {
-                let revision = self.present(&read.range, Whose::All).await?;
+                let revision = self.read_index(&read.range, Coverage::All).await?;
                 fan::read(&self.table, several, &read.at(revision)).await
             }
             ref several => fan::read(&self.table, several, read).await,
         }
     }
 
-    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
-        match self.touched(range)[..] {
-            [] => self.default_store().count(range, revision).await,
-            [only] => self.table.stores[only].count(range, revision).await,
-            ref several => fan::count(&self.table, several, range, revision).await,
+    async fn count(&self, query: &Query) -> Result<u64> {
+        match self.touched(&query.range)[..] {
+            [] => self.default_store().count(query).await,
+            [only] => self.table.stores[only].count(query).await,
+            ref several => fan::count(&self.table, several, query).await,
         }
     }
 
@@ -212,48 +252,56 @@ impl Store for Router {
         }
     }
 
+    fn covers(&self, after: Revision) -> bool {
+        self.stores().all(|store| store.covers(after))
+    }
+
+    fn check_resume(&self, after: Revision) -> Result<()> {
+        self.stores().try_for_each(|store| store.check_resume(after))
+    }
+
+    fn attach_states(&self) -> &[Arc<AttachState>] {
+        &self.attach_states
+    }
+
     /// Passes over those that are detached, as its tails do: what they do meanwhile comes late.
-    fn closed(&self) -> Revision {
-        let standing = |store: &Arc<dyn Store>| store.presence().map(|it| it.standing());
+    fn announce_closed(&self) -> Revision {
+        let standing = |store: &Arc<dyn Store>| attach_state(store).map(|it| it.standing());
         let stands = self.stores().map(|store| (store, standing(store).unwrap_or_default()));
-        let (away, there): (Vec<_>, Vec<_>) = stands.partition(|(_, it)| it.left.is_some());
-        let closed = there.iter().map(|(store, _)| store.closed()).min();
+        let (away, there): (Vec<_>, Vec<_>) = stands.partition(|(_, it)| it.detached_at.is_some());
+        let closed = there.iter().map(|(store, _)| store.announce_closed()).min();
         let passes = |(store, standing): &(&Arc<dyn Store>, Standing)| {
-            let presence = store.presence().zip(closed);
-            presence.is_some_and(|(presence, closed)| presence.pass(closed, standing.absences))
+            let attached = attach_state(store).zip(closed);
+            attached.is_some_and(|(state, closed)| state.pass(closed, standing.detach_epoch))
         };
-        let held_up = away.iter().filter(|it| !passes(it)).map(|(store, _)| store.closed()).min();
+        let held_up =
+            away.iter().filter(|it| !passes(it)).map(|(store, _)| store.announce_closed()).min();
         closed.into_iter().chain(held_up).min().unwrap_or(0)
     }
 
-    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
         // All of them, also where one can't: who goes on without that one hears from the others.
-        let closed = join_all(self.stores().map(|store| store.sync(revision, ahead))).await;
+        let closed =
+            join_all(self.stores().map(|store| store.advance_closed(revision, ahead))).await;
         let closed: Vec<Revision> = closed.into_iter().collect::<Result<_>>()?;
         Ok(closed.into_iter().min().unwrap_or(revision))
     }
 
     /// The greatest of the presents: each store is read as of it, and closes it first.
-    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
+    async fn read_index(&self, range: &KeyRange, coverage: Coverage) -> Result<Revision> {
         let touched = match self.touched(range) {
-            none if none.is_empty() => return self.default_store().present(range, whose).await,
+            none if none.is_empty() => {
+                return self.default_store().read_index(range, coverage).await;
+            }
             touched => touched,
         };
         let counts = |store: &&Arc<dyn Store>| {
-            let left = store.presence().and_then(|presence| presence.left_at());
-            whose == Whose::All || left.is_none()
+            let left = attach_state(store).and_then(|state| state.detached_at());
+            coverage == Coverage::All || left.is_none()
         };
         let stores = touched.iter().map(|at| &self.table.stores[*at]).filter(counts);
-        let presents = stores.map(|store| store.present(range, whose));
+        let presents = stores.map(|store| store.read_index(range, coverage));
         Ok(try_join_all(presents).await?.into_iter().max().unwrap_or(0))
-    }
-
-    fn is_own(&self) -> bool {
-        self.stores().all(|store| store.is_own())
-    }
-
-    fn check_resumed(&self, after: Revision) -> Result<()> {
-        self.stores().try_for_each(|store| store.check_resumed(after))
     }
 
     /// All of them, whichever fails.
@@ -266,18 +314,6 @@ impl Store for Router {
         self.stores().map(|store| store.compacted()).max().unwrap_or(-1)
     }
 
-    fn compacted_everywhere(&self) -> Revision {
-        self.stores().map(|store| store.compacted_everywhere()).min().unwrap_or(-1)
-    }
-
-    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
-        self.default_store().remember(name, value).await
-    }
-
-    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
-        self.default_store().recall(prefix).await
-    }
-
     async fn size(&self) -> Result<Size> {
         let sizes = try_join_all(self.stores().map(|store| store.size())).await?;
         let sum = |sum: Size, size: Size| Size {
@@ -287,21 +323,28 @@ impl Store for Router {
         Ok(sizes.into_iter().fold(Size::default(), sum))
     }
 
+    /// How far the one has come that has come farthest.
+    fn head(&self) -> Head {
+        let all = Head { is_exact: true, ..Head::default() };
+        self.stores().map(|store| store.head()).fold(all, |all, head| Head {
+            newest: all.newest.max(head.newest),
+            is_exact: all.is_exact && head.is_exact,
+            ..all
+        })
+    }
+
+    async fn close(&self) {
+        join_all(self.stores().map(|store| store.close())).await;
+    }
+
     async fn describe(&self) -> Vec<Described> {
         join_all(self.stores().map(|store| store.describe())).await.concat()
     }
+}
 
-    fn narrow(self: Arc<Self>, range: &KeyRange) -> Arc<dyn Store> {
-        match self.touched(range)[..] {
-            [only] => self.table.stores[only].clone().narrow(range),
-            ref several if several.len() < 2 || several == self.members => self,
-            ref several => Arc::new(Self::view(self.table.clone(), several.to_vec())),
-        }
-    }
-
-    fn name(&self) -> &Arc<str> {
-        &self.name
-    }
+/// Whether a store of a route is there, where it has a life of its own.
+fn attach_state(store: &Arc<dyn Store>) -> Option<&Arc<AttachState>> {
+    store.attach_states().first()
 }
 
 // === impl Table ===
@@ -336,13 +379,13 @@ impl Table {
     }
 
     /// How many keys a store holds that route elsewhere.
-    async fn strays(&self, at: usize, revision: Revision) -> Result<u64> {
-        let mut strays = 0;
-        let mut read = Read { keys_only: true, ..Read::new(KeyRange::all(), revision) };
+    async fn misrouted(&self, at: usize, revision: Revision) -> Result<u64> {
+        let mut misrouted = 0;
+        let mut read = Query { keys_only: true, ..Query::new(KeyRange::all(), revision) };
         loop {
             let page = self.stores[at].read(&read).await?;
-            strays += page.kvs.iter().filter(|kv| self.owner(&kv.key) != at).count() as u64;
-            let Some(next) = page.next else { return Ok(strays) };
+            misrouted += page.kvs.iter().filter(|kv| self.owner(&kv.key) != at).count() as u64;
+            let Some(next) = page.next else { return Ok(misrouted) };
             read.range.start = next;
         }
     }

@@ -5,7 +5,7 @@
 use tonic::{Request, Response, Status};
 
 use super::{
-    Face,
+    Services,
     status::{self, status},
 };
 use crate::proto::etcdserverpb as pb;
@@ -17,7 +17,7 @@ fn not_kept() -> Status {
 }
 
 #[tonic::async_trait]
-impl pb::auth_server::Auth for Face {
+impl pb::auth_server::Auth for Services {
     async fn auth_enable(
         &self,
         _: Request<pb::AuthEnableRequest>,

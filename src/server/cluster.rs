@@ -2,13 +2,13 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Face, status};
+use super::{Services, status};
 use crate::proto::etcdserverpb as pb;
 
 const FIXED: &str = "pleach: members are not added or removed; a node's routes are in its topology";
 
 #[tonic::async_trait]
-impl pb::cluster_server::Cluster for Face {
+impl pb::cluster_server::Cluster for Services {
     async fn member_list(
         &self,
         request: Request<pb::MemberListRequest>,
@@ -58,7 +58,7 @@ impl pb::cluster_server::Cluster for Face {
     }
 }
 
-impl Face {
+impl Services {
     fn refuse_member(&self, id: u64) -> Status {
         if id == self.node.identity().member {
             Status::unimplemented(FIXED)

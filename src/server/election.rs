@@ -4,22 +4,22 @@ use futures::{Stream, StreamExt as _, stream};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::{Face, check};
-use crate::{model::Revision, node::Place, proto::v3electionpb as pb, wire};
+use super::{Services, check};
+use crate::{model::Revision, node::Contender, proto::v3electionpb as pb, wire};
 
 /// etcd's words, which its clients compare.
 const NO_LEADER: &str = "election: no leader";
 const NOT_LEADER: &str = "election: not leader";
 
-fn place(leader: Option<pb::LeaderKey>) -> Result<Place, Status> {
+fn place(leader: Option<pb::LeaderKey>) -> Result<Contender, Status> {
     let leader =
         leader.ok_or_else(|| Status::invalid_argument("\"leader\" field must be provided"))?;
     check::key(&leader.key)?;
-    Ok(Place { key: leader.key, revision: leader.rev, lease: leader.lease })
+    Ok(Contender { key: leader.key, revision: leader.rev, lease: leader.lease })
 }
 
 #[tonic::async_trait]
-impl pb::election_server::Election for Face {
+impl pb::election_server::Election for Services {
     type ObserveStream =
         std::pin::Pin<Box<dyn Stream<Item = Result<pb::LeaderResponse, Status>> + Send>>;
 
@@ -30,7 +30,7 @@ impl pb::election_server::Election for Face {
         self.check_size(request.get_ref().encoded_len())?;
         let pb::CampaignRequest { name, lease, value } = request.into_inner();
         let (place, revision) = self.until_stopped(self.node.line_up(&name, lease, value)).await?;
-        let Place { key, revision: rev, lease } = place;
+        let Contender { key, revision: rev, lease } = place;
         let leader = Some(pb::LeaderKey { name, key, rev, lease });
         Ok(Response::new(pb::CampaignResponse { header: self.header(revision), leader }))
     }
@@ -79,7 +79,7 @@ impl pb::election_server::Election for Face {
 }
 
 struct Observed {
-    face: Face,
+    face: Services,
     name: bytes::Bytes,
     /// The last change that was told.
     told: Revision,

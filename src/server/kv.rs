@@ -5,7 +5,7 @@ use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Face, GRPC_OVERHEAD_BYTES, check,
+    GRPC_OVERHEAD_BYTES, Services, check,
     status::{self, status},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[tonic::async_trait]
-impl pb::kv_server::Kv for Face {
+impl pb::kv_server::Kv for Services {
     type RangeStreamStream =
         std::pin::Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
 
@@ -107,15 +107,12 @@ impl pb::kv_server::Kv for Face {
     }
 }
 
-impl Face {
+impl Services {
     /// Refuses a write beyond the bound that etcd sets for what goes through its log.
     pub(super) fn check_size(&self, bytes: usize) -> Result<(), Status> {
         let message_max = self.limits.request_bytes_max + GRPC_OVERHEAD_BYTES;
         if bytes > message_max {
-            // What etcd's gRPC library says of messages beyond its own bound.
-            return Err(Status::resource_exhausted(format!(
-                "grpc: received message larger than max ({bytes} vs. {message_max})"
-            )));
+            return Err(status::beyond_all(bytes, message_max));
         }
         if bytes > self.limits.request_bytes_max {
             return Err(status(status::TOO_LARGE));

@@ -4,11 +4,11 @@ use futures::{Stream, StreamExt as _};
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Face;
+use super::Services;
 use crate::proto::etcdserverpb as pb;
 
 #[tonic::async_trait]
-impl pb::lease_server::Lease for Face {
+impl pb::lease_server::Lease for Services {
     type LeaseKeepAliveStream =
         std::pin::Pin<Box<dyn Stream<Item = Result<pb::LeaseKeepAliveResponse, Status>> + Send>>;
 
@@ -56,18 +56,22 @@ impl pb::lease_server::Lease for Face {
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
-        let header = self.header_now();
+        let mut header = self.header_now();
         let Some(lease) = self.node.lease(id) else {
             let gone = pb::LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() };
             return Ok(Response::new(gone));
         };
-        let keys = if keys { self.node.keys_of_lease(id).await? } else { Vec::new() };
+        let mut held = Vec::new();
+        if keys {
+            let (revision, found) = self.node.keys_of_lease(id).await?;
+            (header, held) = (self.header(revision), found);
+        }
         Ok(Response::new(pb::LeaseTimeToLiveResponse {
             header,
             id,
             ttl: lease.left,
             granted_ttl: lease.granted,
-            keys,
+            keys: held,
         }))
     }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::{Face, check};
+use super::{Services, check};
 use crate::{
     model::{
         KeyRange,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tonic::async_trait]
-impl pb::lock_server::Lock for Face {
+impl pb::lock_server::Lock for Services {
     async fn lock(
         &self,
         request: Request<pb::LockRequest>,

@@ -3,11 +3,11 @@
 use futures::stream;
 use tonic::{Request, Response, Status};
 
-use super::{ETCD_VERSION, Face, STORAGE_VERSION};
-use crate::proto::etcdserverpb as pb;
+use super::{ETCD_VERSION, STORAGE_VERSION, Services};
+use crate::{proto::etcdserverpb as pb, store::Store as _};
 
 #[tonic::async_trait]
-impl pb::maintenance_server::Maintenance for Face {
+impl pb::maintenance_server::Maintenance for Services {
     type SnapshotStream = stream::Empty<Result<pb::SnapshotResponse, Status>>;
 
     async fn alarm(

@@ -2,7 +2,7 @@
 
 use prometheus::{Encoder as _, IntGauge, Registry, TextEncoder};
 
-use crate::node::Node;
+use crate::{node::Node, store::Store as _};
 
 /// What is measured now, as Prometheus reads it.
 pub(super) async fn text(node: &Node) -> Result<String, String> {

@@ -7,12 +7,14 @@ mod auth;
 mod check;
 mod cluster;
 mod election;
+mod failures;
 mod http;
 mod kv;
 mod lease;
 mod lock;
 mod maintenance;
 mod metrics;
+mod patience;
 pub mod status;
 mod trace;
 mod tree;
@@ -28,6 +30,7 @@ use tonic::{
 };
 use tower::util::MapRequestLayer;
 
+use self::failures::Failures;
 use crate::{
     model::Revision,
     node::Node,
@@ -45,9 +48,6 @@ const RAFT_TERM: u64 = 1;
 
 /// What etcd adds to the bound on requests where it bounds messages.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
-
-/// Messages up to this size are read, so that what is too large is refused with etcd's text.
-const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
 /// Connections are asked for a sign of life this often, and closed without one, as etcd does.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(2 * 60 * 60);
@@ -69,6 +69,8 @@ pub struct Limits {
     pub request_bytes_max: usize,
     /// The operations of a branch of a transaction (`--max-txn-ops`).
     pub txn_ops_max: usize,
+    /// Whether the node is ready only with every route's store (`--ready-requires-all`).
+    pub ready_requires_all: bool,
 }
 
 /// Certificates, as PEM.
@@ -84,7 +86,7 @@ pub struct Tls {
 
 /// All that the services share.
 #[derive(Clone, Debug)]
-pub struct Face {
+pub struct Services {
     node: Arc<Node>,
     limits: Limits,
     name: String,
@@ -103,9 +105,9 @@ impl std::fmt::Debug for Tls {
     }
 }
 
-// === impl Face ===
+// === impl Services ===
 
-impl Face {
+impl Services {
     /// The face of `node`, named `name`, which clients are told to reach by `advertised`. When
     /// `stopping` is cancelled, watches end so that their clients resume.
     pub fn new(
@@ -175,6 +177,7 @@ impl Face {
             .with_keepalive(Some(PROBE_EVERY))
             .with_keepalive_interval(Some(PROBE_EVERY));
         let routes = self.routes().await;
+        let incoming = patience::patient(incoming);
         server.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
     }
 
@@ -192,9 +195,15 @@ impl Face {
 
     /// All that is served on the clients' port.
     pub async fn routes(self) -> Routes {
-        let max = MESSAGE_BYTES_MAX.max(self.limits.request_bytes_max * 2);
+        // One bound for all: what a write may be, and what stands around it.
+        let max = self.limits.request_bytes_max + GRPC_OVERHEAD_BYTES;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        let stopping = self.stopping.clone();
+        tokio::spawn(async move {
+            stopping.cancelled().await;
+            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        });
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .build_v1();
@@ -208,19 +217,28 @@ impl Face {
             .add_service(health_service)
             .add_service(kv)
             .add_service(
-                treepb::tree_server::TreeServer::new(face())
-                    .max_decoding_message_size(i32::MAX as usize),
+                treepb::tree_server::TreeServer::new(face()).max_decoding_message_size(max),
             )
-            .add_service(pb::watch_server::WatchServer::new(face()))
-            .add_service(pb::lease_server::LeaseServer::new(face()))
-            .add_service(pb::cluster_server::ClusterServer::new(face()))
-            .add_service(pb::maintenance_server::MaintenanceServer::new(face()))
-            .add_service(pb::auth_server::AuthServer::new(face()))
-            .add_service(v3lockpb::lock_server::LockServer::new(face()))
-            .add_service(v3electionpb::election_server::ElectionServer::new(face()));
-        let name: Arc<str> = self.name.as_str().into();
+            .add_service(pb::watch_server::WatchServer::new(face()).max_decoding_message_size(max))
+            .add_service(pb::lease_server::LeaseServer::new(face()).max_decoding_message_size(max))
+            .add_service(
+                pb::cluster_server::ClusterServer::new(face()).max_decoding_message_size(max),
+            )
+            .add_service(
+                pb::maintenance_server::MaintenanceServer::new(face())
+                    .max_decoding_message_size(max),
+            )
+            .add_service(pb::auth_server::AuthServer::new(face()).max_decoding_message_size(max))
+            .add_service(
+                v3lockpb::lock_server::LockServer::new(face()).max_decoding_message_size(max),
+            )
+            .add_service(
+                v3electionpb::election_server::ElectionServer::new(face())
+                    .max_decoding_message_size(max),
+            );
+        let state = (self.node.clone(), Failures::default());
         let all = routes.into_axum_router().merge(http::routes(self)).fallback(http::missing);
-        let all = all.layer(axum::middleware::from_fn_with_state(name, tree::note_call));
+        let all = all.layer(axum::middleware::from_fn_with_state(state, tree::note_call));
         Routes::from(all.layer(MapRequestLayer::new(cluster::note_authority)))
     }
 }

@@ -4,6 +4,8 @@
 //! happened is answered UNAVAILABLE, which no client retries for writes; CANCELLED and
 //! DEADLINE_EXCEEDED, which clients retry for everything, are never answered.
 
+use std::sync::Arc;
+
 use tonic::{Code, Status};
 
 use crate::{model::StoreError, node::GrantError};
@@ -48,32 +50,36 @@ pub fn status((code, text): Text) -> Status {
     Status::new(code, text)
 }
 
+/// What etcd's gRPC library says of messages that are larger than it takes.
+pub(super) fn beyond_all(bytes: usize, max: usize) -> Status {
+    Status::resource_exhausted(format!(
+        "grpc: received message larger than max ({bytes} vs. {max})"
+    ))
+}
+
 impl From<StoreError> for Status {
+    /// The error goes along as the source, for the log.
     fn from(error: StoreError) -> Self {
-        match error {
+        let mut status = match &error {
             StoreError::Compacted { .. } => status(COMPACTED),
             StoreError::FutureRevision { .. } => status(FUTURE_REVISION),
             StoreError::KeyNotFound => status(KEY_NOT_FOUND),
             StoreError::LeaseNotFound(_) => status(LEASE_NOT_FOUND),
             StoreError::TooLarge(_) => status(TOO_LARGE),
-            StoreError::NoSpace(reason) => {
-                tracing::warn!(%reason, "a write was refused");
-                status(NO_SPACE)
-            }
-            StoreError::UnknownOutcome { .. } => {
-                tracing::error!(%error, "a write was not answered");
-                status(TIMED_OUT)
-            }
+            StoreError::NoSpace(_) => status(NO_SPACE),
+            StoreError::UnknownOutcome { .. } => status(TIMED_OUT),
             StoreError::TwoStores { .. }
             | StoreError::KeyTooLong { .. }
             | StoreError::KeyReserved { .. } => {
                 Status::invalid_argument(format!("pleach: {error}"))
             }
-            StoreError::Unavailable { .. } | StoreError::Fenced { .. } => {
-                tracing::warn!(%error, "a request failed");
-                Status::unavailable(format!("pleach: {error}"))
-            }
-        }
+            StoreError::Unavailable { .. }
+            | StoreError::Fenced { .. }
+            | StoreError::StaleLeases
+            | StoreError::Damaged { .. } => Status::unavailable(format!("pleach: {error}")),
+        };
+        status.set_source(Arc::new(error));
+        status
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -25,7 +24,7 @@ struct Answer {
 }
 
 /// Begins the trace of a call to `node`; without one, there is what to tell others of it.
-pub(super) fn begin(node: &Arc<str>, request: &Request) -> (Span, Option<trace::Context>) {
+pub(super) fn begin(node: &str, request: &Request) -> (Span, Option<trace::Context>) {
     let came = trace::Context::of(request.headers());
     let kind = request.headers().get(CONTENT_TYPE);
     let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
@@ -43,7 +42,7 @@ pub(super) fn begin(node: &Arc<str>, request: &Request) -> (Span, Option<trace::
             rpc.service = service,
             rpc.method = method,
             rpc.grpc.status_code = Empty,
-            pleach.node = &**node,
+            pleach.node = node,
         )
     })
 }

@@ -1,29 +1,36 @@
 //! Tree: the verbs of a store for a parent, and what goes with each request.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
+    body::Body,
     extract::{Request as HttpRequest, State},
     middleware::Next,
     response::Response as HttpResponse,
 };
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, stream};
 use prost::Message as _;
 use tokio::time::{Instant, timeout};
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tokio_stream::wrappers::WatchStream;
+use tonic::{
+    Request, Response, Status,
+    metadata::MetadataMap,
+    transport::server::{TcpConnectInfo, TlsConnectInfo},
+};
 use tracing::Instrument as _;
 
-use super::{Face, trace};
+use super::{Services, check, failures::Failures, patience, status, trace};
 use crate::{
-    model::{Commit, Event, KeyRange, LeaseId, Revision, StoreError},
-    proto::tree::{self as pb, apply_request::Write as Message},
-    store::{
-        Batch, Described, Read, Whose, Write,
-        node::{
-            PROTOCOL,
-            call::{self, Call, printed},
-        },
+    model::{Commit, Event, KeyRange, Revision, StoreError},
+    node::{Fence, Node},
+    proto::tree::{self as pb, tree_server::SERVICE_NAME},
+    store::{Coverage, Described, LogBatch, Query, Store as _},
+    tree::{
+        call::{self, Call, printed},
+        child::{AHEAD_MAX, LEAD_MAX, PROTOCOL},
+        membership::JoinError,
+        parent::{Caller, NotParent},
     },
     wire::{self, Member},
 };
@@ -34,21 +41,98 @@ const BELOW_TIME_MAX: Duration = Duration::from_secs(2);
 /// Metadata of a path, far beyond any tree's.
 const PATH_BYTES_MAX: usize = 64 << 10;
 
-/// Keeps what goes with a request for the task that serves it.
+/// Keeps what goes with a request for the task that serves it. A verb of the tree that is not the parent's
+/// to ask is refused here, before anything of its body is read; and here it is logged what failed.
 pub(super) async fn note_call(
-    State(node): State<Arc<str>>,
+    State((node, failures)): State<(Arc<Node>, Failures)>,
     request: HttpRequest,
     next: Next,
 ) -> HttpResponse {
-    let (span, trace) = trace::begin(&node, &request);
+    let (span, trace) = trace::begin(&node.membership().me().name, &request);
     let headers = request.headers();
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let deadline = text("grpc-timeout").and_then(grpc_timeout).map(|left| Instant::now() + left);
     let metadata = MetadataMap::from_headers(headers.clone());
-    let path = path(&metadata).into();
-    let served = next.run(request).instrument(span.clone());
-    let response = Call { path, deadline, trace }.scope(served).await;
+    let path: Arc<[Member]> = path(&metadata).into();
+    let uri = request.uri().clone();
+    let client = client_of(&request);
+    let verb = verb(&request);
+    let is_tree = verb.is_some();
+    let refused = verb.and_then(|verb| {
+        let refused = admit(&node, verb, &caller(&path, &metadata)).err()?;
+        Some(refusal(&node, &refused).into_http::<Body>())
+    });
+    let response = match refused {
+        Some(refused) => refused,
+        None => {
+            let served = next.run(patience::in_time(request)).instrument(span.clone());
+            Call { path, deadline, trace }.scope(served).await
+        }
+    };
+    let response = match response.extensions().get::<Status>() {
+        Some(status) => match beyond_all(status) {
+            // A parent is to know that nothing was done.
+            Some(_) if is_tree => status::status(status::TOO_LARGE).into_http(),
+            Some((bytes, max)) => status::beyond_all(bytes, max).into_http(),
+            None => {
+                let method = uri.path().trim_start_matches('/');
+                span.in_scope(|| failures.note(method, client, status));
+                response
+            }
+        },
+        None => response,
+    };
     trace::follow(span, response)
+}
+
+/// How large a message is that was not read since it is larger than any that is taken, and how large these
+/// are; see [`tonic::codec`].
+fn beyond_all(status: &Status) -> Option<(usize, usize)> {
+    let is_it = status.code() == tonic::Code::OutOfRange;
+    let said = status.message().strip_prefix("Error, decoded message length too large: found ");
+    let (bytes, rest) = said.filter(|_| is_it)?.split_once(" bytes, the limit is: ")?;
+    Some((bytes.parse().ok()?, rest.split(' ').next()?.parse().ok()?))
+}
+
+fn client_of(request: &HttpRequest) -> Option<SocketAddr> {
+    let extensions = request.extensions();
+    let plain = extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+    let of_tls = || extensions.get::<TlsConnectInfo<TcpConnectInfo>>()?.get_ref().remote_addr();
+    plain.or_else(of_tls)
+}
+
+/// The verb of the tree that is asked for; `None` for all other requests.
+fn verb(request: &HttpRequest) -> Option<&str> {
+    request.uri().path().strip_prefix('/')?.strip_prefix(SERVICE_NAME)?.strip_prefix('/')
+}
+
+fn admit(node: &Node, verb: &str, caller: &Caller) -> Result<(), NotParent> {
+    match verb {
+        // What a node is, anybody may ask who may read its keys.
+        "Describe" => Ok(()),
+        "Join" => node.membership().admit(caller),
+        _ => node.membership().check_parent(caller),
+    }
+}
+
+fn refusal(node: &Node, refused: &NotParent) -> Status {
+    let store = node.root().name().clone();
+    self::refused(StoreError::Unavailable { store, reason: refused.to_string().into() })
+}
+
+/// Who asks, as the request says.
+fn caller(path: &[Member], metadata: &MetadataMap) -> Caller {
+    let bytes = |name: &str| {
+        let value = metadata.get_bin(name).and_then(|value| value.to_bytes().ok());
+        value.unwrap_or_default()
+    };
+    let process = metadata.get(call::PROCESS).and_then(|value| value.to_str().ok());
+    Caller {
+        member: path.last().cloned(),
+        process: process.and_then(|it| u64::from_str_radix(it, 16).ok()).unwrap_or(0),
+        credential: bytes(call::CREDENTIAL),
+        secret: bytes(call::SECRET),
+    }
 }
 
 fn path(metadata: &MetadataMap) -> Vec<Member> {
@@ -76,21 +160,19 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
 /// An error as another node can tell it apart.
 fn refused(error: StoreError) -> Status {
     let failure = wire::failure(&error).encode_to_vec();
-    let status = Status::from(error);
-    Status::with_details(status.code(), status.message().to_owned(), Bytes::from(failure))
+    let status = Status::from(error.clone());
+    let message = status.message().to_owned();
+    let mut status = Status::with_details(status.code(), message, Bytes::from(failure));
+    status.set_source(Arc::new(error));
+    status
 }
 
-impl Face {
-    /// Lets a parent's request in, and moves up to where the parent is. One of somebody else is refused, and one
-    /// that has come through here before.
+impl Services {
+    /// Lets a request in that is known to be the parent's, and moves up to where the parent is. One that
+    /// has come through here before is refused.
     async fn enter<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let call = Call::current();
-        if let Some(nodes) = self.loop_of(&call) {
+        if let Some(nodes) = self.loop_of(&Call::current()) {
             let reason = format!("the routes form a loop: {nodes}; take one of them out");
-            return Err(self.unavailable(reason));
-        }
-        if !self.is_of_parent(&call) {
-            let reason = "it answers only the node that handed it its lanes".to_owned();
             return Err(self.unavailable(reason));
         }
         self.move_up(request).await
@@ -98,14 +180,36 @@ impl Face {
 
     /// Moves up to where whoever asks is.
     async fn move_up<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let clock = request.metadata().get(call::CLOCK).and_then(|clock| clock.to_str().ok());
-        let clock: Revision = clock.and_then(|clock| clock.parse().ok()).unwrap_or(0);
-        self.node.take_up(clock).await.map_err(refused)
+        self.advance(self.told(request)?).await
     }
 
-    fn is_of_parent(&self, call: &Call) -> bool {
-        let parent = self.node.membership().parent();
-        parent.is_some() && parent == call.path.last().map(|caller| caller.id)
+    /// Where whoever asks is, by what it says.
+    fn told<T>(&self, request: &Request<T>) -> Result<Revision, Status> {
+        let clock = request.metadata().get(call::CLOCK).and_then(|clock| clock.to_str().ok());
+        self.believed(clock.and_then(|clock| clock.parse().ok()).unwrap_or(0))
+    }
+
+    /// Moves up to a revision of the parent's.
+    async fn advance(&self, revision: Revision) -> Result<(), Status> {
+        self.node.advance_to(self.believed(revision)?).await.map_err(refused)
+    }
+
+    /// A revision of the parent's; not where that leaps as no tree ever does.
+    fn believed(&self, revision: Revision) -> Result<Revision, Status> {
+        let now = self.node.membership().clock().now();
+        if revision > now.saturating_add(LEAD_MAX) {
+            let reason = format!(
+                "its parent says to be at revision {revision}, and this node is at {now}; a clock that was \
+                 driven up is put right with `pleach repair clock`"
+            );
+            return Err(self.unavailable(reason));
+        }
+        Ok(revision)
+    }
+
+    fn fence<T>(&self, request: &Request<T>, ended: u64) -> Fence {
+        let process = caller(&[], request.metadata()).process;
+        Fence { process, ended }
     }
 
     fn unavailable(&self, reason: String) -> Status {
@@ -122,11 +226,13 @@ impl Face {
 
     fn described(&self, routes: Vec<Described>, in_loop: Option<String>) -> pb::Node {
         let (root, membership) = (self.node.root(), self.node.membership());
-        let held = membership.lanes().held;
+        let lanes = membership.lanes();
+        let (lanes_left, lanes_needed) = (lanes.left().into(), lanes.needed().into());
+        let held = lanes.held;
         let below = routes.iter().filter_map(|route| Some(route.node.as_ref()?.r#loop.clone()));
         let in_loop = in_loop.or_else(|| below.into_iter().find(|it| !it.is_empty()));
         // What is closed first: all that lies in there is shown.
-        let closed = root.closed();
+        let closed = root.announce_closed();
         pb::Node {
             member: Some(wire::member(membership.me())),
             protocol: PROTOCOL,
@@ -134,17 +240,20 @@ impl Face {
             revision: self.node.revision(),
             closed,
             compacted: root.compacted(),
-            lanes: held.as_ref().map(|held| wire::lanes(held.block)),
+            lanes: held.iter().flat_map(|held| &held.blocks).copied().map(wire::lanes).collect(),
             giver: held.and_then(|held| held.giver).as_ref().map(wire::member),
             routes,
             r#loop: in_loop.unwrap_or_default(),
             process: membership.process(),
+            lanes_left,
+            lanes_needed,
+            newest: Some(root.head()).filter(|head| head.is_exact).map_or(0, |head| head.newest),
         }
     }
 }
 
 #[tonic::async_trait]
-impl pb::tree_server::Tree for Face {
+impl pb::tree_server::Tree for Services {
     type FollowStream =
         std::pin::Pin<Box<dyn Stream<Item = Result<pb::FollowResponse, Status>> + Send>>;
 
@@ -156,7 +265,7 @@ impl pb::tree_server::Tree for Face {
         if let Some(nodes) = self.loop_of(&call) {
             return Ok(Response::new(self.described(Vec::new(), Some(nodes))));
         }
-        if self.is_of_parent(&call) {
+        if self.node.membership().check_parent(&caller(&call.path, request.metadata())).is_ok() {
             self.move_up(&request).await?;
         }
         // Half of the time for what is below, so that this is an answer even where that is none.
@@ -171,41 +280,57 @@ impl pb::tree_server::Tree for Face {
         &self,
         request: Request<pb::JoinRequest>,
     ) -> Result<Response<pb::JoinResponse>, Status> {
-        // The lanes are not allocated in below what the parent has reached.
-        self.move_up(&request).await?;
-        let pb::JoinRequest { giver, lanes } = request.into_inner();
-        let giver = giver.as_ref().map(wire::member_of);
-        let lanes = lanes.and_then(wire::lanes_of);
-        let (Some(giver), Some(lanes)) = (giver, lanes) else {
-            return Err(Status::invalid_argument("pleach: lanes or giver are missing"));
-        };
+        let caller = caller(&Call::current().path, request.metadata());
         let membership = self.node.membership();
-        let accepted = membership.accept(giver, lanes).await;
-        accepted.map_err(|error| Status::failed_precondition(format!("pleach: {error}")))?;
+        // Again here, where it is acted upon: the lanes may have another holder by now.
+        membership.admit(&caller).map_err(|refused| refusal(&self.node, &refused))?;
+        if let Some(parent) = caller.member.as_ref()
+            && (membership.has_child(parent.id) || self.node.root().leads_to(parent.id))
+        {
+            // A child that is away is not in what is described, so this is known here only.
+            let nodes = printed([parent, membership.me(), parent]);
+            let text = format!("pleach: the routes form a loop: {nodes}; take one of them out");
+            return Err(Status::failed_precondition(text));
+        }
+        let lanes = wire::blocks_of(&request.get_ref().lanes);
+        let lanes = lanes.ok_or_else(|| Status::invalid_argument("pleach: lanes are missing"))?;
+        if request.get_ref().credential.is_empty() {
+            return Err(Status::invalid_argument("pleach: the credential is missing"));
+        }
+        // The lanes are not allocated in below what the parent has reached.
+        let revision = self.told(&request)?;
+        let credential = request.into_inner().credential;
+        let joined = self.node.clone().join(caller, lanes, credential, revision).await;
+        joined.map_err(|error| match error {
+            JoinError::NotParent(not) => refusal(&self.node, &not),
+            JoinError::Lanes(error) => Status::failed_precondition(format!("pleach: {error}")),
+            JoinError::Store(error) => refused(error),
+        })?;
         Ok(Response::new(pb::JoinResponse { revision: membership.clock().now() }))
     }
 
-    async fn sync(
+    async fn advance_closed(
         &self,
-        request: Request<pb::SyncRequest>,
-    ) -> Result<Response<pb::SyncResponse>, Status> {
+        request: Request<pb::AdvanceClosedRequest>,
+    ) -> Result<Response<pb::AdvanceClosedResponse>, Status> {
         self.enter(&request).await?;
-        let pb::SyncRequest { revision, ahead } = request.into_inner();
-        self.node.take_up(revision).await.map_err(refused)?;
-        let closed = self.node.root().sync(revision, ahead.max(0)).await.map_err(refused)?;
-        Ok(Response::new(pb::SyncResponse { closed }))
+        let pb::AdvanceClosedRequest { revision, ahead } = request.into_inner();
+        self.advance(revision).await?;
+        let ahead = ahead.clamp(0, AHEAD_MAX);
+        let closed = self.node.root().advance_closed(revision, ahead).await.map_err(refused)?;
+        Ok(Response::new(pb::AdvanceClosedResponse { closed }))
     }
 
-    async fn present(
+    async fn read_index(
         &self,
-        request: Request<pb::PresentRequest>,
-    ) -> Result<Response<pb::PresentResponse>, Status> {
+        request: Request<pb::ReadIndexRequest>,
+    ) -> Result<Response<pb::ReadIndexResponse>, Status> {
         self.enter(&request).await?;
-        let pb::PresentRequest { key, range_end, without_detached } = request.into_inner();
-        let whose = if without_detached { Whose::Attached } else { Whose::All };
+        let pb::ReadIndexRequest { key, range_end, without_detached } = request.into_inner();
+        let coverage = if without_detached { Coverage::Attached } else { Coverage::All };
         let range = KeyRange::from_wire(key, range_end);
-        let revision = self.node.root().present(&range, whose).await.map_err(refused)?;
-        Ok(Response::new(pb::PresentResponse { revision }))
+        let revision = self.node.root().read_index(&range, coverage).await.map_err(refused)?;
+        Ok(Response::new(pb::ReadIndexResponse { revision }))
     }
 
     async fn apply(
@@ -213,19 +338,36 @@ impl pb::tree_server::Tree for Face {
         request: Request<pb::ApplyRequest>,
     ) -> Result<Response<pb::ApplyResponse>, Status> {
         self.enter(&request).await?;
-        let pb::ApplyRequest { write, dead_leases } = request.into_inner();
-        let write = match write {
-            Some(Message::Txn(txn)) => Write::Txn {
-                txn: wire::txn(&txn)
-                    .ok_or_else(|| Status::invalid_argument("pleach: an operation is missing"))?,
-                dead_leases,
-            },
-            Some(Message::DeleteLeased(lease)) => Write::DeleteLeased(lease as LeaseId),
-            None => return Err(Status::invalid_argument("pleach: the write is missing")),
-        };
-        let written = self.node.apply(write).await.map_err(refused)?;
+        let fence = self.fence(&request, request.get_ref().leases_ended);
+        let pb::ApplyRequest { txn, dead_leases, .. } = request.into_inner();
+        let missing = || Status::invalid_argument("pleach: an operation is missing");
+        let txn = txn.ok_or_else(missing)?;
+        // What a client may not ask for, nobody asks for in its name.
+        check::txn(&txn, self.limits.txn_ops_max)?;
+        let txn = wire::txn(&txn).ok_or_else(missing)?;
+        let written = self.node.apply_for_parent(txn, dead_leases, fence).await.map_err(refused)?;
         let txn = Some(wire::txn_response(None, written.result));
         Ok(Response::new(pb::ApplyResponse { revision: written.revision, txn }))
+    }
+
+    async fn end_lease(
+        &self,
+        request: Request<pb::EndLeaseRequest>,
+    ) -> Result<Response<pb::EndLeaseResponse>, Status> {
+        self.enter(&request).await?;
+        let pb::EndLeaseRequest { lease, leases_ended } = *request.get_ref();
+        let fence = self.fence(&request, leases_ended);
+        let ended = self.node.end_lease_for_parent(lease, fence).await;
+        Ok(Response::new(pb::EndLeaseResponse { revision: ended.map_err(refused)? }))
+    }
+
+    async fn leases(
+        &self,
+        request: Request<pb::LeasesRequest>,
+    ) -> Result<Response<pb::LeasesResponse>, Status> {
+        self.enter(&request).await?;
+        let leases = self.node.foreign_leases().await.map_err(refused)?;
+        Ok(Response::new(pb::LeasesResponse { leases: leases.into_iter().collect() }))
     }
 
     async fn read(
@@ -234,7 +376,7 @@ impl pb::tree_server::Tree for Face {
     ) -> Result<Response<pb::ReadResponse>, Status> {
         self.enter(&request).await?;
         let asked = request.into_inner();
-        let read = Read {
+        let read = Query {
             range: KeyRange::from_wire(asked.key, asked.range_end),
             revision: asked.revision,
             limit: usize::try_from(asked.limit).unwrap_or(usize::MAX),
@@ -257,7 +399,7 @@ impl pb::tree_server::Tree for Face {
         self.enter(&request).await?;
         let pb::CountRequest { key, range_end, revision } = request.into_inner();
         let range = KeyRange::from_wire(key, range_end);
-        let count = self.node.root().count(&range, revision).await.map_err(refused)?;
+        let count = self.node.root().count(&Query::new(range, revision)).await.map_err(refused)?;
         Ok(Response::new(pb::CountResponse { count }))
     }
 
@@ -276,9 +418,13 @@ impl pb::tree_server::Tree for Face {
         request: Request<pb::FollowRequest>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         self.enter(&request).await?;
+        let membership = self.node.membership().clone();
+        let caller = caller(&Call::current().path, request.metadata());
+        let opened = membership.open_log(&caller);
+        let opened = opened.map_err(|refused| refusal(&self.node, &refused))?;
         let pb::FollowRequest { after, ranges } = request.into_inner();
         // The parent takes all up to there as closed, also where this node does not know that it promised so.
-        self.node.take_up(after).await.map_err(refused)?;
+        self.advance(after).await?;
         let ranges = ranges.into_iter().map(|it| KeyRange::from_wire(it.key, it.range_end));
         let ranges: Vec<KeyRange> = ranges.collect();
         let root = self.node.root().clone();
@@ -289,28 +435,40 @@ impl pb::tree_server::Tree for Face {
         }
         // Behind the tail's beginning: what came late before is noted by now, the rest the tail tells.
         let log = root.tail(after);
-        root.check_resumed(after).map_err(refused)?;
+        root.check_resume(after).map_err(refused)?;
         let compacted = move || root.compacted();
+        let wanted = membership.watch_wanted();
         let log = log.map(move |batch| match batch {
-            Ok(batch) => Ok(followed(&batch, &ranges, compacted())),
+            Ok(batch) => {
+                let lanes_wanted = (*wanted.borrow()).into();
+                Ok(pb::FollowResponse { lanes_wanted, ..followed(&batch, &ranges, compacted()) })
+            }
             Err(error) => Err(refused(error)),
         });
         // Another parent may take this one's place: then this one is to hear why it is not answered.
-        let mut lanes = self.node.membership().watch_lanes();
-        let parent = self.node.membership().parent();
+        let mut lanes = membership.watch_lanes();
+        let parent = membership.parent();
         let stopping = self.stopping.clone();
         let ended = async move {
+            let _opened = opened;
             tokio::select! {
                 () = stopping.cancelled() => {}
                 _ = lanes.wait_for(|lanes| lanes.giver() != parent) => {}
             }
         };
+        let challenges = WatchStream::from_changes(membership.challenges());
+        let challenges =
+            challenges.map(|_| Ok(pb::FollowResponse { challenge: true, ..Default::default() }));
+        let wants = WatchStream::from_changes(membership.watch_wanted()).map(|wanted| {
+            Ok(pb::FollowResponse { lanes_wanted: wanted.into(), ..Default::default() })
+        });
+        let log = stream::select(log, stream::select(challenges, wants));
         let log = log.take_until(Box::pin(ended));
         Ok(Response::new(Box::pin(log)))
     }
 }
 
-fn followed(batch: &Batch, ranges: &[KeyRange], compacted: Revision) -> pb::FollowResponse {
+fn followed(batch: &LogBatch, ranges: &[KeyRange], compacted: Revision) -> pb::FollowResponse {
     let is_wanted = |event: &Event| {
         ranges.is_empty() || ranges.iter().any(|range| range.contains(&event.kv.key))
     };
@@ -321,8 +479,10 @@ fn followed(batch: &Batch, ranges: &[KeyRange], compacted: Revision) -> pb::Foll
     pb::FollowResponse {
         commits: wanted(&batch.commits),
         closed: batch.closed,
-        late: wanted(&batch.late.commits),
-        late_after: batch.late.after,
+        late: wanted(&batch.backfill.commits),
+        late_after: batch.backfill.after,
         compacted,
+        lanes_wanted: 0,
+        challenge: false,
     }
 }

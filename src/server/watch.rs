@@ -7,7 +7,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Face, GRPC_OVERHEAD_BYTES, status};
+use super::{GRPC_OVERHEAD_BYTES, Services, status};
 use crate::{
     proto::{etcdserverpb as pb, mvccpb},
     watch::{self, Create, Filters},
@@ -19,7 +19,7 @@ use crate::{
 const STREAM_MESSAGES_MAX: usize = 4;
 
 #[tonic::async_trait]
-impl pb::watch_server::Watch for Face {
+impl pb::watch_server::Watch for Services {
     type WatchStream =
         std::pin::Pin<Box<dyn Stream<Item = Result<pb::WatchResponse, Status>> + Send>>;
 
@@ -92,7 +92,7 @@ fn wanted(create: &pb::WatchCreateRequest) -> Create {
     }
 }
 
-impl Face {
+impl Services {
     fn responses(&self, response: watch::Response) -> Vec<Result<pb::WatchResponse, Status>> {
         use watch::Response as R;
         let one = match response {

@@ -7,16 +7,19 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use tokio::sync::Notify;
 
-use super::{Batch, Tail};
+use super::{LogBatch, Tail};
 use crate::{
-    clock::{LimitReached, SharedClock, Slot},
+    clock::{ClockSeat, LimitReached, SharedClock},
     model::{Commit, Revision, StoreError, error::Result},
 };
 
@@ -34,7 +37,7 @@ pub trait Log: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// `Compacted` where `after + 1` is compacted.
-    async fn page(&self, after: Revision, through: Revision) -> Result<Batch>;
+    async fn page(&self, after: Revision, through: Revision) -> Result<LogBatch>;
 
     /// The oldest revision that can be read.
     fn compacted(&self) -> Revision;
@@ -45,9 +48,11 @@ pub trait Log: fmt::Debug + Send + Sync + 'static {
 pub struct Journal {
     name: Arc<str>,
     clock: SharedClock,
-    slot: Slot,
+    slot: ClockSeat,
     recent: Mutex<Recent>,
     changed: Notify,
+    /// The greatest revision that the store holds.
+    newest: AtomicI64,
 }
 
 #[derive(Debug)]
@@ -72,9 +77,10 @@ impl Recent {
 
 impl Journal {
     /// The journal of the store in `slot`, all of whose commits so far are at or below `last`.
-    pub fn new(name: &str, clock: SharedClock, slot: Slot, last: Revision) -> Self {
+    pub fn new(name: &str, clock: SharedClock, slot: ClockSeat, last: Revision) -> Self {
         let recent = Recent { complete_above: last, ..Recent::empty(0) };
-        Self { name: name.into(), clock, slot, recent: Mutex::new(recent), changed: Notify::new() }
+        let (recent, changed) = (Mutex::new(recent), Notify::new());
+        Self { name: name.into(), clock, slot, recent, changed, newest: AtomicI64::new(last) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Recent> {
@@ -98,6 +104,7 @@ impl Journal {
                 recent.complete_above = old.revision;
             }
         }
+        self.newest.fetch_max(last, Ordering::AcqRel);
         self.clock.commit(self.slot, last);
         self.changed.notify_waiters();
     }
@@ -111,6 +118,11 @@ impl Journal {
         }
         self.clock.commit(self.slot, revision);
         self.changed.notify_waiters();
+    }
+
+    /// The greatest revision that the store holds.
+    pub fn newest(&self) -> Revision {
+        self.newest.load(Ordering::Acquire)
     }
 
     /// Gives up what is in flight.
@@ -133,7 +145,7 @@ impl Journal {
     ///
     /// # Errors
     /// Where the clock can't reach it.
-    pub async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+    pub async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
         let closed = self.wait_closed(revision).await?;
         let promised = (ahead > 0).then(|| self.clock.close_ahead(ahead)).flatten();
         let (closed, revision) =
@@ -184,7 +196,7 @@ impl Journal {
 
     /// What lies behind `after`: `Err` where the log must be asked, up to the closed revision given.
     /// Nothing but a closed revision is worth a batch only to those who wait for one.
-    fn recent_after(&self, after: Revision, is_first: bool) -> Result<Option<Batch>, Revision> {
+    fn recent_after(&self, after: Revision, is_first: bool) -> Result<Option<LogBatch>, Revision> {
         // Closed first: whatever is closed now is in the journal by now.
         let closed = self.clock.closed(self.slot);
         let recent = self.lock();
@@ -196,11 +208,11 @@ impl Journal {
         let commits: Vec<_> = ready.take(BATCH_COMMITS_MAX).cloned().collect();
         if commits.is_empty() {
             let is_wanted = closed > after && (is_first || recent.wanted > after);
-            return Ok(is_wanted.then(|| Batch::new(commits, closed)));
+            return Ok(is_wanted.then(|| LogBatch::new(commits, closed)));
         }
         let is_cut = commits.len() == BATCH_COMMITS_MAX;
         let last = commits.last().map_or(closed, |commit| commit.revision);
-        Ok(Some(Batch::new(commits, if is_cut { last } else { closed })))
+        Ok(Some(LogBatch::new(commits, if is_cut { last } else { closed })))
     }
 }
 
@@ -215,7 +227,7 @@ struct Cursor {
 // === impl Cursor ===
 
 impl Cursor {
-    async fn next(&mut self) -> Result<Batch> {
+    async fn next(&mut self) -> Result<LogBatch> {
         let journal = self.journal.clone();
         let compacted = self.log.compacted();
         if self.is_first && self.after + 1 < compacted {

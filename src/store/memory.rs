@@ -1,22 +1,27 @@
 //! The smallest correct store: the oracle of the property tests. Everything is lost with the process; what
 //! a node has [`Kept`] there outlives the node, as files outlive a process.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    Batch, Page, Read, Size, Store, Tail, Whose, Write, Written,
+    Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
+    attach::AttachState,
     journal::{Journal, Log},
+    led::mailbox::Write,
 };
 use crate::{
-    clock::{JoinError, SharedClock, Slot},
+    clock::{ClockSeat, JoinError, SharedClock},
     model::{
-        Commit, KeyRange, KeyValue, Revision, StoreError,
+        Commit, KeyRange, KeyValue, LeaseId, Revision, StoreError,
         error::Result,
         key::successor,
-        txn::{Past, Place, Rows, delete_all, execute, in_range},
+        txn::{Past, Rows, Txn, Workspace, delete_all, execute, in_range},
     },
 };
 
@@ -71,7 +76,27 @@ impl Memory {
         Ok(Self::over(name, clock, slot, newest, kept))
     }
 
-    fn over(name: &str, clock: SharedClock, slot: Slot, last: Revision, kept: Kept) -> Arc<Self> {
+    /// The same, also where it may hold what was promised not to be.
+    ///
+    /// # Errors
+    /// Where it holds no revision.
+    pub async fn reopen_apart(
+        name: &str,
+        clock: SharedClock,
+        kept: Kept,
+    ) -> Result<Arc<Self>, JoinError> {
+        let newest = kept.lock().newest;
+        let slot = clock.join_apart(newest).await?;
+        Ok(Self::over(name, clock, slot, newest, kept))
+    }
+
+    fn over(
+        name: &str,
+        clock: SharedClock,
+        slot: ClockSeat,
+        last: Revision,
+        kept: Kept,
+    ) -> Arc<Self> {
         let journal = Arc::new(Journal::new(name, clock.clone(), slot, last));
         Arc::new(Self { name: name.into(), clock, journal, kept })
     }
@@ -101,12 +126,12 @@ impl Memory {
         let (written, commit) = match write {
             Write::Txn { txn, dead_leases } => {
                 let place =
-                    Place { rows: &mut state.rows, past, before, dead_leases: &dead_leases };
+                    Workspace { rows: &mut state.rows, past, before, dead_leases: &dead_leases };
                 let outcome = execute(&txn, place, state.compacted, &mut allocate)?;
                 let written = Written { revision: outcome.revision, result: outcome.result };
                 (written, outcome.commit)
             }
-            Write::DeleteLeased(lease) => {
+            Write::EndLease(lease) => {
                 let leased = |(_, kv): &(&Bytes, &mut KeyValue)| kv.lease == lease;
                 let mut rows: Rows = state
                     .rows
@@ -134,19 +159,31 @@ impl Memory {
 
 #[async_trait]
 impl Store for Memory {
-    async fn apply(&self, write: Write) -> Result<Written> {
-        let mut past = Past::new();
-        if let Write::Txn { txn, .. } = &write {
-            for (range, revision) in txn.needs().past {
-                // A revision that can't be read is refused by the transaction itself.
-                let rows = self.rows_at(&range, revision).unwrap_or_default();
-                past.insert((range, revision), rows);
-            }
-        }
-        self.apply_now(&mut self.kept.lock(), write, &past)
+    fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
-    async fn read(&self, read: &Read) -> Result<Page> {
+    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
+        let mut past = Past::new();
+        for (range, revision) in txn.needs().past {
+            // A revision that can't be read is refused by the transaction itself.
+            let rows = self.rows_at(&range, revision).unwrap_or_default();
+            past.insert((range, revision), rows);
+        }
+        self.apply_now(&mut self.kept.lock(), Write::Txn { txn, dead_leases }, &past)
+    }
+
+    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+        let ended = self.apply_now(&mut self.kept.lock(), Write::EndLease(lease), &Past::new())?;
+        Ok(ended.revision)
+    }
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        let state = self.kept.lock();
+        Ok(state.rows.values().map(|kv| kv.lease).filter(|lease| *lease != 0).collect())
+    }
+
+    async fn read(&self, read: &Query) -> Result<Page> {
         let read = &read.at(self.journal.shown());
         self.journal.wait_closed(read.revision).await?;
         let mut kvs = self.rows_at(&read.range, read.revision)?;
@@ -160,24 +197,36 @@ impl Store for Memory {
         Ok(Page { kvs, next, revision: read.revision })
     }
 
-    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
-        self.journal.wait_closed(revision).await?;
-        Ok(self.rows_at(range, revision)?.len() as u64)
+    async fn count(&self, query: &Query) -> Result<u64> {
+        self.journal.wait_closed(query.revision).await?;
+        Ok(self.rows_at(&query.range, query.revision)?.len() as u64)
     }
 
     fn tail(&self, after: Revision) -> Tail {
         self.journal.clone().tail(after, Arc::new(self.kept.clone()))
     }
 
-    fn closed(&self) -> Revision {
+    fn covers(&self, _after: Revision) -> bool {
+        true
+    }
+
+    fn check_resume(&self, _after: Revision) -> Result<()> {
+        Ok(())
+    }
+
+    fn attach_states(&self) -> &[Arc<AttachState>] {
+        &[]
+    }
+
+    fn announce_closed(&self) -> Revision {
         self.journal.closed()
     }
 
-    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
-        self.journal.sync(revision, ahead).await
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        self.journal.advance_closed(revision, ahead).await
     }
 
-    async fn present(&self, _range: &KeyRange, _whose: Whose) -> Result<Revision> {
+    async fn read_index(&self, _range: &KeyRange, _coverage: Coverage) -> Result<Revision> {
         Ok(self.journal.shown())
     }
 
@@ -192,33 +241,44 @@ impl Store for Memory {
         self.kept.compacted()
     }
 
-    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
-        let mut state = self.kept.lock();
-        match value {
-            Some(value) => state.records.insert(name.to_owned(), value),
-            None => state.records.remove(name),
-        };
-        Ok(())
-    }
-
-    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
-        let state = self.kept.lock();
-        let from_prefix = state.records.range(prefix.to_owned()..);
-        let named = from_prefix.take_while(|(name, _)| name.starts_with(prefix));
-        Ok(named.map(|(name, value)| (name.clone(), value.clone())).collect())
-    }
-
     async fn size(&self) -> Result<Size> {
         let bytes = self.kept.lock().rows.values().map(KeyValue::size).sum::<usize>() as u64;
         Ok(Size { total: bytes, in_use: bytes })
     }
 
-    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
-        self
+    fn head(&self) -> Head {
+        Head { newest: self.kept.lock().newest, is_exact: true, ..Head::default() }
     }
 
-    fn name(&self) -> &Arc<str> {
-        &self.name
+    async fn close(&self) {}
+
+    async fn describe(&self) -> Vec<Described> {
+        vec![Described { name: self.name.to_string(), ..Described::default() }]
+    }
+}
+
+#[async_trait]
+impl RecordStore for Memory {
+    async fn put_records(&self, changes: Vec<(String, Option<Bytes>)>) -> Result<()> {
+        let mut state = self.kept.lock();
+        for (name, value) in changes {
+            match value {
+                Some(value) => state.records.insert(name, value),
+                None => state.records.remove(&name),
+            };
+        }
+        Ok(())
+    }
+
+    async fn get_record(&self, name: &str) -> Result<Option<Bytes>> {
+        Ok(self.kept.lock().records.get(name).cloned())
+    }
+
+    async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        let state = self.kept.lock();
+        let from_prefix = state.records.range(prefix.to_owned()..);
+        let named = from_prefix.take_while(|(name, _)| name.starts_with(prefix));
+        Ok(named.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 }
 
@@ -240,14 +300,14 @@ impl Kept {
 
 #[async_trait]
 impl Log for Kept {
-    async fn page(&self, after: Revision, through: Revision) -> Result<Batch> {
+    async fn page(&self, after: Revision, through: Revision) -> Result<LogBatch> {
         let state = self.lock();
         let compacted = state.compacted;
         if after + 1 < compacted {
             return Err(StoreError::Compacted { compacted });
         }
         let inside = |commit: &&Arc<Commit>| commit.revision > after && commit.revision <= through;
-        Ok(Batch::new(state.log.iter().filter(inside).cloned().collect(), through))
+        Ok(LogBatch::new(state.log.iter().filter(inside).cloned().collect(), through))
     }
 
     fn compacted(&self) -> Revision {
@@ -270,7 +330,7 @@ mod tests {
         let (prev_kv, keep_value, keep_lease) = (false, false, false);
         let put = Op::Put(PutOp { key, value, lease: 0, prev_kv, keep_value, keep_lease });
         let txn = Txn { success: vec![put], ..Txn::default() };
-        let written = store.apply(Write::Txn { txn, dead_leases: Vec::new() }).await;
+        let written = store.apply(txn, Vec::new()).await;
         written.expect("memory takes it").revision
     }
 
@@ -280,10 +340,11 @@ mod tests {
         let kept = Kept::default();
         let before = Memory::reopen("main", clock(), kept.clone()).expect("it is empty");
         assert_eq!((put(&before, "a").await, put(&before, "b").await), (2, 3));
-        before.remember("name", Some(Bytes::from("value"))).await.expect("memory takes it");
+        let record = vec![("name".to_owned(), Some(Bytes::from("value")))];
+        before.put_records(record).await.expect("memory takes it");
         drop(before);
         let after = Memory::reopen("main", clock(), kept.clone()).expect("it may hold anything");
-        assert_eq!(after.recall("").await.expect("memory answers").len(), 1);
+        assert_eq!(after.scan_records("").await.expect("memory answers").len(), 1);
         assert_eq!(put(&after, "a").await, 4);
         let batch = after.tail(1).next().await.expect("a tail does not end");
         let commits = batch.expect("nothing is compacted").commits;

@@ -3,8 +3,8 @@
 //! # Architecture
 //!
 //! ```text
-//!   etcd's services ──> Node ──> Router ──> Store   (memory | sql | etcd | node)
-//!      server/          node/     route/    store/
+//!   etcd's services ──> Node ──> Router ──> Store   (memory | sql | etcd | slot | child)
+//!      server/          node/     route/    store/, tree/
 //!                        │
 //!                        └──> Hub: tails of stores, many watchers   (watch/)
 //! ```
@@ -24,24 +24,33 @@
 //!   present sees all that was answered, by whomever, before it was asked.
 //! * **A tail has no gap.** [`Store::tail`] yields every commit behind where it started, in order, and
 //!   says with each batch up to where it is complete. A reader that is slow makes nothing grow. What was
-//!   said without a store that was away is set right when it is back: [`Batch::late`].
+//!   said without a store that was away is set right when it is back: [`LogBatch::backfill`].
 //! * **Compaction is a line.** At and above [`Store::compacted`] everything can be read; below, nothing.
+//!
+//! What a caller may rely on, whichever store it is:
+//!
+//! * **A dropped call.** A write whose future is dropped may still be applied, whole; a store that has it
+//!   in its queue carries it out. Reads end with their future. Nothing is left half done.
+//! * **Time.** A store that can't be reached refuses at once where that is known, else within the time
+//!   limit of its connection (7 s for databases and etcds, the caller's deadline for a child). What waits
+//!   for a revision to close waits as long as a write is in flight below it, and for no store in trouble.
+//! * **Backpressure.** A queue that is full makes `apply` wait to be let in; it never drops and never grows.
+//! * **Trying again.** [`crate::model::StoreError::is_retryable`] says whether the same request may be made
+//!   again: never where the outcome is unknown.
 //!
 //! What no store does: poll, hold a lock across a database call, or retry a write whose outcome is not
 //! known. Only those that are clients of others know gRPC.
 
+pub mod attach;
 pub mod etcd;
-mod guess;
 pub mod journal;
-pub mod late;
-pub mod membership;
+mod led;
 pub mod memory;
-pub mod node;
-pub mod presence;
-mod queue;
+pub mod records;
+pub mod slot;
 pub mod sql;
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -49,7 +58,7 @@ use futures::stream::BoxStream;
 
 pub use crate::proto::tree::Route as Described;
 
-use self::presence::Presence;
+use self::attach::AttachState;
 use crate::model::{
     Commit, Key, KeyRange, KeyValue, LeaseId, Revision,
     error::Result,
@@ -62,79 +71,84 @@ pub const PAGE_ROWS_MAX: usize = 10_000;
 /// The bytes after which a page ends, so that what streams never needs more memory than this.
 pub const PAGE_BYTES_MAX: usize = 1 << 20;
 
-/// One ordered log of revisions. The module says what its methods promise.
+/// One ordered log of revisions. The module says what its methods promise; none has a default, so that
+/// what wraps a store can't forget one.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
-    /// Applies a write, all of it or nothing, and returns once it is durable.
+    /// The route's name, as errors and metrics say it.
+    fn name(&self) -> &Arc<str>;
+
+    /// Applies a transaction that may change keys, all of it or nothing, and returns once it is durable.
+    /// `dead_leases` are those that it names and that do not exist: putting a key under one is refused.
     ///
     /// # Errors
     /// Nothing was applied, unless the error is [`crate::model::StoreError::UnknownOutcome`].
-    async fn apply(&self, write: Write) -> Result<Written>;
+    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written>;
 
-    /// The keys of a range as of a revision that is not above what the clock has reached, or at
+    /// Deletes all keys of a lease, in key order: at one revision in each leaf that has some. Returns the
+    /// greatest of these revisions; where there was no key, one as of which there was none. It may be
+    /// asked for again after an error, and then deletes what is left.
+    ///
+    /// # Errors
+    /// The first of those of its leaves; the others are done all the same.
+    async fn end_lease(&self, lease: LeaseId) -> Result<Revision>;
+
+    /// The leases of its live keys, but for those that a node behind it granted itself.
+    ///
+    /// # Errors
+    /// Where the store can't be reached.
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>>;
+
+    /// The first keys of a range as of a revision that is not above what the clock has reached, or at
     /// present; the page says which that was.
     ///
     /// # Errors
     /// `Compacted` where the revision is too old, also where it becomes so meanwhile.
-    async fn read(&self, read: &Read) -> Result<Page>;
+    async fn read(&self, query: &Query) -> Result<Page>;
 
-    /// How many keys a range holds as of a revision. Costs no more than reading the keys.
+    /// How many keys a query finds as of its revision, whatever its limit. Costs no more than reading
+    /// the keys.
     ///
     /// # Errors
     /// As [`Store::read`].
-    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64>;
+    async fn count(&self, query: &Query) -> Result<u64>;
 
     /// The commits behind `after`, from the log and then as they happen. The first batch comes at
     /// once where anything behind `after` is closed. The stream ends only with an error: `Compacted`
     /// where `after + 1` is compacted already.
     fn tail(&self, after: Revision) -> Tail;
 
-    /// What is closed now: every commit at or below is in the log, and none is still to come.
-    fn closed(&self) -> Revision;
+    /// Whether a tail from behind `after` finds here all that the store had closed when it was last
+    /// reached. True of every store that this node writes itself.
+    fn covers(&self, after: Revision) -> bool;
+
+    /// Whether a watch may go on behind `after`: all at or below was given out with every store there.
+    ///
+    /// # Errors
+    /// `Compacted` where changes came late: whoever has got there must start afresh.
+    fn check_resume(&self, after: Revision) -> Result<()>;
+
+    /// The states of attachment of those of its leaves that have a life of their own: none for a store
+    /// that only this node's clock numbers.
+    fn attach_states(&self) -> &[Arc<AttachState>];
+
+    /// Announces what is closed now: every commit at or below is in the log, and none is still to come.
+    /// A store that is detached counts as passed over up to there, and is held to that when it is back.
+    fn announce_closed(&self) -> Revision;
 
     /// Closes at least `revision`, and makes every tail say so. Where nothing is in flight it may close
     /// `ahead` more at once, for a parent. Returns what is closed.
     ///
     /// # Errors
     /// Where the store can't be reached.
-    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision>;
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision>;
 
-    /// A revision that is not below anything answered from a range before this was asked, by the
-    /// stores that count.
+    /// The read index of a range: a revision that is not below anything answered from it before this
+    /// was asked, by the stores that count.
     ///
     /// # Errors
     /// Where that is not known here, and who knows it can't be reached.
-    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision>;
-
-    /// Whether a tail from behind `after` finds here all that the store had closed when it was last
-    /// there.
-    fn is_here(&self, _after: Revision) -> bool {
-        true
-    }
-
-    /// Whether the store is there, where it has a life of its own; `None` for one that this node
-    /// writes alone.
-    fn presence(&self) -> Option<&Arc<Presence>> {
-        None
-    }
-
-    /// Whether all its numbers are of this node's clock, so that what comes next is above all shown.
-    fn is_own(&self) -> bool {
-        self.presence().is_none()
-    }
-
-    /// Whether others than this node write keys there.
-    fn has_other_writers(&self) -> bool {
-        self.presence().is_some()
-    }
-
-    /// Whether a watch may go on behind `after`: all at or below was given out with every store there.
-    ///
-    /// # Errors
-    /// `Compacted` where changes came late: whoever has got there must start afresh.
-    fn check_resumed(&self, after: Revision) -> Result<()> {
-        self.presence().map_or(Ok(()), |presence| presence.check_resumed(after))
-    }
+    async fn read_index(&self, range: &KeyRange, coverage: Coverage) -> Result<Revision>;
 
     /// Gives up all that only reads below `revision` need. Returns when such reads are refused for
     /// good; the work is done behind, or before returning where `wait` says so.
@@ -146,94 +160,84 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The oldest revision that can be read; -1 before the first compaction, as in etcd.
     fn compacted(&self) -> Revision;
 
-    /// Up to where every store in it is compacted: less than [`Store::compacted`] where a child has
-    /// done more by itself.
-    fn compacted_everywhere(&self) -> Revision {
-        self.compacted()
-    }
-
-    /// Keeps a record of the node (a lease, an alarm) durably beside the keys, or forgets it.
-    /// Records have no revisions and are not seen by reads or tails.
-    ///
-    /// # Errors
-    /// As [`Store::apply`].
-    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()>;
-
-    /// The records whose names begin with `prefix`, ordered by name.
-    ///
-    /// # Errors
-    /// Where the store can't be reached.
-    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>>;
-
     /// The bytes that it takes on disk; where it can't be reached in time, as last measured.
     ///
     /// # Errors
     /// None where that is known.
     async fn size(&self) -> Result<Size>;
 
+    /// Which store it is, and how far it has come, as far as that is known here.
+    fn head(&self) -> Head;
+
     /// The stores it is made of, as a node tells others: itself, unless it is composed.
-    async fn describe(&self) -> Vec<Described> {
-        vec![Described { name: self.name().to_string(), ..Described::default() }]
-    }
+    async fn describe(&self) -> Vec<Described>;
 
-    /// The stores that hold the keys of a range, as one store. Reads and tails of what it returns
-    /// wait for no other store.
-    fn narrow(self: Arc<Self>, range: &KeyRange) -> Arc<dyn Store>;
+    /// Ends its tasks and gives it up, so that another process may have it at once. What is asked of it
+    /// afterwards is refused. Returns when that is done, or can't be.
+    async fn close(&self);
+}
 
-    /// The route's name, as errors and metrics say it.
-    fn name(&self) -> &Arc<str>;
+/// A store that can be a node's default store: it keeps what the node must not forget beside the keys.
+/// [`crate::store::records`] says what that is. Records have no revisions, and reads and tails do not
+/// see them.
+#[async_trait]
+pub trait RecordStore: Store {
+    /// Keeps records durably, or forgets them, all or none.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    async fn put_records(&self, changes: Vec<(String, Option<Bytes>)>) -> Result<()>;
+
+    /// The record of exactly this name.
+    ///
+    /// # Errors
+    /// Where the store can't be reached.
+    async fn get_record(&self, name: &str) -> Result<Option<Bytes>>;
+
+    /// The records whose names begin with `prefix`, ordered by name. Costs what it finds.
+    ///
+    /// # Errors
+    /// Where the store can't be reached.
+    async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>>;
 }
 
 /// The commits of a store as they come; see [`Store::tail`].
-pub type Tail = BoxStream<'static, Result<Batch>>;
+pub type Tail = BoxStream<'static, Result<LogBatch>>;
 
 /// A piece of a log.
 #[derive(Clone, Debug)]
-pub struct Batch {
+pub struct LogBatch {
     /// Commits in order; may be none.
     pub commits: Vec<Arc<Commit>>,
     /// Every commit at or below this revision is in this batch or was in one before.
     pub closed: Revision,
     /// Commits of a store that were passed over while it was away: by this tail, or by others whose
     /// followers go on here.
-    pub late: Late,
+    pub backfill: Backfill,
 }
 
 /// Commits that come too late for some.
 #[derive(Clone, Debug, Default)]
-pub struct Late {
+pub struct Backfill {
     /// In no order. Some revision at or above each was said to be closed before, to someone.
     pub commits: Vec<Arc<Commit>>,
     /// All that was said up to here was said with the store there.
     pub after: Revision,
-    /// Who was told of a revision above `after` and below `floor` may lack them, and starts afresh.
+    /// The resume floor: who was told of a revision above `after` and below it may lack them, and
+    /// starts afresh.
     pub floor: Revision,
 }
 
-/// Which stores count in what is present.
+/// Which stores count in a read index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whose {
+pub enum Coverage {
     /// All.
     All,
     /// All but those that are detached, without which merged watches go on.
     Attached,
 }
 
-/// Something to apply.
-#[derive(Clone, Debug)]
-pub enum Write {
-    /// A transaction that may change keys.
-    Txn {
-        /// What to do.
-        txn: Txn,
-        /// The leases it names that do not exist: putting a key under one is refused.
-        dead_leases: Vec<LeaseId>,
-    },
-    /// Deletes all keys of a lease, in key order, at one revision.
-    DeleteLeased(LeaseId),
-}
-
-/// What applying a write did.
+/// What applying a transaction did.
 #[derive(Clone, Debug)]
 pub struct Written {
     /// The revision of the change; where nothing changed, the one that the write was evaluated at.
@@ -242,10 +246,10 @@ pub struct Written {
     pub result: TxnResult,
 }
 
-/// A read of a range.
+/// Which keys are asked for.
 #[derive(Clone, Debug)]
-pub struct Read {
-    /// The keys.
+pub struct Query {
+    /// The range they lie in.
     pub range: KeyRange,
     /// As of which revision; 0 for the present.
     pub revision: Revision,
@@ -268,6 +272,29 @@ pub struct Page {
     pub revision: Revision,
 }
 
+/// Which store it is, and how far it has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// Made with the store and kept in it: an empty one at the same address is another. 0 where that is
+    /// not known, or where it is made of several.
+    pub incarnation: u64,
+    /// The greatest revision that it holds, as far as is known.
+    pub newest: Revision,
+    /// Whether it certainly holds nothing above that: not where a part of it is away.
+    pub is_exact: bool,
+    /// The greatest revision that it is known to have held by what lies beside it; 0 where nothing does.
+    pub witnessed: Revision,
+}
+
+/// Which store is expected at an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// The one of this incarnation; `None` for the one that was there before, where something says which.
+    pub incarnation: Option<u64>,
+    /// Whether any other will do too.
+    pub adopts: bool,
+}
+
 /// Bytes on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
@@ -277,9 +304,9 @@ pub struct Size {
     pub in_use: u64,
 }
 
-// === impl Late ===
+// === impl Backfill ===
 
-impl Late {
+impl Backfill {
     /// Takes in more of what comes late.
     pub fn join(&mut self, more: Self) {
         if self.commits.is_empty() {
@@ -292,19 +319,19 @@ impl Late {
     }
 }
 
-// === impl Batch ===
+// === impl LogBatch ===
 
-impl Batch {
+impl LogBatch {
     /// Commits, and up to where they are complete.
     pub fn new(commits: Vec<Arc<Commit>>, closed: Revision) -> Self {
-        Self { commits, closed, late: Late::default() }
+        Self { commits, closed, backfill: Backfill::default() }
     }
 }
 
-// === impl Read ===
+// === impl Query ===
 
-impl Read {
-    /// A read of all keys of a range with their values.
+impl Query {
+    /// A query for all keys of a range with their values.
     pub fn new(range: KeyRange, revision: Revision) -> Self {
         Self { range, revision, limit: 0, keys_only: false, lease: 0 }
     }
@@ -325,8 +352,8 @@ impl Read {
 ///
 /// # Errors
 /// As [`Store::read`].
-pub async fn read_all(store: &dyn Store, read: &Read) -> Result<Page> {
-    let mut read = read.clone();
+pub async fn read_all(store: &dyn Store, query: &Query) -> Result<Page> {
+    let mut read = query.clone();
     let mut whole = Page::default();
     loop {
         let page = store.read(&read).await?;

@@ -8,7 +8,7 @@ use std::{fmt, net::IpAddr, path::PathBuf};
 
 use http::Uri;
 
-pub use crate::store::sql::address::{Database, Host, Login, Secret, TABLE_PREFIX, TlsMode};
+pub use crate::net::address::{Database, Host, Login, Secret, TABLE_PREFIX, TlsMode};
 
 mod parameters;
 mod parse;

@@ -17,7 +17,8 @@ use super::{
 use crate::{
     clock::SharedClock,
     model::{Commit, KeyRange, Revision, StoreError, error::Result},
-    store::{Batch, Late, Store, Tail},
+    route::Router,
+    store::{Backfill, LogBatch, Store as _, Tail},
 };
 
 /// How long a watch that begins, or reads the log, waits for stores to close what was shown.
@@ -29,7 +30,7 @@ const RESUME_AFTER: Duration = Duration::from_millis(100);
 /// A log and its watchers.
 #[derive(Debug)]
 pub(super) struct Feed {
-    store: Arc<dyn Store>,
+    store: Arc<Router>,
     clock: SharedClock,
     state: Mutex<State>,
     moved: Notify,
@@ -69,7 +70,7 @@ pub(super) struct Joining {
 /// A place in a feed on its way to the stream that will hold it. It lies in an inbox, which the feed
 /// holds, so it must hold neither the feed nor the place.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Handoff {
     feed: Weak<Feed>,
     id: u64,
 }
@@ -86,13 +87,13 @@ pub(super) struct Joined {
 impl Feed {
     /// A feed of what `store` commits from now on, until `stopped`.
     pub(super) fn start(
-        store: Arc<dyn Store>,
+        store: Arc<Router>,
         clock: SharedClock,
         stopped: CancellationToken,
     ) -> Arc<Self> {
         // Not what was shown: a commit below that may be in flight in this store. The tail is made before
         // anyone joins: what came late until then is noted, and what comes late from then on it tells.
-        let closed = store.closed();
+        let closed = store.announce_closed();
         let tail = store.tail(closed);
         let state = State { closed, index: Index::default(), watchers: HashMap::new(), next_id: 0 };
         let feed = Arc::new(Self { store, clock, state: Mutex::new(state), moved: Notify::new() });
@@ -119,7 +120,7 @@ impl Feed {
         if self.store.is_own() || timeout(CLOSE_WITHIN, self.close(shown)).await == Ok(true) {
             return shown;
         }
-        self.store.closed().min(shown)
+        self.store.announce_closed().min(shown)
     }
 
     /// Has the store close what was shown, so that whoever reads its log hears how far it is.
@@ -128,7 +129,7 @@ impl Feed {
     }
 
     async fn close(&self, revision: Revision) -> bool {
-        self.store.sync(revision, 0).await.is_ok()
+        self.store.advance_closed(revision, 0).await.is_ok()
     }
 
     /// Up to where a piece of the log is complete, as far as clients may hear of it.
@@ -140,12 +141,12 @@ impl Feed {
     ///
     /// # Errors
     /// `Compacted` where it may not.
-    pub(super) fn check_resumed(&self, after: Revision) -> Result<()> {
+    pub(super) fn check_resume(&self, after: Revision) -> Result<()> {
         let compacted = self.store.compacted();
         if after + 1 < compacted {
             return Err(StoreError::Compacted { compacted });
         }
-        self.store.check_resumed(after)
+        self.store.check_resume(after)
     }
 
     pub(super) fn watchers(&self) -> usize {
@@ -158,7 +159,7 @@ impl Feed {
         let mut state = self.lock();
         // Under the lock: changes that came late before are noted by now, and those that come later
         // find the watcher here.
-        self.check_resumed(after).ok()?;
+        self.check_resume(after).ok()?;
         let id = self.join_in(&mut state, joining, after)?;
         Some(Joined { feed: self.clone(), id })
     }
@@ -166,12 +167,12 @@ impl Feed {
     /// The same for who catches up: the stream is told in its inbox, before any commit.
     pub(super) fn join_caught_up(self: &Arc<Self>, joining: &Joining, after: Revision) -> bool {
         let mut state = self.lock();
-        if self.check_resumed(after).is_err() {
+        if self.check_resume(after).is_err() {
             return false;
         }
         let Some(id) = self.join_in(&mut state, joining, after) else { return false };
-        let place = Place { feed: Arc::downgrade(self), id };
-        let item = Item::CaughtUp { watcher: joining.watcher, place, after };
+        let handoff = Handoff { feed: Arc::downgrade(self), id };
+        let item = Item::CaughtUp { watcher: joining.watcher, handoff, after };
         if !joining.inbox.push(item) {
             // The stream has gone, and nobody else would leave the feed for it.
             state.leave(id);
@@ -204,7 +205,7 @@ impl Feed {
         if self.lock().closed >= revision {
             return Ok(());
         }
-        self.store.sync(revision, 0).await?;
+        self.store.advance_closed(revision, 0).await?;
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
@@ -256,7 +257,7 @@ impl Feed {
         {
             let mut state = self.lock();
             // Behind the tail's beginning: what came late before is noted by now, the rest the tail tells.
-            if is_compacted || self.store.check_resumed(closed).is_err() {
+            if is_compacted || self.store.check_resume(closed).is_err() {
                 state.send_away(self.shown_of(closed));
             }
             state.closed = after;
@@ -278,13 +279,13 @@ impl Feed {
         }
     }
 
-    fn hand_on(&self, batch: Batch) {
+    fn hand_on(&self, batch: LogBatch) {
         {
             let mut state = self.lock();
             for commit in &batch.commits {
                 state.hand_on(commit);
             }
-            state.end_for(&batch.late);
+            state.end_for(&batch.backfill);
             state.closed = state.closed.max(batch.closed);
         }
         self.moved.notify_waiters();
@@ -346,7 +347,7 @@ impl State {
     }
 
     /// Ends the watchers that lack changes which come late: their clients start afresh.
-    fn end_for(&mut self, late: &Late) {
+    fn end_for(&mut self, late: &Backfill) {
         let mut touched = Vec::new();
         for event in late.commits.iter().flat_map(|commit| &commit.events) {
             self.index.watching(&event.kv.key, &mut |id| touched.push(id));
@@ -386,9 +387,9 @@ impl State {
     }
 }
 
-// === impl Place ===
+// === impl Handoff ===
 
-impl Place {
+impl Handoff {
     /// Holds the place; `None` where the feed has gone.
     pub(super) fn hold(self) -> Option<Joined> {
         Some(Joined { feed: self.feed.upgrade()?, id: self.id })
@@ -431,13 +432,13 @@ mod tests {
     async fn a_stream_that_goes_while_it_is_told_leaves_no_watcher_behind() {
         let clock = SharedClock::new(Clock::new(0, 100, Lane::ALL));
         let store = Memory::new("m", clock.clone());
-        let feed = Feed::start(store, clock, CancellationToken::new());
+        let feed = Feed::start(Router::single(store), clock, CancellationToken::new());
         let inbox = Arc::<Inbox>::default();
         assert!(feed.join_caught_up(&joining(&inbox), 1));
         assert_eq!(feed.watchers(), 1);
         for item in inbox.close() {
-            if let Item::CaughtUp { place, .. } = item {
-                drop(place.hold());
+            if let Item::CaughtUp { handoff, .. } = item {
+                drop(handoff.hold());
             }
         }
         assert_eq!(feed.watchers(), 0);

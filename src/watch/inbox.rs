@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::feed::Place;
+use super::feed::Handoff;
 use crate::model::{Commit, Revision, StoreError};
 
 /// The bytes of events that wait for one stream. Who is further behind reads the log by himself.
@@ -35,7 +35,7 @@ pub(super) enum Item {
     /// The same for all watchers that were live in the stream's `epoch`.
     ProgressAll { revision: Revision, epoch: u64 },
     /// The watcher has sent all of the log up to `after`, and its feed goes on from there.
-    CaughtUp { watcher: Tag, place: Place, after: Revision },
+    CaughtUp { watcher: Tag, handoff: Handoff, after: Revision },
     /// The watcher could not read the log.
     Failed { watcher: Tag, error: StoreError },
     /// The watcher left its feed: what is above `after` it must read from the log.

@@ -33,13 +33,14 @@ pub use self::stream::{Create, Request, Response, Stream};
 use crate::{
     clock::SharedClock,
     model::{KeyRange, Revision},
-    store::Store,
+    route::Router,
+    store::Store as _,
 };
 
 /// All feeds of a node.
 #[derive(Debug)]
 pub struct Hub {
-    root: Arc<dyn Store>,
+    root: Arc<Router>,
     clock: SharedClock,
     /// By the name of the stores they follow.
     feeds: Mutex<HashMap<Arc<str>, Arc<Feed>>>,
@@ -51,14 +52,14 @@ pub struct Hub {
 
 impl Hub {
     /// A hub over what `root` holds.
-    pub fn new(root: Arc<dyn Store>, clock: SharedClock) -> Arc<Self> {
+    pub fn new(root: Arc<Router>, clock: SharedClock) -> Arc<Self> {
         let stopped = CancellationToken::new();
         Arc::new(Self { root, clock, feeds: Mutex::default(), stopped })
     }
 
     /// The feed that serves watchers of a range; made where there is none. Call it in a runtime.
     fn feed(&self, range: &KeyRange) -> Arc<Feed> {
-        let store = self.root.clone().narrow(range);
+        let store = self.root.narrow(range);
         let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(feed) = feeds.get(store.name()) {
             return feed.clone();
@@ -76,7 +77,7 @@ impl Hub {
         prefix.put_slice(key);
         prefix.put_u8(b'/');
         let range = KeyRange::prefix(prefix.freeze());
-        let name = self.root.clone().narrow(&range).name().clone();
+        let name = self.root.narrow(&range).name().clone();
         let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(feed) = feeds.get(&name).cloned() else { return };
         drop(feeds);

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     model::{Commit, Event, KeyRange, Revision, StoreError},
-    store::Late,
+    store::Backfill,
 };
 
 /// The bytes of events after which a response is sent, rather than joined by the next commit.
@@ -341,8 +341,8 @@ impl Stream {
                 Item::ProgressAll { revision, epoch } => {
                     self.progress_all(revision, epoch).await?;
                 }
-                Item::CaughtUp { watcher, place, after } => {
-                    if let Some(joined) = place.hold() {
+                Item::CaughtUp { watcher, handoff, after } => {
+                    if let Some(joined) = handoff.hold() {
                         self.caught_up(watcher, joined, after);
                     }
                 }
@@ -467,9 +467,9 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         for item in self.inbox.close() {
-            if let Item::CaughtUp { place, .. } = item {
+            if let Item::CaughtUp { handoff, .. } = item {
                 // Held, and so given up.
-                drop(place.hold());
+                drop(handoff.hold());
             }
         }
     }
@@ -538,7 +538,7 @@ impl Reading {
         // A tail of its own for each page: the first batch of a tail comes at once, and nothing is
         // kept while the client does not read. What comes late from here on it tells.
         let mut tail = self.feed.tail(after);
-        self.feed.check_resumed(after)?;
+        self.feed.check_resume(after)?;
         let (batch, _turn) = loop {
             let Ok(turn) = self.turn.acquire().await else { return Ok(Some(after)) };
             match timeout(TURN_TIME_MAX, tail.next()).await {
@@ -556,8 +556,8 @@ impl Reading {
             }
             sleep(TURN_TIME_MAX).await;
         };
-        if self.misses(&batch.late) {
-            return Err(StoreError::Compacted { compacted: batch.late.floor });
+        if self.misses(&batch.backfill) {
+            return Err(StoreError::Compacted { compacted: batch.backfill.floor });
         }
         let closed = self.feed.shown_of(batch.closed);
         self.send(&batch.commits, closed).await;
@@ -565,7 +565,7 @@ impl Reading {
     }
 
     /// Whether some of what comes late is wanted.
-    fn misses(&self, late: &Late) -> bool {
+    fn misses(&self, late: &Backfill) -> bool {
         !self.wanted.select(&late.commits).is_empty()
     }
 

@@ -33,6 +33,10 @@ pub fn failure(error: &StoreError) -> Failure {
         StoreError::UnknownOutcome { store, reason } => {
             make(Kind::UnknownOutcome, store, reason, 0, 0)
         }
+        StoreError::StaleLeases => make(Kind::StaleLeases, "", "", 0, 0),
+        StoreError::Damaged { store, record, reason } => {
+            make(Kind::Damaged, store, &format!("{record}: {reason}"), 0, 0)
+        }
         StoreError::Fenced { store, owner } => make(Kind::Fenced, store, owner, 0, 0),
     }
 }
@@ -61,6 +65,11 @@ pub fn from_failure(route: &str, failure: Failure) -> Option<StoreError> {
         Kind::TwoStores => StoreError::TwoStores { first: name, second: below(&text) },
         Kind::Unavailable => StoreError::Unavailable { store: name, reason: text.into() },
         Kind::UnknownOutcome => StoreError::UnknownOutcome { store: name, reason: text.into() },
+        Kind::StaleLeases => StoreError::StaleLeases,
+        Kind::Damaged => {
+            let (record, reason) = text.split_once(": ").unwrap_or((&text, ""));
+            StoreError::Damaged { store: name, record: record.into(), reason: reason.into() }
+        }
         Kind::Fenced => StoreError::Fenced { store: name, owner: text.into() },
     })
 }
@@ -85,6 +94,8 @@ mod tests {
             StoreError::TwoStores { first: pods.clone(), second: text.clone() },
             StoreError::Unavailable { store: pods.clone(), reason: text.clone() },
             StoreError::UnknownOutcome { store: pods.clone(), reason: text.clone() },
+            StoreError::StaleLeases,
+            StoreError::Damaged { store: pods.clone(), record: text.clone(), reason: text.clone() },
             StoreError::Fenced { store: pods, owner: text },
         ];
         for error in errors {

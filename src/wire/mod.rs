@@ -10,7 +10,7 @@ use bytes::Bytes;
 pub use self::{
     failure::{failure, from_failure},
     request::{kv, range_to, txn_request, txn_result},
-    tree::{Member, commit, commit_of, lanes, lanes_of, member, member_of},
+    tree::{Member, blocks_of, commit, commit_of, lanes, lanes_of, member, member_of},
 };
 
 use crate::{

@@ -108,10 +108,12 @@ fn range_request(op: &RangeOp) -> pb::RangeRequest {
 }
 
 fn put_request(op: &PutOp) -> pb::PutRequest {
+    // What is kept is not given, or the request is refused.
+    let value = if op.keep_value { Bytes::new() } else { op.value.clone() };
     pb::PutRequest {
         key: op.key.clone(),
-        value: op.value.clone(),
-        lease: op.lease,
+        value,
+        lease: if op.keep_lease { 0 } else { op.lease },
         prev_kv: op.prev_kv,
         ignore_value: op.keep_value,
         ignore_lease: op.keep_lease,
@@ -211,7 +213,10 @@ mod tests {
         let put = (any::<u8>(), any::<i64>(), flags()).prop_map(|(byte, lease, flags)| {
             let (prev_kv, keep_value, keep_lease) = flags;
             let key = Bytes::from(vec![byte]);
-            Op::Put(PutOp { value: key.clone(), key, lease, prev_kv, keep_value, keep_lease })
+            // Who keeps something gives nothing.
+            let value = if keep_value { Bytes::new() } else { key.clone() };
+            let lease = if keep_lease { 0 } else { lease };
+            Op::Put(PutOp { key, value, lease, prev_kv, keep_value, keep_lease })
         });
         let delete = (range(), any::<bool>())
             .prop_map(|(range, prev_kv)| Op::Delete(DeleteOp { range, prev_kv }));

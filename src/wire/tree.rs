@@ -44,6 +44,12 @@ pub fn lanes_of(lanes: tree::Lanes) -> Option<LaneBlock> {
     LaneBlock::new(first, count)
 }
 
+/// The lanes of a message; `None` where there are none, none such, or one twice.
+pub fn blocks_of(lanes: &[tree::Lanes]) -> Option<Vec<LaneBlock>> {
+    let blocks: Option<Vec<LaneBlock>> = lanes.iter().copied().map(lanes_of).collect();
+    blocks.filter(|blocks| !blocks.is_empty() && LaneBlock::are_disjoint(blocks))
+}
+
 /// The events of a commit that are wanted, in a message.
 pub fn commit(commit: &Commit, is_wanted: impl Fn(&Event) -> bool) -> tree::Commit {
     let events = commit.events.iter().filter(|event| is_wanted(event));

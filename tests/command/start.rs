@@ -65,13 +65,13 @@ async fn a_second_process_on_the_same_data_is_refused_by_name_until_the_first_is
 }
 
 #[tokio::test]
-async fn two_stores_in_one_file_are_refused() -> Result<()> {
+async fn a_route_to_the_file_of_the_default_store_is_refused() -> Result<()> {
     let folder = TempDir::new()?;
     let topology = "backends:\n- name: same\n  endpoint: sqlite://./pleach-data/pleach.db\n  \
                     prefix:\n    prefix: pods\n";
     fs::write(folder.path().join("topology.yaml"), topology)?;
     let said = refused(folder.path(), &["--topology=topology.yaml"]).await?;
-    ensure!(said.contains("store `same`") && said.contains("in use"), "{said}");
+    ensure!(said.contains("`same`") && said.contains("the default store"), "{said}");
     Ok(())
 }
 

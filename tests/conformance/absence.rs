@@ -10,9 +10,8 @@ use pleach::{
     clock::SharedClock,
     model::{KeyRange, Revision},
     route::{Route, Router, rule::Rule},
-    store::{
-        Store, Write, membership::Membership, memory::Memory, node::Terms, presence::Presence,
-    },
+    store::{Store, attach::AttachState, memory::Memory},
+    tree::{child::Terms, membership::Membership},
     watch::{Create, Filters, Hub, Request, Response, Stream},
 };
 use tokio::sync::mpsc;
@@ -34,7 +33,7 @@ const AHEAD: Revision = 1 << 14;
 /// A child as its node sees it, and as it is.
 struct Child {
     store: Arc<dyn Store>,
-    presence: Arc<Presence>,
+    attach_state: Arc<AttachState>,
     link: Proxy,
     own: Arc<Memory>,
     clock: SharedClock,
@@ -57,13 +56,13 @@ impl Child {
         for _ in 0..before {
             put(&*own, "/far/before").await;
         }
-        let address = serve(own.clone(), membership(name, &clock).await).await;
+        let address = serve(Router::single(own.clone()), membership(name, &clock).await).await;
         let link = Proxy::start(address).await.expect("there is a port");
         let terms = Terms { ahead: AHEAD, ..Terms::default() };
         let store = attach(name, link.address(), parent, terms).await;
-        let presence = store.presence().expect("a child may be away").clone();
-        tokio::spawn(presence.clone().keep_watch(store.clone(), GRACE));
-        Self { store, presence, link, own, clock }
+        let attach_state = store.attach_states()[0].clone();
+        tokio::spawn(attach_state.clone().supervise(store.clone(), GRACE));
+        Self { store, attach_state, link, own, clock }
     }
 
     async fn cut_off(&self) {
@@ -78,10 +77,10 @@ impl Child {
     }
 
     async fn until(&self, is_so: impl Fn(Option<Revision>) -> bool) {
-        let mut changes = self.presence.changes();
+        let mut changes = self.attach_state.changes();
         soon("a coming or going", async {
-            while !is_so(self.presence.left_at()) {
-                changes.changed().await.expect("the presence is here");
+            while !is_so(self.attach_state.detached_at()) {
+                changes.changed().await.expect("the attach_state is here");
             }
         })
         .await;
@@ -98,7 +97,7 @@ impl Family {
         let near = Child::start("near", &parent, 0).await;
         let route = |child: &Child| {
             let rule = Rule::prefix(&format!("/{}", child.store.name())).expect("it is one");
-            Route { rule, store: child.store.clone() }
+            Route { rule, store: child.store.clone(), has_other_writers: true }
         };
         let root = Router::new(vec![route(&far), route(&near)], main.clone());
         Self { clock, main, far, near, root }
@@ -109,7 +108,7 @@ impl Family {
         let mut log = Follower::start(&*self.root, self.clock.shown());
         log.reach(self.put().await).await.expect("all are there");
         soon("closing ahead", async {
-            while self.far.store.closed() < AHEAD {
+            while self.far.store.announce_closed() < AHEAD {
                 tokio::task::yield_now().await;
             }
         })
@@ -174,8 +173,7 @@ impl Watch {
 
 async fn put(store: &dyn Store, key: &'static str) -> Revision {
     let txn = all_of(vec![put_op(bytes(key), bytes("value"), 0)]);
-    let write = Write::Txn { txn, dead_leases: Vec::new() };
-    store.apply(write).await.expect("it is there").revision
+    store.apply(txn, Vec::new()).await.expect("it is there").revision
 }
 
 /// Reads until a change of the child's key has come, in its order or late. Returns whether it was late.
@@ -185,8 +183,8 @@ async fn hears_late(log: &mut Follower, revision: Revision) -> bool {
             return false;
         }
         let batch = log.next().await.expect("the log goes on");
-        if batch.late.commits.iter().any(|commit| commit.revision == revision) {
-            let late = batch.late;
+        if batch.backfill.commits.iter().any(|commit| commit.revision == revision) {
+            let late = batch.backfill;
             assert!(late.after < revision && late.floor > log.closed, "{late:?}, {}", log.closed);
             return true;
         }
@@ -230,7 +228,7 @@ async fn an_idle_child_that_comes_back_is_attached_at_once() {
     family.far.cut_off().await;
     log.reach(family.put().await).await.expect("it goes on without the child");
     family.far.link.set(Mode::Pass).await.expect("the proxy passes");
-    soon("reaching the child", family.far.presence.there()).await;
+    soon("reaching the child", family.far.attach_state.reachable()).await;
     let begin = Instant::now();
     family.far.until(|left| left.is_none()).await;
     // Well below the time in which a child must say what it did.
@@ -291,8 +289,8 @@ async fn a_node_is_attached_though_a_child_of_its_own_is_gone_and_it_is_compacte
     let top_clock = fresh_clock();
     let top = membership("top", &top_clock).await;
     let store = attach("middle", middle, &top, Terms::default()).await;
-    assert!(store.closed() >= line, "{} is below {line}", store.closed());
-    let mut log = Follower::start(&*store, store.closed());
+    assert!(store.announce_closed() >= line, "{} is below {line}", store.announce_closed());
+    let mut log = Follower::start(&*store, store.announce_closed());
     log.reach(family.put().await).await.expect("it goes on without its child");
 }
 

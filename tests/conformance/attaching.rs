@@ -13,11 +13,13 @@ use pleach::{
     proto::tree::{
         self as pb, tree_client::TreeClient, tree_server::Tree, tree_server::TreeServer,
     },
-    store::{
-        Read, Store, Write,
+    route::Router,
+    store::{Query, Store, memory::Memory},
+    tree::{
+        call::Call,
+        child::{PROTOCOL, Terms},
         membership::Membership,
-        memory::Memory,
-        node::{PROTOCOL, Terms, call::Call},
+        parent::TreeOptions,
     },
 };
 use tokio::{net::TcpListener, time::Instant};
@@ -25,7 +27,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, metadata::MetadataMap, transport::Server};
 
 use crate::{
-    children::{attach, connect, membership, serve},
+    children::{attach, connect, member, membership, serve},
     follow::{Follower, soon},
     support::proxy::{Mode, Proxy},
     words::{all_of, bytes, put_op},
@@ -46,7 +48,7 @@ impl Pair {
         let child_clock = fresh_clock();
         let kept = Memory::new("kept", child_clock.clone());
         let own = Memory::new("own", child_clock.clone());
-        let address = serve(own, recalled(&kept, &child_clock).await).await;
+        let address = serve(Router::single(own), recalled(&kept, &child_clock).await).await;
         let link = Proxy::start(address).await.expect("there is a port");
         let clock = fresh_clock();
         let parent = membership("parent", &clock).await;
@@ -57,19 +59,26 @@ impl Pair {
     /// Another process answers instead of the child, which has nothing of what that had.
     async fn replace(&self, member: Arc<Membership>) {
         let own = Memory::new("own", member.clock().clone());
-        self.link.redirect(serve(own, member).await);
+        self.link.redirect(serve(Router::single(own), member).await);
         self.link.set(Mode::Refuse).await.expect("the proxy refuses");
         self.link.cut().await;
-        let presence = self.store.presence().expect("a child may be away");
-        let mut changes = presence.changes();
+        let attach_state = self.store.attach_states()[0].clone();
+        let mut changes = attach_state.changes();
         soon("the loss", async {
-            while presence.is_there() {
-                changes.changed().await.expect("the presence is here");
+            while attach_state.is_reachable() {
+                changes.changed().await.expect("the sender is here");
             }
         })
         .await;
         self.link.set(Mode::Pass).await.expect("the proxy passes");
-        soon("attaching it again", presence.there()).await;
+        soon("attaching it again", attach_state.reachable()).await;
+    }
+
+    /// The child is started anew, in another process with the same data.
+    async fn replace_process(&self, member: Arc<Membership>) {
+        let own = Memory::new("own", member.clock().clone());
+        self.link.redirect(serve(Router::single(own), member).await);
+        self.link.cut().await;
     }
 
     /// All who follow are ended, those who come back from before too, and the rest goes on.
@@ -80,7 +89,7 @@ impl Pair {
             }
         };
         assert!(matches!(ended, StoreError::Compacted { .. }), "{ended:?}");
-        let resumed = self.store.check_resumed(told);
+        let resumed = self.store.check_resume(told);
         assert!(matches!(resumed, Err(StoreError::Compacted { .. })), "{resumed:?}");
         let next = put(&*self.store).await;
         assert!(next > told, "{next} is not above {told}");
@@ -90,13 +99,12 @@ impl Pair {
 }
 
 async fn recalled(kept: &Arc<Memory>, clock: &SharedClock) -> Arc<Membership> {
-    Membership::recall(kept.clone(), clock.clone(), "far").await.expect("it remembers")
+    member(kept.clone(), clock, "far", TreeOptions::default()).await
 }
 
 async fn put(store: &dyn Store) -> Revision {
     let txn = all_of(vec![put_op(bytes("key"), bytes("value"), 0)]);
-    let write = Write::Txn { txn, dead_leases: Vec::new() };
-    store.apply(write).await.expect("it is there").revision
+    store.apply(txn, Vec::new()).await.expect("it is there").revision
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -124,7 +132,8 @@ async fn another_child_at_the_address_is_followed_afresh() {
 async fn a_child_that_forgot_what_it_had_promised_counts_on_above_that() {
     let pair = Pair::start().await;
     let mut log = Follower::start(&*pair.store, pair.clock.shown());
-    let promised = pair.store.sync(pair.clock.shown(), 0).await.expect("the child is there");
+    let promised =
+        pair.store.advance_closed(pair.clock.shown(), 0).await.expect("the child is there");
     log.reach(promised).await.expect("the child is there");
     pair.replace(recalled(&pair.child.0, &fresh_clock()).await).await;
     let next = put(&*pair.store).await;
@@ -134,27 +143,53 @@ async fn a_child_that_forgot_what_it_had_promised_counts_on_above_that() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_parent_whose_place_another_takes_is_told_so() {
+async fn a_second_parent_is_refused_by_name_and_the_first_goes_on() {
     let pair = Pair::start().await;
+    let second = membership("second", &fresh_clock()).await;
+    let store = connect("far", pair.link.address(), &second, Terms::default()).await;
+    let refused = trouble(&*store).await;
+    assert!(refused.contains("`far`") && refused.contains("has the parent `parent`"), "{refused}");
+    assert!(refused.contains("--parent second:"), "{refused}");
+    let attach_state = &pair.store.attach_states()[0];
+    assert!(attach_state.is_reachable(), "the first parent lost its child");
+    put(&*pair.store).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operator_of_a_child_gives_it_to_another_parent_and_the_first_is_told() {
+    let pair = Pair::start().await;
+    let second = membership("second", &fresh_clock()).await;
+    let parent = Some(format!("second:{:x}", second.me().id).parse().expect("a good name"));
+    let options = TreeOptions { parent, ..TreeOptions::default() };
     let (kept, child_clock) = &pair.child;
-    let lanes = recalled(kept, child_clock).await.lanes();
-    let block = lanes.held.expect("it has a parent").block;
-    let mut join = TreeClient::connect(format!("http://{}", pair.link.address())).await;
-    let join = join.as_mut().expect("it is served").join(pb::JoinRequest {
-        giver: Some(pb::Member { id: 77, name: "other".to_owned() }),
-        lanes: Some(pb::Lanes { first: block.first.into(), count: block.count.into() }),
-    });
-    join.await.expect("they are the same lanes");
-    let presence = pair.store.presence().expect("a child may be away");
-    let mut changes = presence.changes();
-    soon("the loss", async {
-        while presence.is_there() {
-            changes.changed().await.expect("the presence is here");
+    pair.replace_process(member(kept.clone(), child_clock, "far", options).await).await;
+    let store = attach("far", pair.link.address(), &second, Terms::default()).await;
+    put(&*store).await;
+    soon("the first is told", async {
+        while !trouble(&*pair.store).await.contains("has the parent `second`") {
+            tokio::task::yield_now().await;
         }
     })
     .await;
-    let trouble = trouble(&*pair.store).await;
-    assert!(trouble.contains("has another parent since: `other`"), "{trouble}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_a_parent_is_refused_for_as_long_as_the_parent_is_attached() {
+    let child_clock = fresh_clock();
+    let own = Memory::new("own", child_clock.clone());
+    let address = serve(Router::single(own), membership("far", &child_clock).await).await;
+    let (clock, kept) = (fresh_clock(), Memory::new("kept", fresh_clock()));
+    let root = member(kept.clone(), &clock, "root", TreeOptions::default()).await;
+    let first = attach("far", address, &root, Terms::default()).await;
+    let copy = member(kept, &fresh_clock(), "root", TreeOptions::default()).await;
+    let second = connect("far", address, &copy, Terms::default()).await;
+    let refused = trouble(&*second).await;
+    assert!(refused.contains("has a copy of the other's data"), "{refused}");
+    put(&*first).await;
+    first.close().await;
+    drop(first);
+    soon("the other takes its place", second.attach_states()[0].reachable()).await;
+    put(&*second).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -163,13 +198,12 @@ async fn the_same_child_with_all_it_had_is_followed_on() {
     let mut log = Follower::start(&*pair.store, pair.clock.shown());
     log.reach(put(&*pair.store).await).await.expect("the child is there");
     pair.link.cut().await;
-    let presence = pair.store.presence().expect("a child may be away");
+    let attach_state = pair.store.attach_states()[0].clone();
     let next = soon("a write after the cut", async {
         loop {
-            presence.there().await;
+            attach_state.reachable().await;
             let txn = all_of(vec![put_op(bytes("key"), bytes("value"), 0)]);
-            let write = Write::Txn { txn, dead_leases: Vec::new() };
-            if let Ok(written) = pair.store.apply(write).await {
+            if let Ok(written) = pair.store.apply(txn, Vec::new()).await {
                 break written.revision;
             }
             tokio::task::yield_now().await;
@@ -181,11 +215,14 @@ async fn the_same_child_with_all_it_had_is_followed_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_of_a_child_is_not_attached_beside_it() {
-    let pair = Pair::start().await;
+    let (child_clock, kept) = (fresh_clock(), Memory::new("kept", fresh_clock()));
+    let own = Memory::new("own", child_clock.clone());
+    let address = serve(Router::single(own), recalled(&kept, &child_clock).await).await;
     let clock = fresh_clock();
-    let copy = serve(Memory::new("own", clock.clone()), recalled(&pair.child.0, &clock).await);
-    let parent = membership("parent", &pair.clock).await;
-    let first = attach("one", pair.link.address(), &parent, Terms::default()).await;
+    let own = Memory::new("own", clock.clone());
+    let copy = serve(Router::single(own), recalled(&kept, &clock).await);
+    let parent = membership("parent", &fresh_clock()).await;
+    let first = attach("one", address, &parent, Terms::default()).await;
     let copy = connect("two", copy.await, &parent, Terms::default()).await;
     let trouble = trouble(&*copy).await;
     assert!(trouble.contains("another process answers as `far`"), "{trouble}");
@@ -194,13 +231,13 @@ async fn a_copy_of_a_child_is_not_attached_beside_it() {
 }
 
 /// What is said before it is known why a child is away.
-const PASSING: [&str; 3] = ["not reached yet", "handed it its lanes", "its log ended"];
+const PASSING: [&str; 3] = ["not reached yet", "assigned it its lanes", "its log ended"];
 
 /// What keeps a child from being attached, once something does.
 async fn trouble(store: &dyn Store) -> String {
     soon("a refusal", async {
         loop {
-            let read = store.read(&Read::new(KeyRange::all(), 0)).await;
+            let read = store.read(&Query::new(KeyRange::all(), 0)).await;
             match read {
                 Err(error) if PASSING.iter().all(|it| !error.to_string().contains(it)) => {
                     return error.to_string();
@@ -216,18 +253,18 @@ async fn trouble(store: &dyn Store) -> String {
 async fn a_stranger_is_not_answered_and_moves_no_clock() {
     let clock = fresh_clock();
     let own = Memory::new("own", clock.clone());
-    let address = serve(own, membership("child", &clock).await).await;
+    let address = serve(Router::single(own), membership("child", &clock).await).await;
     let mut client = TreeClient::connect(format!("http://{address}")).await.expect("it is served");
     let before = clock.now();
     let far = (1_i64 << 53) - 100;
     let mut describe = Request::new(pb::DescribeRequest {});
     describe.metadata_mut().insert("pleach-clock", far.into());
     client.describe(describe).await.expect("anyone may ask that");
-    let sync = client.sync(pb::SyncRequest { revision: far, ahead: 0 }).await;
+    let sync = client.advance_closed(pb::AdvanceClosedRequest { revision: far, ahead: 0 }).await;
     let read = client.read(pb::ReadRequest { revision: far, ..Default::default() }).await;
     for status in [sync.err(), read.err()] {
         let status = status.expect("it is no parent");
-        assert!(status.message().contains("handed it its lanes"), "{status:?}");
+        assert!(status.message().contains("assigned it its lanes"), "{status:?}");
     }
     assert_eq!(clock.now(), before);
 }
@@ -276,18 +313,18 @@ impl Tree for Actor {
         Ok(Response::new(pb::JoinResponse { revision: 1 }))
     }
 
-    async fn sync(
+    async fn advance_closed(
         &self,
-        request: Request<pb::SyncRequest>,
-    ) -> Result<Response<pb::SyncResponse>, Status> {
-        Ok(Response::new(pb::SyncResponse { closed: request.into_inner().revision }))
+        request: Request<pb::AdvanceClosedRequest>,
+    ) -> Result<Response<pb::AdvanceClosedResponse>, Status> {
+        Ok(Response::new(pb::AdvanceClosedResponse { closed: request.into_inner().revision }))
     }
 
-    async fn present(
+    async fn read_index(
         &self,
-        _: Request<pb::PresentRequest>,
-    ) -> Result<Response<pb::PresentResponse>, Status> {
-        Ok(Response::new(pb::PresentResponse { revision: 1 }))
+        _: Request<pb::ReadIndexRequest>,
+    ) -> Result<Response<pb::ReadIndexResponse>, Status> {
+        Ok(Response::new(pb::ReadIndexResponse { revision: 1 }))
     }
 
     async fn apply(
@@ -295,6 +332,20 @@ impl Tree for Actor {
         _: Request<pb::ApplyRequest>,
     ) -> Result<Response<pb::ApplyResponse>, Status> {
         Err(Status::unimplemented("an actor writes nothing"))
+    }
+
+    async fn end_lease(
+        &self,
+        _: Request<pb::EndLeaseRequest>,
+    ) -> Result<Response<pb::EndLeaseResponse>, Status> {
+        Err(Status::unimplemented("an actor writes nothing"))
+    }
+
+    async fn leases(
+        &self,
+        _: Request<pb::LeasesRequest>,
+    ) -> Result<Response<pb::LeasesResponse>, Status> {
+        Ok(Response::new(pb::LeasesResponse::default()))
     }
 
     async fn read(
@@ -361,7 +412,7 @@ async fn clock_path_and_what_is_left_of_the_time_go_with_a_call() {
     clock.observe(41).expect("there is no limit");
     let left = Duration::from_millis(700);
     let call = Call { deadline: Some(Instant::now() + left), ..Call::default() };
-    let read = call.scope(async { store.read(&Read::new(KeyRange::all(), 0)).await });
+    let read = call.scope(async { store.read(&Query::new(KeyRange::all(), 0)).await });
     read.await.expect("the actor answers");
     let asked = actor.asked.lock().expect("nobody panics with it").pop().expect("it was asked");
     let text = |name: &str| asked.get(name).and_then(|it| it.to_str().ok()).unwrap_or_default();

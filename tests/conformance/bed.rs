@@ -9,8 +9,8 @@ use std::{
 use pleach::{
     clock::SharedClock,
     model::{Revision, StoreError},
-    route::{Route, Router},
-    store::{Store, memory::Memory},
+    route::Router,
+    store::{RecordStore, Store, memory::Memory},
     topology::Endpoint,
 };
 
@@ -21,7 +21,7 @@ use crate::{
         proxy::{Mode, Proxy},
     },
     words::{all_of, apply, bytes, get, key, put, put_op},
-    world::{DATABASE, fresh_clock, open_database, pods, server},
+    world::{DATABASE, fresh_clock, open_database, pods, route, server},
 };
 
 /// An answer must come within this, whatever the trouble: what a statement may take, and a new
@@ -41,6 +41,7 @@ pub(crate) struct Bed {
     pub(crate) clock: SharedClock,
     pub(crate) router: Arc<Router>,
     pub(crate) database: Arc<dyn Store>,
+    pub(crate) records: Arc<dyn RecordStore>,
 }
 
 /// A server.
@@ -83,9 +84,10 @@ impl Bed {
         let endpoint = endpoint(&server, &proxy, &prefix);
         let clock = fresh_clock();
         let database = open_database("pods", &endpoint, &clock).await.expect("it can be opened");
-        let route = Route { rule: pods(), store: database.clone() };
-        let router = Router::new(vec![route], Memory::new("main", clock.clone()));
-        Self { server, proxy, endpoint, prefix, clock, router, database }
+        let records = database.clone();
+        let to = route(pods(), database.clone());
+        let router = Router::new(vec![to], Memory::new("main", clock.clone()));
+        Self { server, proxy, endpoint, prefix, clock, router, database, records }
     }
 
     /// A write to the database, which must be answered in time.

@@ -3,18 +3,20 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use pleach::{
-    clock::{Lane, LaneBlock, SharedClock},
+    clock::{Entropy, Lane, LaneBlock, SharedClock},
     node::{Node, Options},
     route::{Route, Router},
-    server::{Face, Limits},
+    server::{Limits, Services},
     store::{
-        Described, Store,
-        membership::Membership,
-        memory::Memory,
-        node::{Connections, NodeStore, Terms},
-        presence::Presence,
+        Described, RecordStore, Store, attach::AttachState, memory::Memory, records::Records,
+        slot::SlotRecord,
     },
-    wire::lanes_of,
+    tree::{
+        child::{Connections, NodeStore, Terms},
+        membership::Membership,
+        parent::TreeOptions,
+    },
+    wire::blocks_of,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -35,8 +37,20 @@ pub(crate) enum Counting {
 
 /// A node's place in a tree. What it keeps lies apart from the stores of the suite.
 pub(crate) async fn membership(name: &str, clock: &SharedClock) -> Arc<Membership> {
-    let store = Memory::new("kept", clock.clone());
-    Membership::recall(store, clock.clone(), name).await.expect("it remembers")
+    member(Memory::new("kept", clock.clone()), clock, name, TreeOptions::default()).await
+}
+
+/// The same, of what is kept in `store`. Anybody may be its parent, unless `options` say who.
+pub(crate) async fn member(
+    store: Arc<dyn RecordStore>,
+    clock: &SharedClock,
+    name: &str,
+    options: TreeOptions,
+) -> Arc<Membership> {
+    let records = Records::open(store).await.expect("it remembers");
+    let options = TreeOptions { is_local: options.parent.is_none(), ..options };
+    let loaded = Membership::load(records, clock.clone(), Entropy::system(), name, options).await;
+    loaded.expect("it remembers")
 }
 
 /// A child of `parent`, which has a child itself where `depth` is more than one. Adds its clocks.
@@ -51,10 +65,11 @@ pub(crate) async fn open_child(
     clocks.push(clock.clone());
     let own = Memory::new("own", clock.clone());
     let member = membership(name, &clock).await;
-    let mut root: Arc<dyn Store> = own.clone();
+    let mut root = Router::single(own.clone());
     if depth > 1 {
         let below = Box::pin(open_child("below", &member, depth - 1, counting, clocks)).await;
-        root = Router::new(vec![Route { rule: shirts(), store: below }], own);
+        root =
+            Router::new(vec![Route { rule: shirts(), store: below, has_other_writers: true }], own);
     }
     let address = serve(root, member).await;
     let terms = match counting {
@@ -65,14 +80,14 @@ pub(crate) async fn open_child(
 }
 
 /// A node over `root`, where it can be reached.
-pub(crate) async fn serve(root: Arc<dyn Store>, member: Arc<Membership>) -> SocketAddr {
+pub(crate) async fn serve(root: Arc<Router>, member: Arc<Membership>) -> SocketAddr {
     let name = member.me().name.clone();
     let options = Options { progress_every: Duration::from_secs(600), quota_bytes: 0 };
-    let node = Node::start_in(root, member, options, &[]).await.expect("memory answers");
+    let node = Node::start(root, member, options, &[]).await.expect("memory answers");
     tokio::spawn(node.clone().reserve_revisions());
-    let limits = Limits { request_bytes_max: 2 << 20, txn_ops_max: 128 };
+    let limits = Limits { request_bytes_max: 2 << 20, txn_ops_max: 128, ready_requires_all: false };
     let stopping = CancellationToken::new();
-    let face = Face::new(node, limits, name, Vec::new(), stopping);
+    let face = Services::new(node, limits, name, Vec::new(), stopping);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a port");
     let address = listener.local_addr().expect("it is bound");
     tokio::spawn(face.serve(listener, None, std::future::pending()));
@@ -87,8 +102,8 @@ pub(crate) async fn attach(
     terms: Terms,
 ) -> Arc<dyn Store> {
     let store = connect(name, address, parent, terms).await;
-    let presence = store.presence().expect("a child may be away");
-    soon("attaching a child", presence.there()).await;
+    let attach_state = &store.attach_states()[0];
+    soon("attaching a child", attach_state.reachable()).await;
     store
 }
 
@@ -102,9 +117,10 @@ pub(crate) async fn connect(
     let url = format!("http://{address}");
     let address = crate::world::address(url.clone());
     let connections = Connections::new(&url, &address).expect("the address is good");
-    let (memory, parents) = (parent.store().clone(), parent.clock().clone());
-    let presence = Presence::recall(name, memory, parents.clone()).await.expect("it remembers");
-    NodeStore::open(name, connections, parent.clone(), presence, terms)
+    let record = SlotRecord::open(parent.records(), name, parent.entropy().id()).await;
+    let record = Arc::new(record.expect("it remembers"));
+    let attach_state = AttachState::restored(name, record, parent.clock().clone());
+    NodeStore::open(name, connections, parent.clone(), attach_state, terms)
 }
 
 /// Waits until every node below has the lanes of its parent, and has them all count as they shall.
@@ -126,7 +142,7 @@ pub(crate) async fn settle(stores: &[Arc<dyn Store>], counting: Counting, clocks
 fn is_settled(routes: &[Described], above: Option<LaneBlock>) -> bool {
     routes.iter().all(|route| {
         let Some(node) = &route.node else { return route.trouble.is_empty() };
-        let lanes = node.lanes.and_then(lanes_of);
+        let lanes = blocks_of(&node.lanes).map(|blocks| blocks[0]);
         let is_inside = lanes.is_some_and(|lanes| above.is_none_or(|above| above.covers(lanes)));
         route.trouble.is_empty() && is_inside && is_settled(&node.routes, lanes)
     })

@@ -11,7 +11,7 @@ use std::{
 use futures::future::join_all;
 use pleach::{
     model::{Key, KeyRange, Revision},
-    store::{Read, Store, read_all},
+    store::{Query, Store, read_all},
 };
 
 use crate::{
@@ -152,7 +152,7 @@ async fn money_is_neither_made_nor_lost_in_any_snapshot(world: World) {
     let mut seen = Vec::new();
     let reader = async || {
         let at = world.clock.shown();
-        let read = Read { limit: 3, ..Read::new(KeyRange::all(), at) };
+        let read = Query { limit: 3, ..Query::new(KeyRange::all(), at) };
         let whole = read_pages(&*world.store, read).await;
         let sum: u64 = whole.iter().map(|kv| number(&kv.value)).sum();
         assert_eq!(sum, opening as u64, "as of revision {at}");
@@ -165,7 +165,7 @@ async fn money_is_neither_made_nor_lost_in_any_snapshot(world: World) {
 }
 
 /// All keys, in pages as small as the read says.
-async fn read_pages(store: &dyn Store, mut read: Read) -> Vec<pleach::model::KeyValue> {
+async fn read_pages(store: &dyn Store, mut read: Query) -> Vec<pleach::model::KeyValue> {
     let mut whole = Vec::new();
     loop {
         let page = store.read(&read).await.expect("the revision can be read");
@@ -187,7 +187,7 @@ async fn what_was_written_second_is_never_seen_first(world: World) {
         }
     });
     let reader = async || {
-        let read = Read::new(KeyRange::all(), world.clock.shown());
+        let read = Query::new(KeyRange::all(), world.clock.shown());
         let whole = read_all(&*world.store, &read).await.expect("it can be read").kvs;
         let value =
             |key: Key| whole.iter().find(|kv| kv.key == key).map_or(0, |kv| number(&kv.value));
@@ -221,9 +221,11 @@ pub(crate) async fn counts_at_one_revision_stay_the_same_while_writes_go_on(worl
         }
     });
     let reader = async || {
-        let count = world.store.count(&KeyRange::all(), at).await.expect("it can be read");
+        let count =
+            crate::words::count(&*world.store, KeyRange::all(), at).await.expect("it can be read");
         assert_eq!(count, KEYS as u64, "as of revision {at}");
-        let of_family = world.store.count(&family_range(2), at).await.expect("it can be read");
+        let of_family =
+            crate::words::count(&*world.store, family_range(2), at).await.expect("it can be read");
         assert_eq!(of_family, (KEYS / FAMILIES.len()) as u64, "as of revision {at}");
     };
     meanwhile(writers.collect(), reader).await;
@@ -243,7 +245,7 @@ async fn writes_that_meet_in_one_batch_see_each_other(world: World) {
                     apply(store, leased.into()).await.expect("it is taken");
                 }
                 3 => {
-                    let ended = store.apply(pleach::store::Write::DeleteLeased(3)).await;
+                    let ended = store.end_lease(3).await;
                     ended.expect("the lease ends");
                 }
                 _ => drop(put(store, key(round % 5, at % 4), bytes(at)).await),

@@ -4,14 +4,14 @@
 use bytes::Bytes;
 use pleach::{
     model::{KeyRange, StoreError},
-    store::{Read, read_all},
+    store::{Query, read_all},
 };
 
 use crate::{
     bed::{ANSWER_WITHIN, Bed, DATABASE_FAMILY, is_unavailable},
     follow::{commits, soon},
     support::proxy::{Act, Way},
-    words::{all_of, apply, bytes, key, list, put_op},
+    words::{all_of, apply, bytes, key, list, put_op, put_record},
 };
 
 on_every_database! {
@@ -39,15 +39,18 @@ async fn rows_that_a_page_leaves_are_not_taken_for_the_next_answer(bed: Bed) {
     // Four of them fill a page, and a page asks for more rows than that.
     write(&bed, 2, KEYS, &vec![b'v'; 300 << 10]).await;
     let revision = bed.clock.shown();
-    let mut read = Read::new(KeyRange::all(), revision);
+    let mut read = Query::new(KeyRange::all(), revision);
     let (mut names, mut connections) = (Vec::new(), None);
     loop {
         let page = bed.database.read(&read).await.expect("all is well");
         assert!(page.kvs.len() < KEYS, "no page was broken off");
         names.extend(page.kvs.into_iter().map(|kv| kv.key));
         // The same connection, with other statements: few rows, one row, rows of the log.
-        assert_eq!(bed.database.count(&KeyRange::all(), revision).await.ok(), Some(KEYS as u64));
-        let single = Read::new(KeyRange::single(key(DATABASE_FAMILY, "key-0000")), revision);
+        assert_eq!(
+            crate::words::count(&*bed.database, KeyRange::all(), revision).await.ok(),
+            Some(KEYS as u64)
+        );
+        let single = Query::new(KeyRange::single(key(DATABASE_FAMILY, "key-0000")), revision);
         let found = bed.database.read(&single).await.expect("all is well").kvs;
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].mod_revision, revision);
@@ -71,7 +74,7 @@ async fn what_is_cut_short_is_never_taken_for_whole(bed: Bed) {
     for way in [Way::Answers, Way::Requests] {
         for bytes in [0, 1, 4, 5, 9, 40, 150, 700, 3_000, 20_000, 70_000] {
             bed.proxy.truncate(way, bytes);
-            let read = Read::new(prefix.clone(), bed.clock.shown());
+            let read = Query::new(prefix.clone(), bed.clock.shown());
             match tokio::time::timeout(ANSWER_WITHIN, read_all(&*bed.router, &read)).await {
                 Ok(Ok(page)) => assert_eq!(page.kvs.len(), KEYS, "{way:?} {bytes}"),
                 Ok(Err(error)) => assert!(is_unavailable(&error), "{way:?} {bytes}: {error}"),
@@ -144,14 +147,14 @@ async fn a_record_whose_commit_is_in_doubt_is_not_called_refused(bed: Bed) {
     for (act, is_there) in [(Act::DropAnswer, true), (Act::CutBefore, false)] {
         let name = format!("{act:?}");
         let fired = bed.proxy.trigger("COMMIT", act);
-        let remembering = bed.database.remember(&name, Some(bytes("value")));
+        let remembering = put_record(&*bed.records, &name, Some(bytes("value")));
         let answer = tokio::time::timeout(ANSWER_WITHIN, remembering).await;
         let error = answer.expect("an answer in bounded time").expect_err("nobody can know");
         fired.await.expect("there was a commit");
         assert!(matches!(error, StoreError::UnknownOutcome { .. }), "{act:?}: {error}");
         let records = soon("it is back", async {
             loop {
-                if let Ok(records) = bed.database.recall(&name).await {
+                if let Ok(records) = bed.records.scan_records(&name).await {
                     return records;
                 }
             }

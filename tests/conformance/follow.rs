@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use pleach::{
     model::{Commit, Revision, StoreError},
-    store::{Batch, Store, Tail},
+    store::{LogBatch, Store, Tail},
 };
 
 /// What has not happened after this long will not happen.
@@ -32,7 +32,7 @@ impl Follower {
     }
 
     /// The next batch; panics where it breaks a promise of its own.
-    pub(crate) async fn next(&mut self) -> Result<Batch, StoreError> {
+    pub(crate) async fn next(&mut self) -> Result<LogBatch, StoreError> {
         let next = soon("the next batch of a tail", self.tail.next()).await;
         let batch = next.expect("a tail ends only with an error")?;
         for commit in &batch.commits {
@@ -71,7 +71,8 @@ pub(crate) async fn commits(
     through: Revision,
 ) -> Vec<Arc<Commit>> {
     let mut follower = Follower::start(store, after);
-    let closed = store.sync(through, 0).await.expect("the store can close what was shown");
+    let closed =
+        store.advance_closed(through, 0).await.expect("the store can close what was shown");
     assert!(closed >= through, "sync closed {closed} where {through} was asked for");
     follower.reach(through).await.expect("nothing of this is compacted");
     let mut commits = follower.commits;

@@ -2,6 +2,7 @@
 //! model; else neither proves anything.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     panic::AssertUnwindSafe,
     sync::{
@@ -15,8 +16,11 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use pleach::{
     clock::SharedClock,
-    model::{KeyRange, Revision, error::Result},
-    store::{Batch, Page, Read, Size, Store, Tail, Whose, Write, Written},
+    model::{KeyRange, LeaseId, Revision, error::Result, txn::Txn},
+    store::{
+        Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
+        attach::AttachState,
+    },
 };
 
 use crate::{
@@ -51,8 +55,8 @@ enum Defect {
 }
 
 #[derive(Debug)]
-struct Defective {
-    inner: Arc<dyn Store>,
+struct Defective<S: ?Sized> {
+    inner: Arc<S>,
     clock: SharedClock,
     defect: Defect,
     seen: Arc<AtomicUsize>,
@@ -60,8 +64,8 @@ struct Defective {
 
 // === impl Defective ===
 
-impl Defective {
-    fn spoil(defect: Defect, seen: &AtomicUsize, mut batch: Batch) -> Batch {
+impl<S: ?Sized> Defective<S> {
+    fn spoil(defect: Defect, seen: &AtomicUsize, mut batch: LogBatch) -> LogBatch {
         let is_nth = |n: usize| seen.fetch_add(1, Ordering::Relaxed) % n == n - 1;
         match defect {
             Defect::DropsCommits(n) => batch.commits.retain(|_| !is_nth(n)),
@@ -80,29 +84,64 @@ impl Defective {
 }
 
 #[async_trait]
-impl Store for Defective {
-    async fn apply(&self, mut write: Write) -> Result<Written> {
-        match (self.defect, &mut write) {
-            (Defect::IgnoresGuards, Write::Txn { txn, .. }) => txn.compares.clear(),
-            (Defect::KeepsLeased, Write::DeleteLeased(lease)) => *lease = -1,
-            _ => {}
-        }
-        self.inner.apply(write).await
+impl<S: Store + ?Sized> Store for Defective<S> {
+    fn name(&self) -> &Arc<str> {
+        self.inner.name()
     }
 
-    async fn read(&self, read: &Read) -> Result<Page> {
-        let mut read = read.clone();
-        let is_next_page = read.range.start.ends_with(b"\0");
+    fn covers(&self, after: Revision) -> bool {
+        self.inner.covers(after)
+    }
+
+    fn check_resume(&self, after: Revision) -> Result<()> {
+        self.inner.check_resume(after)
+    }
+
+    fn attach_states(&self) -> &[Arc<AttachState>] {
+        self.inner.attach_states()
+    }
+
+    fn head(&self) -> Head {
+        self.inner.head()
+    }
+
+    async fn describe(&self) -> Vec<Described> {
+        self.inner.describe().await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+
+    async fn apply(&self, mut txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
+        if matches!(self.defect, Defect::IgnoresGuards) {
+            txn.compares.clear();
+        }
+        self.inner.apply(txn, dead_leases).await
+    }
+
+    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+        let lease = if matches!(self.defect, Defect::KeepsLeased) { -1 } else { lease };
+        self.inner.end_lease(lease).await
+    }
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        self.inner.leases().await
+    }
+
+    async fn read(&self, query: &Query) -> Result<Page> {
+        let mut query = query.clone();
+        let is_next_page = query.range.start.ends_with(b"\0");
         match self.defect {
-            Defect::ReadsTheNewest => read.revision = self.clock.shown(),
-            Defect::TurnsPagesInThePresent if is_next_page => read.revision = self.clock.shown(),
+            Defect::ReadsTheNewest => query.revision = self.clock.shown(),
+            Defect::TurnsPagesInThePresent if is_next_page => query.revision = self.clock.shown(),
             _ => {}
         }
-        self.inner.read(&read).await
+        self.inner.read(&query).await
     }
 
-    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
-        let count = self.inner.count(range, revision).await?;
+    async fn count(&self, query: &Query) -> Result<u64> {
+        let count = self.inner.count(query).await?;
         Ok(count + u64::from(matches!(self.defect, Defect::CountsOneMore)))
     }
 
@@ -112,16 +151,16 @@ impl Store for Defective {
         self.inner.tail(after).map_ok(spoil).boxed()
     }
 
-    fn closed(&self) -> Revision {
-        self.inner.closed()
+    fn announce_closed(&self) -> Revision {
+        self.inner.announce_closed()
     }
 
-    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
-        self.inner.present(range, whose).await
+    async fn read_index(&self, range: &KeyRange, coverage: Coverage) -> Result<Revision> {
+        self.inner.read_index(range, coverage).await
     }
 
-    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
-        self.inner.sync(revision, ahead).await
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        self.inner.advance_closed(revision, ahead).await
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
@@ -135,34 +174,35 @@ impl Store for Defective {
         self.inner.compacted()
     }
 
-    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
-        match self.defect {
-            Defect::ForgetsRecords => Ok(()),
-            _ => self.inner.remember(name, value).await,
-        }
-    }
-
-    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
-        self.inner.recall(prefix).await
-    }
-
     async fn size(&self) -> Result<Size> {
         self.inner.size().await
     }
+}
 
-    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
-        self
+#[async_trait]
+impl<S: RecordStore + ?Sized> RecordStore for Defective<S> {
+    async fn put_records(&self, changes: Vec<(String, Option<Bytes>)>) -> Result<()> {
+        match self.defect {
+            Defect::ForgetsRecords => Ok(()),
+            _ => self.inner.put_records(changes).await,
+        }
     }
 
-    fn name(&self) -> &Arc<str> {
-        self.inner.name()
+    async fn get_record(&self, name: &str) -> Result<Option<Bytes>> {
+        self.inner.get_record(name).await
+    }
+
+    async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        self.inner.scan_records(prefix).await
     }
 }
 
 async fn world_with(defect: Defect) -> World {
     let world = World::open(Composition::MemoryRouter).await;
-    let (clock, seen) = (world.clock.clone(), Arc::default());
-    world.wrapped(|inner| Arc::new(Defective { inner, clock, defect, seen }))
+    let (clock, seen): (_, Arc<AtomicUsize>) = (world.clock.clone(), Arc::default());
+    let (inner, clock_too, seen_too) = (world.records.clone(), clock.clone(), seen.clone());
+    let records = Arc::new(Defective { inner, clock: clock_too, defect, seen: seen_too });
+    world.wrapped(|inner| Arc::new(Defective { inner, clock, defect, seen }), records)
 }
 
 /// `promise` must fail on a store with `defect`.

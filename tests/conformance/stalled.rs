@@ -1,13 +1,14 @@
 //! A store that hangs until it is told not to, as one on a dead disk does.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use pleach::{
-    model::{KeyRange, Revision, error::Result},
-    store::{Page, Read, Size, Store, Tail, Whose, Write, Written},
+    model::{KeyRange, LeaseId, Revision, error::Result, txn::Txn},
+    store::{
+        Coverage, Described, Head, Page, Query, Size, Store, Tail, Written, attach::AttachState,
+    },
 };
 use tokio::sync::watch;
 
@@ -38,19 +39,57 @@ impl Stalled {
 
 #[async_trait]
 impl Store for Stalled {
-    async fn apply(&self, write: Write) -> Result<Written> {
-        self.pass().await;
-        self.inner.apply(write).await
+    fn name(&self) -> &Arc<str> {
+        self.inner.name()
     }
 
-    async fn read(&self, read: &Read) -> Result<Page> {
-        self.pass().await;
-        self.inner.read(read).await
+    fn covers(&self, after: Revision) -> bool {
+        self.inner.covers(after)
     }
 
-    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
+    fn check_resume(&self, after: Revision) -> Result<()> {
+        self.inner.check_resume(after)
+    }
+
+    fn attach_states(&self) -> &[Arc<AttachState>] {
+        self.inner.attach_states()
+    }
+
+    fn head(&self) -> Head {
+        self.inner.head()
+    }
+
+    async fn describe(&self) -> Vec<Described> {
+        self.inner.describe().await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+
+    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
         self.pass().await;
-        self.inner.count(range, revision).await
+        self.inner.apply(txn, dead_leases).await
+    }
+
+    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+        self.pass().await;
+        self.inner.end_lease(lease).await
+    }
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        self.pass().await;
+        self.inner.leases().await
+    }
+
+    async fn read(&self, query: &Query) -> Result<Page> {
+        self.pass().await;
+        self.inner.read(query).await
+    }
+
+    async fn count(&self, query: &Query) -> Result<u64> {
+        self.pass().await;
+        self.inner.count(query).await
     }
 
     fn tail(&self, after: Revision) -> Tail {
@@ -62,17 +101,17 @@ impl Store for Stalled {
         stream::once(tail).try_flatten().boxed()
     }
 
-    fn closed(&self) -> Revision {
-        self.inner.closed()
+    fn announce_closed(&self) -> Revision {
+        self.inner.announce_closed()
     }
 
-    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
-        self.inner.present(range, whose).await
+    async fn read_index(&self, range: &KeyRange, coverage: Coverage) -> Result<Revision> {
+        self.inner.read_index(range, coverage).await
     }
 
-    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
         self.pass().await;
-        self.inner.sync(revision, ahead).await
+        self.inner.advance_closed(revision, ahead).await
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
@@ -84,26 +123,8 @@ impl Store for Stalled {
         self.inner.compacted()
     }
 
-    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
-        self.pass().await;
-        self.inner.remember(name, value).await
-    }
-
-    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
-        self.pass().await;
-        self.inner.recall(prefix).await
-    }
-
     async fn size(&self) -> Result<Size> {
         self.pass().await;
         self.inner.size().await
-    }
-
-    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
-        self
-    }
-
-    fn name(&self) -> &Arc<str> {
-        self.inner.name()
     }
 }

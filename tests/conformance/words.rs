@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use pleach::{
     model::{
-        Key, KeyRange, KeyValue, LeaseId, Revision,
+        Key, KeyRange, KeyValue, LeaseId, Revision, StoreError,
         error::Result,
         txn::{Against, Compare, DeleteOp, Op, PutOp, RangeOp, Relation, Txn},
     },
-    store::{Page, Read, Store, Write, Written, read_all},
+    store::{Page, Query, RecordStore, Store, Written, read_all},
 };
 
 /// The beginnings of keys, each of which some router sends to a store of its own.
@@ -64,8 +64,14 @@ pub(crate) fn create(key: Key, value: Bytes) -> Txn {
     Txn { compares, success: vec![put_op(key, value, 0)], failure }
 }
 
+/// Applies a transaction, again where a lease ended on its way, as a node does.
 pub(crate) async fn apply(store: &dyn Store, txn: Txn) -> Result<Written> {
-    store.apply(Write::Txn { txn, dead_leases: Vec::new() }).await
+    loop {
+        match store.apply(txn.clone(), Vec::new()).await {
+            Err(StoreError::StaleLeases) => {}
+            written => return written,
+        }
+    }
 }
 
 /// Puts a value and returns its revision.
@@ -80,7 +86,7 @@ pub(crate) async fn delete(store: &dyn Store, range: KeyRange) -> Revision {
 
 /// All keys of a range as of a revision.
 pub(crate) async fn list(store: &dyn Store, range: KeyRange, at: Revision) -> Result<Page> {
-    read_all(store, &Read::new(range, at)).await
+    read_all(store, &Query::new(range, at)).await
 }
 
 /// As [`list`], where it must work.
@@ -95,4 +101,18 @@ pub(crate) async fn get(store: &dyn Store, key: &Key, at: Revision) -> Option<Ke
 
 pub(crate) fn keys_of(kvs: &[KeyValue]) -> Vec<String> {
     kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect()
+}
+
+/// How many keys a range has as of a revision.
+pub(crate) async fn count(store: &dyn Store, range: KeyRange, at: Revision) -> Result<u64> {
+    store.count(&Query::new(range, at)).await
+}
+
+/// Keeps a record, or forgets it.
+pub(crate) async fn put_record(
+    store: &dyn RecordStore,
+    name: &str,
+    value: Option<Bytes>,
+) -> Result<()> {
+    store.put_records(vec![(name.to_owned(), value)]).await
 }

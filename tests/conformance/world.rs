@@ -11,9 +11,11 @@ use std::{
 
 use pleach::{
     clock::{Clock, Lane, REVISION_MAX, SharedClock},
+    model::KeyRange,
+    net::connect::Address,
     route::{Route, Router, rule::Rule},
     store::{
-        Store, etcd,
+        RecordStore, Store, etcd,
         memory::Memory,
         sql::{mysql::Mysql, postgres::Postgres, remote, sqlite},
     },
@@ -81,6 +83,9 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) store: Arc<dyn Store>,
+    /// The default leaf, which keeps records.
+    pub(crate) records: Arc<dyn RecordStore>,
+    is_wrapped: bool,
     pub(crate) clock: SharedClock,
     pub(crate) composition: Composition,
     /// The routers, the outermost first.
@@ -93,6 +98,8 @@ pub(crate) struct World {
 #[derive(Clone, Debug)]
 pub(crate) struct Leaf {
     pub(crate) store: Arc<dyn Store>,
+    /// There where it can be a default store.
+    pub(crate) records: Option<Arc<dyn RecordStore>>,
     /// There where it is durable.
     pub(crate) place: Option<Place>,
 }
@@ -180,26 +187,27 @@ impl Composition {
             | Self::MixedRouter
             | Self::Tree
             | Self::LaneTree => {
-                let routes = vec![
-                    Route { rule: pods(), store: leaf(1) },
-                    Route { rule: shirts(), store: leaf(2) },
-                    Route { rule: blue(), store: leaf(3) },
-                ];
+                let shared = |at: usize| matches!(self.plan()[at].1, Kind::Etcd | Kind::Child(_));
+                let to =
+                    |rule, at| Route { has_other_writers: shared(at), ..route(rule, leaf(at)) };
+                let routes = vec![to(pods(), 1), to(shirts(), 2), to(blue(), 3)];
                 let router = Router::new(routes, leaf(0));
                 (router.clone(), vec![router])
             }
             Self::RouterOfRouters => {
-                let of_pods = Router::new(vec![Route { rule: blue(), store: leaf(2) }], leaf(1));
-                let of_rest = Router::new(vec![Route { rule: blue(), store: leaf(4) }], leaf(0));
-                let routes = vec![
-                    Route { rule: pods(), store: of_pods.clone() },
-                    Route { rule: shirts(), store: leaf(3) },
-                ];
+                let of_pods = Router::new(vec![route(blue(), leaf(2))], leaf(1));
+                let of_rest = Router::new(vec![route(blue(), leaf(4))], leaf(0));
+                let routes = vec![route(pods(), of_pods.clone()), route(shirts(), leaf(3))];
                 let root = Router::new(routes, of_rest.clone());
                 (root.clone(), vec![root, of_pods, of_rest])
             }
         }
     }
+}
+
+/// A route to a store that only this node writes, as far as anybody says.
+pub(crate) fn route(rule: Rule, store: Arc<dyn Store>) -> Route {
+    Route { rule, store, has_other_writers: false }
 }
 
 pub(crate) fn pods() -> Rule {
@@ -220,6 +228,15 @@ impl Place {
     /// Whether SQL can look at its rows.
     pub(crate) fn has_tables(&self) -> bool {
         !matches!(self, Self::Etcd(_))
+    }
+}
+
+// === impl Leaf ===
+
+impl Leaf {
+    /// Whether others than the node of the suite may write there.
+    pub(crate) fn has_other_writers(&self) -> bool {
+        self.records.is_none() || matches!(self.place, Some(Place::Etcd(_)))
     }
 }
 
@@ -245,7 +262,7 @@ impl World {
                         None => parent.insert(membership("parent", &clock).await),
                     };
                     let store = open_child(name, parent, *depth, counting, &mut clocks).await;
-                    leaves.push(Leaf { store, place: None });
+                    leaves.push(Leaf { store, records: None, place: None });
                     continue;
                 }
                 Kind::File => Some(Place::File(folder.path().join(name))),
@@ -268,27 +285,41 @@ impl World {
         folder: TempDir,
     ) -> Self {
         let (store, routers) = composition.compose(&leaves);
-        Self { store, clock, composition, routers, leaves, folder }
+        let records = leaves[0].records.clone().expect("the first leaf is the default one");
+        Self { store, records, is_wrapped: false, clock, composition, routers, leaves, folder }
     }
 
     /// The same with something between it and the suite.
-    pub(crate) fn wrapped(mut self, wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
+    pub(crate) fn wrapped(
+        mut self,
+        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        records: Arc<dyn RecordStore>,
+    ) -> Self {
         self.store = wrap(self.store.clone());
+        (self.records, self.is_wrapped) = (records, true);
         self
+    }
+
+    /// The leaves that may hold keys of a range, as one store.
+    pub(crate) fn narrow(&self, range: &KeyRange) -> Arc<dyn Store> {
+        match self.routers.first().filter(|_| !self.is_wrapped) {
+            Some(router) => router.narrow(range),
+            None => self.store.clone(),
+        }
     }
 
     /// Closes all durable leaves and opens them again, as the next process would: with a clock of its own.
     /// What is only in memory lives on, and so does the clock then. Whoever still holds a store
     /// would keep it locked.
     pub(crate) async fn reopened(self) -> Self {
-        let Self { store, clock, composition, routers, leaves, folder } = self;
+        let Self { store, records, clock, composition, routers, leaves, folder, .. } = self;
         let clock = if composition.is_durable() { fresh_clock() } else { clock };
         let kept = leaves.into_iter().map(|leaf| match leaf.place {
             None => Ok(leaf),
             Some(place) => Err(place),
         });
         let kept: Vec<Result<Leaf, Place>> = kept.collect();
-        drop((store, routers));
+        drop((store, records, routers));
         let mut leaves = Vec::new();
         for (kept, (name, _)) in kept.into_iter().zip(composition.plan()) {
             leaves.push(match kept {
@@ -307,8 +338,8 @@ pub(crate) async fn start_etcd() -> Etcd {
 }
 
 /// How an etcd is reached.
-pub(crate) fn address(url: String) -> etcd::Address {
-    etcd::Address { urls: vec![url], ..etcd::Address::default() }
+pub(crate) fn address(url: String) -> Address {
+    Address { urls: vec![url], ..Address::default() }
 }
 
 /// Tables that no other world of this process has.
@@ -330,7 +361,7 @@ pub(crate) async fn server(kind: Server) -> &'static DatabaseServer {
 /// Opens a leaf, once whoever has it has let it go: a writer ends behind the last that holds it.
 async fn open_leaf(name: &str, place: Option<Place>, clock: &SharedClock) -> Leaf {
     let clock = clock.clone();
-    let store: Arc<dyn Store> = match &place {
+    let store: Arc<dyn RecordStore> = match &place {
         None => Memory::new(name, clock),
         Some(Place::File(path)) => {
             let open = async {
@@ -372,7 +403,7 @@ async fn open_leaf(name: &str, place: Option<Place>, clock: &SharedClock) -> Lea
             soon("letting tables go", Box::pin(open)).await
         }
     };
-    Leaf { store, place }
+    Leaf { store: store.clone(), records: Some(store), place }
 }
 
 /// Opens what is behind the endpoint of a database.
@@ -380,7 +411,7 @@ pub(crate) async fn open_database(
     name: &str,
     endpoint: &Endpoint,
     clock: &SharedClock,
-) -> Result<Arc<dyn Store>, remote::OpenError> {
+) -> Result<Arc<dyn RecordStore>, remote::OpenError> {
     let readers = remote::Readers { open_max: 4, life_time_max: Duration::MAX };
     let (place, clock) = (endpoint.to_string(), clock.clone());
     match endpoint.clone() {

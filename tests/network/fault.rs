@@ -1,18 +1,19 @@
 //! What can be planted in a node, to see that the checks would notice: one rule of the algorithm left
 //! out, where the parts of a node meet.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use pleach::{
     clock::{Lane, SharedClock},
-    model::{KeyRange, Revision, StoreError, error::Result},
+    model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
     store::{
-        Batch, Described, Late, Page, Read, Size, Store, Tail, Whose, Write, Written,
-        membership::Membership, node::call, presence::Presence,
+        Backfill, Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail,
+        Written, attach::AttachState,
     },
+    tree::{call, membership::Membership},
 };
 use tonic::service::Routes;
 use tower::util::MapRequestLayer;
@@ -46,18 +47,30 @@ pub(crate) enum Fault {
 
 /// A store with a fault.
 #[derive(Debug)]
-struct Faulty {
-    inner: Arc<dyn Store>,
+struct Faulty<S: ?Sized> {
+    inner: Arc<S>,
     clock: SharedClock,
     fault: Fault,
 }
 
-/// What a node has for a store of its own.
+/// What a node has for a store of a route.
 pub(crate) fn store(
     fault: Option<Fault>,
     inner: Arc<dyn Store>,
     clock: &SharedClock,
 ) -> Arc<dyn Store> {
+    match fault {
+        Some(fault) => Arc::new(Faulty { inner, clock: clock.clone(), fault }),
+        None => inner,
+    }
+}
+
+/// What a node has for a default store.
+pub(crate) fn records(
+    fault: Option<Fault>,
+    inner: Arc<dyn RecordStore>,
+    clock: &SharedClock,
+) -> Arc<dyn RecordStore> {
     match fault {
         Some(fault) => Arc::new(Faulty { inner, clock: clock.clone(), fault }),
         None => inner,
@@ -93,74 +106,98 @@ pub(crate) fn lanes(fault: Option<Fault>, membership: &Arc<Membership>) {
 }
 
 #[async_trait]
-impl Store for Faulty {
-    async fn apply(&self, write: Write) -> Result<Written> {
-        let written = self.inner.apply(write.clone()).await;
+impl<S: Store + ?Sized> Store for Faulty<S> {
+    fn name(&self) -> &Arc<str> {
+        self.inner.name()
+    }
+
+    fn covers(&self, after: Revision) -> bool {
+        self.inner.covers(after)
+    }
+
+    fn check_resume(&self, after: Revision) -> Result<()> {
+        if self.fault == Fault::ForgettingTheFloor {
+            return Ok(());
+        }
+        self.inner.check_resume(after)
+    }
+
+    fn attach_states(&self) -> &[Arc<AttachState>] {
+        self.inner.attach_states()
+    }
+
+    fn head(&self) -> Head {
+        self.inner.head()
+    }
+
+    async fn describe(&self) -> Vec<Described> {
+        self.inner.describe().await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+
+    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
+        let written = self.inner.apply(txn.clone(), dead_leases.clone()).await;
         match (self.fault, written) {
             (Fault::RetryingUnknownOutcomes, Err(StoreError::UnknownOutcome { .. })) => {
-                if let Some(presence) = self.presence() {
-                    presence.there().await;
+                for attach_state in self.attach_states() {
+                    attach_state.reachable().await;
                 }
-                self.inner.apply(write).await
+                self.inner.apply(txn, dead_leases).await
             }
             (_, written) => written,
         }
     }
 
-    async fn read(&self, read: &Read) -> Result<Page> {
-        let mut read = read.clone();
-        let asked = read.revision;
+    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+        self.inner.end_lease(lease).await
+    }
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        self.inner.leases().await
+    }
+
+    async fn read(&self, query: &Query) -> Result<Page> {
+        let mut query = query.clone();
+        let asked = query.revision;
         if self.fault == Fault::ListingEachLogAtItsOwnRevision {
-            read.revision = 0;
+            query.revision = 0;
         }
-        let page = self.inner.read(&read).await?;
+        let page = self.inner.read(&query).await?;
         Ok(Page { revision: if asked == 0 { page.revision } else { asked }, ..page })
     }
 
-    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
-        self.inner.count(range, revision).await
+    async fn count(&self, query: &Query) -> Result<u64> {
+        self.inner.count(query).await
     }
 
     fn tail(&self, after: Revision) -> Tail {
         let (clock, fault) = (self.clock.clone(), self.fault);
-        let spoil = move |batch: Batch| match fault {
+        let spoil = move |batch: LogBatch| match fault {
             Fault::EmittingWithoutClosing => {
-                Batch { closed: batch.closed.max(clock.shown()), ..batch }
+                LogBatch { closed: batch.closed.max(clock.shown()), ..batch }
             }
-            Fault::ReattachingWithoutTelling => Batch { late: Late::default(), ..batch },
+            Fault::ReattachingWithoutTelling => LogBatch { backfill: Backfill::default(), ..batch },
             _ => batch,
         };
         self.inner.tail(after).map_ok(spoil).boxed()
     }
 
-    fn closed(&self) -> Revision {
-        self.inner.closed()
+    fn announce_closed(&self) -> Revision {
+        self.inner.announce_closed()
     }
 
-    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
-        self.inner.sync(revision, ahead).await
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        self.inner.advance_closed(revision, ahead).await
     }
 
-    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
+    async fn read_index(&self, range: &KeyRange, coverage: Coverage) -> Result<Revision> {
         if self.fault == Fault::TakingTheClockForThePresent {
             return Ok(self.clock.shown());
         }
-        self.inner.present(range, whose).await
-    }
-
-    fn is_here(&self, after: Revision) -> bool {
-        self.inner.is_here(after)
-    }
-
-    fn presence(&self) -> Option<&Arc<Presence>> {
-        self.inner.presence()
-    }
-
-    fn check_resumed(&self, after: Revision) -> Result<()> {
-        if self.fault == Fault::ForgettingTheFloor {
-            return Ok(());
-        }
-        self.inner.check_resumed(after)
+        self.inner.read_index(range, coverage).await
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
@@ -171,32 +208,29 @@ impl Store for Faulty {
         self.inner.compacted()
     }
 
-    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
-        let is_forgotten = match self.fault {
-            Fault::RestartingAtGreatest => name == "reserved",
-            Fault::ForgettingTheDetached => name.starts_with("presence/"),
-            _ => false,
-        };
-        if is_forgotten { Ok(()) } else { self.inner.remember(name, value).await }
-    }
-
-    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
-        self.inner.recall(prefix).await
-    }
-
     async fn size(&self) -> Result<Size> {
         self.inner.size().await
     }
+}
 
-    async fn describe(&self) -> Vec<Described> {
-        self.inner.describe().await
+#[async_trait]
+impl<S: RecordStore + ?Sized> RecordStore for Faulty<S> {
+    async fn put_records(&self, mut changes: Vec<(String, Option<Bytes>)>) -> Result<()> {
+        let fault = self.fault;
+        let is_forgotten = |name: &str| match fault {
+            Fault::RestartingAtGreatest => name == "reservation",
+            Fault::ForgettingTheDetached => name.starts_with("slot/"),
+            _ => false,
+        };
+        changes.retain(|(name, _)| !is_forgotten(name));
+        self.inner.put_records(changes).await
     }
 
-    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
-        self
+    async fn get_record(&self, name: &str) -> Result<Option<Bytes>> {
+        self.inner.get_record(name).await
     }
 
-    fn name(&self) -> &Arc<str> {
-        self.inner.name()
+    async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        self.inner.scan_records(prefix).await
     }
 }

@@ -1,20 +1,24 @@
 //! A node on a host of the simulated network, put together as `pleach serve` does it.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use futures::future::try_join_all;
+use async_trait::async_trait;
 use pleach::{
-    clock::{Clock, Lane, REVISION_MAX, SharedClock},
-    node::{Node, Options},
-    route::{Route, Router, rule::Rule},
-    server::{Face, Limits},
+    assembly::{self, Context, Opens, Plan, RoutePlan, Settings, StorePlan},
+    clock::{Entropy, Gap, SharedClock},
+    node::Options,
+    route::rule::Rule,
+    server::{Limits, Services},
     store::{
-        Store,
-        late::{self, Opened, Opener, Refusal},
-        membership::Membership,
+        RecordStore, Store,
+        attach::AttachState,
         memory::{Kept, Memory},
-        node::{Answerer, Connections, NodeStore, Terms, probe},
-        presence::Presence,
+        slot::{Opener, Refusal},
+    },
+    topology::{Endpoint, Topology},
+    tree::{
+        child::{Answerer, Connections, NodeStore, Terms, probe},
+        parent::TreeOptions,
     },
 };
 use tokio::time::timeout;
@@ -42,6 +46,15 @@ pub(crate) struct Start {
     pub(crate) grace: Duration,
     pub(crate) fault: Option<Fault>,
     pub(crate) history: SharedHistory,
+    /// Where the random numbers of all lives come from.
+    pub(crate) entropy: Entropy,
+}
+
+/// Stores in memory, and children over the simulated network.
+#[derive(Clone, Debug)]
+struct Simulated {
+    kept: Kept,
+    fault: Option<Fault>,
 }
 
 // === impl Start ===
@@ -50,85 +63,91 @@ impl Start {
     /// Runs the node until its host crashes.
     pub(crate) async fn run(self) -> turmoil::Result {
         let incoming = socket::incoming().await?;
-        let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
-        let main = Memory::reopen("main", clock.clone(), self.kept.clone())?;
-        let main = fault::store(self.fault, main, &clock);
         let name = NODES[self.node].name;
-        let membership = Membership::recall(main.clone(), clock.clone(), name).await?;
-        fault::lanes(self.fault, &membership);
-        let opening = children(self.node).map(|child| self.open(child, &clock, &membership));
-        let opened: Vec<(NodeId, Opened)> = try_join_all(opening).await?;
-        let late: Vec<Arc<str>> = opened
-            .iter()
-            .filter(|(_, opened)| opened.is_late)
-            .map(|(_, opened)| opened.store.name().clone())
-            .collect();
-        let mut routes = Vec::new();
-        for (child, opened) in opened {
-            let store = fault::store(self.fault, opened.store, &clock);
-            if let Some(presence) = store.presence() {
-                tokio::task::spawn_local(count(presence.clone(), self.history.clone()));
-                tokio::spawn(presence.clone().keep_watch(store.clone(), self.grace));
-            }
-            routes.push(Route { rule: Rule::prefix(NODES[child].path)?, store });
+        let opens = Simulated { kept: self.kept.clone(), fault: self.fault };
+        let settings = Settings {
+            name: name.to_owned(),
+            tree: TreeOptions { is_local: true, ..TreeOptions::default() },
+            node: Options { progress_every: PROGRESS_EVERY, quota_bytes: 0 },
+            grace: self.grace,
+            adopt: Vec::new(),
+            entropy: self.entropy.clone(),
+        };
+        let running = assembly::start(self.plan()?, &opens, settings).await?;
+        let node = running.node().clone();
+        fault::lanes(self.fault, node.membership());
+        for attach_state in node.root().attach_states() {
+            tokio::task::spawn_local(count(attach_state.clone(), self.history.clone()));
         }
-        let root: Arc<dyn Store> = if routes.is_empty() { main } else { Router::new(routes, main) };
-        let options = Options { progress_every: PROGRESS_EVERY, quota_bytes: 0 };
-        let node = Node::start_in(root, membership, options, &late).await?;
-        tokio::spawn(node.clone().expire_leases());
-        tokio::spawn(node.clone().reserve_revisions());
-        let limits = Limits { request_bytes_max: 1 << 20, txn_ops_max: 128 };
+        let limits =
+            Limits { request_bytes_max: 1 << 20, txn_ops_max: 128, ready_requires_all: false };
         let stopping = CancellationToken::new();
-        let face = Face::new(node, limits, name.to_owned(), Vec::new(), stopping);
-        let routes = fault::face(self.fault, face.routes().await);
+        let services = Services::new(node, limits, name.to_owned(), Vec::new(), stopping);
+        let routes = fault::face(self.fault, services.routes().await);
         Server::builder().add_routes(routes).serve_with_incoming(incoming).await?;
         Ok(())
     }
 
-    async fn open(
-        &self,
-        child: NodeId,
-        clock: &SharedClock,
-        membership: &Arc<Membership>,
-    ) -> Result<(NodeId, Opened), Box<dyn std::error::Error>> {
-        let name = NODES[child].name;
-        let presence = Presence::recall(name, membership.store().clone(), clock.clone()).await?;
-        let opener = opener(name, membership.clone(), presence.clone());
-        let opened = late::open(name, clock, Some(presence), opener).await;
-        Ok((child, opened.map_err(|error| error as Box<dyn std::error::Error>)?))
+    fn plan(&self) -> Result<Plan, Box<dyn std::error::Error>> {
+        let mut plan = Plan::new(Topology::default(), None, Path::new(""))?;
+        for child in children(self.node) {
+            let name = NODES[child].name.to_owned();
+            let endpoint = Endpoint::parse(&format!("http://{name}:{}", socket::PORT))?;
+            let store = StorePlan { name, endpoint, ..plan.default.clone() };
+            plan.routes.push(RoutePlan { rule: Rule::prefix(NODES[child].path)?, store });
+        }
+        Ok(plan)
     }
 }
 
-fn opener(name: &'static str, membership: Arc<Membership>, presence: Arc<Presence>) -> Opener {
-    Box::new(move || {
-        let (membership, presence) = (membership.clone(), presence.clone());
-        Box::pin(async move {
-            let connect = || socket::channel(name);
-            let connections = Connections { calls: connect(), live: connect(), past: connect() };
-            let refused = |reason: String| Refusal { reason: reason.into(), may_pass: true };
-            match probe(&connections).await.map_err(refused)? {
-                Answerer::Node => {}
-                Answerer::Other => return Err(refused("it is no node".to_owned())),
-            }
-            let store =
-                NodeStore::open(name, connections, membership, presence.clone(), Terms::default());
-            let _ = timeout(CHILD_WAIT_MAX, presence.there()).await;
-            Ok(store as Arc<dyn Store>)
+#[async_trait]
+impl Opens for Simulated {
+    async fn open_default(
+        &self,
+        plan: &StorePlan,
+        clock: &SharedClock,
+    ) -> Result<Arc<dyn RecordStore>, Refusal> {
+        let opened = Memory::reopen(&plan.name, clock.clone(), self.kept.clone());
+        let refused = |error| Refusal { reason: Box::new(error), may_pass: false };
+        Ok(fault::records(self.fault, opened.map_err(refused)?, clock))
+    }
+
+    fn opener(&self, route: &RoutePlan, context: Context) -> Opener {
+        let (name, fault) = (route.store.name.clone(), self.fault);
+        Box::new(move || {
+            let (name, context) = (name.clone(), context.clone());
+            Box::pin(async move {
+                let connect = || socket::channel(&name);
+                let connections =
+                    Connections { calls: connect(), live: connect(), past: connect() };
+                let refused = |reason: String| Refusal { reason: reason.into(), may_pass: true };
+                match probe(&connections).await.map_err(refused)? {
+                    Answerer::Node => {}
+                    Answerer::Other => return Err(refused("it is no node".to_owned())),
+                }
+                let Context { clock, membership, attach_state, .. } = context;
+                let attach_state = attach_state.expect("a child may be away");
+                let (state, terms) = (attach_state.clone(), Terms::default());
+                let store = NodeStore::open(&name, connections, membership, state, terms);
+                let _ = timeout(CHILD_WAIT_MAX, attach_state.reachable()).await;
+                Ok(fault::store(fault, store, &clock))
+            })
         })
-    })
+    }
 }
 
 /// Counts how often a child is detached, and comes back with late changes.
-async fn count(presence: Arc<Presence>, history: SharedHistory) {
-    let mut changes = presence.changes();
-    let (mut was_detached, mut gap) = (presence.left_at().is_some(), presence.gaps_above(0));
+async fn count(attach_state: Arc<AttachState>, history: SharedHistory) {
+    let mut changes = attach_state.changes();
+    let (mut was_detached, mut gap) =
+        (attach_state.detached_at().is_some(), attach_state.gaps_above(0));
     while changes.changed().await.is_ok() {
         let seen = &mut history.borrow_mut().seen;
-        let is_detached = presence.left_at().is_some();
+        let is_detached = attach_state.detached_at().is_some();
         seen.detached += u64::from(is_detached && !was_detached);
         was_detached = is_detached;
-        let newest = presence.gaps_above(0);
-        seen.gaps += u64::from(newest != gap && newest != (0, 0));
+        let newest = attach_state.gaps_above(0);
+        seen.gaps += u64::from(newest != gap && newest != Gap { after: 0, floor: 0 });
         gap = newest;
     }
 }

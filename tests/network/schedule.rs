@@ -9,7 +9,7 @@ use futures::{
     FutureExt as _,
     future::{LocalBoxFuture, join_all},
 };
-use pleach::store::memory::Kept;
+use pleach::{clock::Entropy, store::memory::Kept};
 use turmoil::Sim;
 
 use crate::{
@@ -130,7 +130,8 @@ impl Run<'_> {
         let kept: Vec<Kept> = NODES.iter().map(|_| Kept::default()).collect();
         for (node, kept) in kept.iter().enumerate() {
             let (kept, history) = (kept.clone(), history.clone());
-            let start = Start { node, kept, grace, fault, history };
+            let entropy = Entropy::seeded(rng.next() ^ node as u64);
+            let start = Start { node, kept, grace, fault, history, entropy };
             sim.host(NODES[node].name, move || start.clone().run());
         }
         Self {

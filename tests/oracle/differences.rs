@@ -170,7 +170,7 @@ fn hide_in_txn(answer: &mut pb::TxnResponse) {
     }
 }
 
-/// Every number becomes 1 and a missing one stays 0, so that its presence is still compared.
+/// Every number becomes 1 and a missing one stays 0, so that its attachment is still compared.
 fn hide(header: &mut pb::ResponseHeader) {
     header.cluster_id = header.cluster_id.min(1);
     header.member_id = header.member_id.min(1);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use pleach::{
-    clock::{Clock, Lane, Merge, Slot},
+    clock::{Clock, ClockSeat, Lane, Merge},
     model::Revision,
 };
 
@@ -109,7 +109,7 @@ pub(crate) struct Node {
 // === impl Node ===
 
 impl Node {
-    pub(crate) fn new(limit: Revision, lane: Lane) -> (Self, [Slot; 2]) {
+    pub(crate) fn new(limit: Revision, lane: Lane) -> (Self, [ClockSeat; 2]) {
         let mut clock = Clock::new(0, limit, lane);
         let slots = [clock.add_store(), clock.add_store()];
         let (detached, floor) = ([false; SOURCES], [0; SOURCES]);

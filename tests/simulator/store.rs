@@ -1,6 +1,6 @@
 //! A store: an ordered log, a writer with one batch in flight, and whether it can be reached.
 
-use pleach::{clock::Slot, model::Revision};
+use pleach::{clock::ClockSeat, model::Revision};
 
 use crate::{KEYS, Rpc, StoreId};
 
@@ -29,7 +29,7 @@ pub(crate) struct Write {
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     /// Its place in the clock of the node as it lives now.
-    pub(crate) slot: Slot,
+    pub(crate) slot: ClockSeat,
     /// What is durable: revision and key, ascending.
     pub(crate) log: Vec<(Revision, usize)>,
     /// The batch whose numbers are allocated.
@@ -43,7 +43,7 @@ pub(crate) struct Store {
 // === impl Store ===
 
 impl Store {
-    pub(crate) fn new(slot: Slot) -> Self {
+    pub(crate) fn new(slot: ClockSeat) -> Self {
         let (log, in_flight, unknown) = (Vec::new(), Vec::new(), Vec::new());
         Self { slot, log, in_flight, unknown, reachable: true }
     }

@@ -69,7 +69,7 @@ pub(crate) struct World {
 
 /// Where a node allocates.
 pub(crate) fn lane(fault: Option<Fault>, node: usize) -> Lane {
-    let block = LaneBlock::ALL.hand_out(&[], 16).expect("the root holds every lane");
+    let block = LaneBlock::ALL.assign(&[], 16).expect("the root holds every lane");
     match fault {
         Some(Fault::NoLanes) => Lane::ALL,
         _ if node == ROOT => LaneBlock::ALL.own(),

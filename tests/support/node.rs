@@ -76,6 +76,11 @@ impl Node {
         Ok(())
     }
 
+    /// Gives it a further flag. A start after this knows it.
+    pub(crate) fn add_flag(&mut self, flag: &str) {
+        self.flags.push(flag.to_owned());
+    }
+
     /// Keeps its data elsewhere than its log.
     pub(crate) fn with_data_dir(mut self, data_dir: &Path) -> Self {
         self.data_dir = data_dir.to_owned();

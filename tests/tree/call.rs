@@ -17,11 +17,6 @@ pub(crate) async fn put(channel: &Channel, key: &str, value: &str) -> Result<i64
     Ok(revision(client(channel).put(put).await?.into_inner().header))
 }
 
-pub(crate) async fn compact(channel: &Channel, revision: i64) -> Result<(), Status> {
-    let compact = pb::CompactionRequest { revision, physical: false };
-    client(channel).compact(compact).await.map(drop)
-}
-
 /// The value of a key.
 pub(crate) async fn get(channel: &Channel, key: &str) -> Result<Option<String>, Status> {
     let (_, mut kvs) = range(channel, key, "").await?;
@@ -46,11 +41,6 @@ pub(crate) async fn range(
 
 fn revision(header: Option<pb::ResponseHeader>) -> i64 {
     header.map_or(0, |header| header.revision)
-}
-
-/// The names of keys, in order.
-pub(crate) fn names(kvs: &[KeyValue]) -> Vec<String> {
-    kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect()
 }
 
 /// An answer that must say that a route can't be used, by its name.

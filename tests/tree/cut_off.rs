@@ -4,11 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use tonic::{Code, transport::Channel};
+use pleach::proto::{etcdserverpb as pb, mvccpb::KeyValue};
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     ONE_AT_A_TIME,
-    call::{compact, ensure_away, get, list, names, put},
+    call::{client, ensure_away, get, list, put},
     family::Family,
     support::{process::eventually, proxy::Mode},
     watch::Watch,
@@ -19,6 +20,16 @@ const REFUSED_WITHIN: Duration = Duration::from_secs(3);
 /// The grace of 2 seconds, the time to notice, and a busy machine.
 const GOES_ON_WITHIN: Duration = Duration::from_secs(6);
 const BACK_WITHIN: Duration = Duration::from_secs(20);
+
+async fn compact(channel: &Channel, revision: i64) -> Result<(), Status> {
+    let compact = pb::CompactionRequest { revision, physical: false };
+    client(channel).compact(compact).await.map(drop)
+}
+
+/// The names of keys, in order.
+pub(crate) fn names(kvs: &[KeyValue]) -> Vec<String> {
+    kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect()
+}
 
 /// How a child goes away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

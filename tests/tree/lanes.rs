@@ -28,6 +28,10 @@ async fn two_children_that_hold_the_same_lanes_are_refused_with_both_names() -> 
         parent.set_topology(&topology(&[Route::new(name, "/x", child.url())]))?;
         whole(&parent.start().await?).await?;
         parent.kill()?;
+        // Its operator gives it to another one.
+        child.kill()?;
+        child.add_flag("--parent=root");
+        child.start().await?;
         children.push(child);
     }
     let mut root = node(folder.path(), "root", &[])?;

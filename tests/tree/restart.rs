@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     ONE_AT_A_TIME,
-    call::{ensure_away, get, list, names, put},
+    call::{ensure_away, get, list, put},
+    cut_off::names,
     family::Family,
     support::proxy::Mode,
     watch::Watch,

@@ -5,6 +5,8 @@
 //! exceptions, for telling the kinds without namespaces apart, and for suggestions. A plural that
 //! it does not know is taken as a built-in kind of a newer Kubernetes, with a doubt.
 
+use std::{collections::HashSet, sync::LazyLock};
+
 use super::{BASE, Doubt, Part};
 use crate::model::nearest::nearest;
 
@@ -185,6 +187,21 @@ pub(super) fn is_builtin_group(group: &str) -> bool {
     !kept_by_group && BUILT_IN.iter().any(|(of, _, _)| !of.is_empty() && *of == group)
 }
 
+/// What the API server keeps below [`BASE`] that is no kind's, and in no namespace.
+const OF_THE_SERVER: [&str; 4] = ["health", "masterleases", "peerserverleases", "ranges"];
+
+/// Whether what lies at `path`, relative to [`BASE`], is in no namespace: a built-in kind of the cluster, or
+/// something of the API server's own. Of custom resources that is not known.
+pub(super) fn is_cluster_scoped(path: &[u8]) -> bool {
+    static PATHS: LazyLock<HashSet<Vec<u8>>> = LazyLock::new(|| {
+        let cluster = BUILT_IN.iter().filter(|(_, scope, _)| *scope == Cluster);
+        let paths = cluster.flat_map(|(_, _, plurals)| plurals.iter().map(|it| path_of(it)));
+        let paths = paths.chain(OF_THE_SERVER.iter().map(|path| (*path).to_owned()));
+        paths.map(String::into_bytes).collect()
+    });
+    PATHS.contains(path)
+}
+
 /// Where the objects are that `path` seems to mean, where Kubernetes never keeps any at `path`.
 pub(super) fn misplaced(path: &str) -> Option<String> {
     let relative = path.strip_prefix(BASE)?;
@@ -216,6 +233,23 @@ mod tests {
         assert_eq!(path("shirts.stable.example.com"), "stable.example.com/shirts");
         assert_eq!(path("services.serving.knative.dev"), "serving.knative.dev/services");
         assert_eq!(Kind::parse("nodes").scope, Cluster);
+    }
+
+    #[test]
+    fn what_is_in_no_namespace_is_known_where_the_api_server_keeps_it() {
+        let cluster = [
+            "minions",
+            "namespaces",
+            "clusterroles",
+            "priorityclasses",
+            "apiextensions.k8s.io/customresourcedefinitions",
+            "apiregistration.k8s.io/apiservices",
+            "masterleases",
+            "ranges",
+        ];
+        assert!(cluster.iter().all(|path| is_cluster_scoped(path.as_bytes())));
+        let others = ["pods", "roles", "leases", "services", "nodes", "stable.example.com/shirts"];
+        assert!(!others.iter().any(|path| is_cluster_scoped(path.as_bytes())));
     }
 
     #[test]

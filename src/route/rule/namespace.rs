@@ -4,9 +4,11 @@
 //! one segment deeper for custom resources (`/registry/<group>/<plural>/<namespace>/<name>`, and a
 //! group always has a dot) and for `services/specs` and `services/endpoints`. An object without a
 //! namespace has no segment behind that place, so it never matches, and neither does the Namespace
-//! object itself (`/registry/namespaces/<namespace>`).
+//! object itself (`/registry/namespaces/<namespace>`). Kinds that Kubernetes has in no namespace are known, so
+//! a list of nodes or namespaces waits for no namespace's store; of custom resources it is not known here, and
+//! a list of one looks into each.
 
-use super::{BASE, Reach, common_prefix};
+use super::{BASE, Reach, common_prefix, kinds::is_cluster_scoped};
 use crate::model::key::{Key, KeyRange};
 
 /// The two places below `/registry/services/`.
@@ -82,14 +84,19 @@ fn place(key: &[u8]) -> Place<'_> {
         return Place::Nowhere;
     }
     if first != b"services" && !first.contains(&b'.') {
-        return Place::Behind(behind_first);
+        return match is_cluster_scoped(first) {
+            true => Place::Nowhere,
+            false => Place::Behind(behind_first),
+        };
     }
     match split(rest) {
         None if first == b"services" => Place::Services(rest),
         None => Place::Open,
         Some((second, _)) => {
             let is_known = SERVICES.iter().any(|place| place.as_bytes() == second);
-            match first == b"services" && !is_known || second.is_empty() {
+            let path = [first, b"/", second].concat();
+            match first == b"services" && !is_known || second.is_empty() || is_cluster_scoped(&path)
+            {
                 true => Place::Nowhere,
                 false => Place::Behind(behind_first + second.len() + 1),
             }

@@ -36,7 +36,7 @@ const LEASES: &[u8] = b"pleach.store/lease/";
 pub(super) const RECORDS_PREFIX: &[u8] = b"pleach.store/record/";
 
 /// The layout that this version reads and writes.
-pub(super) const LAYOUT_VERSION: i64 = 1;
+pub(super) const LAYOUT_VERSION: i64 = 2;
 
 /// What the store is.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -56,6 +56,9 @@ pub(super) struct About {
     /// Our revision below which nothing is readable; 0 before the first compaction.
     #[prost(int64, tag = "5")]
     pub compacted: Revision,
+    /// Made with the store: an empty etcd at the same address is another. Since version 2.
+    #[prost(uint64, tag = "6")]
+    pub incarnation: u64,
 }
 
 /// All changes of others up to an etcd revision that nothing else explains were seen at one of ours.
@@ -155,6 +158,18 @@ pub(super) fn marks_of(range: &KeyRange) -> KeyRange {
 
 pub(super) fn lease_prefix(lease: LeaseId) -> Key {
     joined(LEASES, format!("{lease:016x}/").as_bytes())
+}
+
+/// Where the keys of all leases are noted.
+pub(super) fn all_leases() -> KeyRange {
+    KeyRange::prefix(Bytes::from_static(LEASES))
+}
+
+/// The lease whose key is noted at `key`.
+pub(super) fn lease_of(key: &[u8]) -> Option<LeaseId> {
+    let id = key.strip_prefix(LEASES)?.get(..16)?;
+    // Written as the bits of an `i64`, which may be negative.
+    u64::from_str_radix(std::str::from_utf8(id).ok()?, 16).ok().map(|id| id as LeaseId)
 }
 
 /// Where it is noted that a key belongs to a lease.

@@ -18,7 +18,6 @@
 //! somebody else has changed.
 
 mod batch;
-mod connect;
 mod counted;
 mod history;
 mod layout;
@@ -29,12 +28,11 @@ mod reader;
 mod recent;
 mod snapshot;
 mod thread;
-mod unverified;
 mod wire;
 mod writer;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -46,8 +44,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::connect::Address;
-pub(super) use self::connect::{connect, endpoint};
 use self::{
     counted::Counted,
     history::{Entry, History},
@@ -61,14 +57,19 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Batch, PAGE_BYTES_MAX, Page, Read, Size, Store, Tail, Whose, Write, Written,
-    guess::Guess,
+    Coverage, Described, Head, LogBatch, PAGE_BYTES_MAX, Page, Query, RecordStore, Size, Store,
+    Tail, Written,
+    attach::AttachState,
     journal::{Journal, Log},
-    queue::{Asker, Task},
+    led::{
+        mailbox::{Task, Ticket, Write},
+        page_sizer::PageSizer,
+    },
 };
 use crate::{
     clock::SharedClock,
-    model::{KeyRange, Revision, StoreError, error::Result},
+    model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
+    net::connect::Address,
 };
 
 /// The most writes that wait for the writer; who comes later waits to be let in.
@@ -101,7 +102,8 @@ struct Shared {
     seen: Arc<Seen>,
     tenure: Arc<Tenure>,
     compacted: AtomicI64,
-    guess: Guess,
+    page_sizer: PageSizer,
+    incarnation: u64,
     /// Why it can't be used at present.
     trouble: watch::Sender<Option<StoreError>>,
     /// The size as it was last measured.
@@ -146,6 +148,20 @@ pub enum OpenError {
         place: String,
         /// Its version.
         found: String,
+    },
+    /// It is another store than the one that was here.
+    #[error(
+        "{place} is another store than before: it was {expected:x} and is {}; put the endpoint right, or say \
+         with --adopt ROUTE that it is meant",
+        match found { 0 => "an etcd that was never used".to_owned(), found => format!("{found:x}") }
+    )]
+    Another {
+        /// The endpoint.
+        place: String,
+        /// The incarnation that was here.
+        expected: u64,
+        /// The incarnation that is here; 0 where there is none yet.
+        found: u64,
     },
     /// Anything else.
     #[error("{place} can't be opened: {reason}")]
@@ -193,7 +209,10 @@ impl OpenError {
         match self {
             Self::InUse { .. } => true,
             Self::Failed { reason, .. } => reason.may_pass,
-            Self::Foreign { .. } | Self::TooNew { .. } | Self::TooOld { .. } => false,
+            Self::Foreign { .. }
+            | Self::TooNew { .. }
+            | Self::TooOld { .. }
+            | Self::Another { .. } => false,
         }
     }
 }
@@ -210,6 +229,21 @@ pub async fn open(
     owner: &str,
     clock: SharedClock,
 ) -> Result<Arc<EtcdStore>, OpenError> {
+    open_known(name, place, address, owner, clock, None).await
+}
+
+/// The same, where it must be the store of this incarnation: else nothing of it is changed.
+///
+/// # Errors
+/// Those of [`OpenError`].
+pub async fn open_known(
+    name: &str,
+    place: &str,
+    address: &Address,
+    owner: &str,
+    clock: SharedClock,
+    incarnation: Option<u64>,
+) -> Result<Arc<EtcdStore>, OpenError> {
     let failed = |reason: Reason| OpenError::Failed { place: place.to_owned(), reason };
     let thread = Thread::start(name).map_err(|error| {
         failed(Reason {
@@ -224,10 +258,13 @@ pub async fn open(
         return Err(OpenError::TooOld { place: place.to_owned(), found: version });
     }
     let tenure = Arc::new(Tenure::new());
-    let found = owner::claim(&wire, place, owner, &tenure).await?;
+    let found = owner::claim(&wire, place, owner, &tenure, incarnation).await?;
     let about = found.about.unwrap_or_default();
     let (record, etcd) = (found.log, found.log_etcd);
-    let joined = clock.join(record.last.max(about.attached));
+    // Compaction may go beyond the last write.
+    let newest = record.last.max(about.attached).max(about.compacted);
+    // Others may have written it while this node went on without it: the slot sees to that.
+    let joined = clock.join_apart(newest).await;
     let slot = joined.map_err(|error| failed(error.to_string().into()))?;
     let known = found.known;
     let entry = Entry { etcd, base: record.base, last: record.last, ..Entry::default() };
@@ -235,7 +272,7 @@ pub async fn open(
     let shared = Arc::new(Shared {
         name: name.into(),
         wire: wire.clone(),
-        journal: Arc::new(Journal::new(name, clock.clone(), slot, record.last)),
+        journal: Arc::new(Journal::new(name, clock.clone(), slot, newest)),
         clock,
         numbers: Mutex::new(Arc::new(Numbers {
             attached: about.attached,
@@ -248,7 +285,8 @@ pub async fn open(
         seen: seen.clone(),
         tenure: tenure.clone(),
         compacted: AtomicI64::new(if about.compacted == 0 { -1 } else { about.compacted }),
-        guess: Guess::new(true),
+        page_sizer: PageSizer::new(true),
+        incarnation: about.incarnation,
         trouble: watch::Sender::new(None),
         size: Mutex::default(),
     });
@@ -298,12 +336,26 @@ impl EtcdStore {
 
 #[async_trait]
 impl Store for EtcdStore {
-    async fn apply(&self, write: Write) -> Result<Written> {
-        let (answer, written) = Asker::new();
-        self.ask(Task::Write(write, answer), written).await?
+    fn name(&self) -> &Arc<str> {
+        &self.shared.name
     }
 
-    async fn read(&self, read: &Read) -> Result<Page> {
+    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
+        let (answer, written) = Ticket::new();
+        self.ask(Task::Write(Write::Txn { txn, dead_leases }, answer), written).await?
+    }
+
+    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+        let (answer, written) = Ticket::new();
+        let written = self.ask(Task::Write(Write::EndLease(lease), answer), written).await??;
+        Ok(written.revision)
+    }
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        self.shared.leases().await.map_err(|error| self.shared.error(&error))
+    }
+
+    async fn read(&self, read: &Query) -> Result<Page> {
         let shared = &self.shared;
         let read = &read.at(shared.journal.shown());
         shared.wait_readable(read.revision).await?;
@@ -311,7 +363,8 @@ impl Store for EtcdStore {
         shared.read_result(page, read.revision).await
     }
 
-    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
+    async fn count(&self, query: &Query) -> Result<u64> {
+        let (range, revision) = (&query.range, query.revision);
         let shared = &self.shared;
         shared.wait_readable(revision).await?;
         let count = shared.count_at(range, revision).await;
@@ -322,20 +375,28 @@ impl Store for EtcdStore {
         self.shared.journal.clone().tail(after, self.shared.clone())
     }
 
-    fn closed(&self) -> Revision {
+    fn covers(&self, _after: Revision) -> bool {
+        true
+    }
+
+    fn check_resume(&self, _after: Revision) -> Result<()> {
+        Ok(())
+    }
+
+    fn attach_states(&self) -> &[Arc<AttachState>] {
+        &[]
+    }
+
+    fn announce_closed(&self) -> Revision {
         self.shared.journal.closed()
     }
 
-    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
-        self.shared.journal.sync(revision, ahead).await
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        self.shared.journal.advance_closed(revision, ahead).await
     }
 
-    async fn present(&self, _range: &KeyRange, _whose: Whose) -> Result<Revision> {
+    async fn read_index(&self, _range: &KeyRange, _coverage: Coverage) -> Result<Revision> {
         Ok(self.shared.journal.shown())
-    }
-
-    fn has_other_writers(&self) -> bool {
-        true
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
@@ -347,15 +408,6 @@ impl Store for EtcdStore {
 
     fn compacted(&self) -> Revision {
         self.shared.compacted.load(Ordering::Acquire)
-    }
-
-    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
-        let (answer, done) = oneshot::channel();
-        self.ask(Task::Remember(name.to_owned(), value, answer), done).await?
-    }
-
-    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
-        self.shared.records(prefix).await.map_err(|error| self.shared.error(&error))
     }
 
     async fn size(&self) -> Result<Size> {
@@ -373,18 +425,47 @@ impl Store for EtcdStore {
         Ok(*last)
     }
 
-    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
-        self
+    fn head(&self) -> Head {
+        let Shared { incarnation, journal, .. } = &*self.shared;
+        let (incarnation, newest) = (*incarnation, journal.newest());
+        Head { incarnation, newest, is_exact: true, witnessed: 0 }
     }
 
-    fn name(&self) -> &Arc<str> {
-        &self.shared.name
+    async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.queue.send(Task::Close(done)).await.is_ok() {
+            // Where the writer has ended, there is nothing to close.
+            let _ = closed.await;
+        }
+    }
+
+    async fn describe(&self) -> Vec<Described> {
+        let trouble = self.shared.check_usable().err().map(|error| error.to_string());
+        let (name, trouble) = (self.name().to_string(), trouble.unwrap_or_default());
+        vec![Described { name, trouble, node: None }]
+    }
+}
+
+#[async_trait]
+impl RecordStore for EtcdStore {
+    async fn put_records(&self, changes: Vec<(String, Option<Bytes>)>) -> Result<()> {
+        let (answer, done) = oneshot::channel();
+        self.ask(Task::Records(changes, answer), done).await?
+    }
+
+    async fn get_record(&self, name: &str) -> Result<Option<Bytes>> {
+        let found = self.shared.record(name).await;
+        found.map_err(|error| self.shared.error(&error))
+    }
+
+    async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        self.shared.records(prefix).await.map_err(|error| self.shared.error(&error))
     }
 }
 
 #[async_trait]
 impl Log for Shared {
-    async fn page(&self, after: Revision, through: Revision) -> Result<Batch> {
+    async fn page(&self, after: Revision, through: Revision) -> Result<LogBatch> {
         self.check_readable(after + 1)?;
         let page = self.log_page(after, through).await;
         self.read_result(page, after + 1).await
@@ -405,6 +486,12 @@ impl Shared {
 
     fn numbers(&self) -> Arc<Numbers> {
         self.lock_numbers().clone()
+    }
+
+    /// From now on nothing is asked of it: others may have it soon.
+    fn stop(&self) {
+        let (store, reason) = (self.name.clone(), "this node is stopping".into());
+        self.trouble.send_replace(Some(StoreError::Unavailable { store, reason }));
     }
 
     fn check_usable(&self) -> Result<()> {
@@ -446,7 +533,7 @@ impl Shared {
     }
 
     /// The commits of `after < revision <= through`, as many as a page holds, from the etcd's history.
-    async fn log_page(&self, after: Revision, through: Revision) -> WireResult<Batch> {
+    async fn log_page(&self, after: Revision, through: Revision) -> WireResult<LogBatch> {
         let (newest, _, last) = self.history.newest();
         let numbers = self.numbers();
         let (base, attached) = match self.history.below(after) {
@@ -466,10 +553,10 @@ impl Shared {
             let through = attached.min(through);
             let closed =
                 past::before_attached(&self.wire, &numbers, base, through, &mut commits).await?;
-            return Ok(Batch::new(commits, closed));
+            return Ok(LogBatch::new(commits, closed));
         }
         if last <= after {
-            return Ok(Batch::new(commits, through));
+            return Ok(LogBatch::new(commits, through));
         }
         let mut replay = Replay::open(&self.wire, numbers, base, newest).await?;
         while let Some(replayed) = replay.next().await? {
@@ -482,9 +569,9 @@ impl Shared {
                 break;
             }
             if bytes >= PAGE_BYTES_MAX {
-                return Ok(Batch::new(commits, replayed.record.last.max(after)));
+                return Ok(LogBatch::new(commits, replayed.record.last.max(after)));
             }
         }
-        Ok(Batch::new(commits, through))
+        Ok(LogBatch::new(commits, through))
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::{
     layout::{EtcdRevision, LOG, LogRecord, is_reserved},
-    wire::{Lane, Watching, Wire, WireError, WireResult},
+    wire::{Purpose, Watching, Wire, WireError, WireResult},
 };
 use crate::proto::{etcdserverpb as pb, mvccpb};
 
@@ -281,7 +281,7 @@ pub(super) async fn observe(wire: Arc<Wire>, seen: Arc<Seen>, epoch: i64) {
 /// One watch, until it breaks off or what was seen is restarted.
 async fn watch(wire: &Wire, seen: &Seen, epoch: i64) -> WireResult<()> {
     let (from, generation) = seen.from();
-    let mut watching = open(wire, Lane::Live, from + 1, false).await?;
+    let mut watching = open(wire, Purpose::Live, from + 1, false).await?;
     let mut grouping = Grouping::default();
     loop {
         let message = tokio::select! {
@@ -300,7 +300,7 @@ async fn watch(wire: &Wire, seen: &Seen, epoch: i64) -> WireResult<()> {
 /// A watch on everything.
 pub(super) async fn open(
     wire: &Wire,
-    lane: Lane,
+    lane: Purpose,
     start: EtcdRevision,
     prev_kv: bool,
 ) -> WireResult<Watching> {

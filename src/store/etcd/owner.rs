@@ -5,7 +5,6 @@
 //! knowing, writes nothing.
 
 use std::{
-    fs,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -24,8 +23,10 @@ use super::{
     wire::{Wire, WireError, WireResult, ranges},
 };
 use crate::{
+    clock::Entropy,
     model::{Key, KeyRange},
     proto::etcdserverpb as pb,
+    store::led::process,
 };
 
 /// How long an owner that can't be reached keeps its store, in seconds.
@@ -145,14 +146,25 @@ pub(super) async fn claim(
     place: &str,
     note: &str,
     tenure: &Tenure,
+    expected: Option<u64>,
 ) -> Result<Found, OpenError> {
     let failed =
         |error: WireError| OpenError::Failed { place: place.to_owned(), reason: error.into() };
     loop {
         let found = Found::look(wire).await.map_err(failed)?;
         found.check(place)?;
+        let incarnation = found.about.as_ref().map(|about| about.incarnation);
+        // One of a version that had none is taken for the one that is expected.
+        let incarnation = incarnation.filter(|incarnation| *incarnation != 0);
+        let is_fresh = found.about.is_none();
+        if let Some(expected) = expected
+            && incarnation.map_or(is_fresh, |incarnation| incarnation != expected)
+        {
+            let place = place.to_owned();
+            return Err(OpenError::Another { place, expected, found: incarnation.unwrap_or(0) });
+        }
         if let Some((owner, _, lease)) = &found.owner
-            && !is_dead(&owner.process)
+            && !process::is_dead(&owner.process)
         {
             wait_for(wire, owner, *lease, place).await?;
             continue;
@@ -166,13 +178,14 @@ pub(super) async fn claim(
         let epoch = found.log.epoch + 1;
         let record = LogRecord { epoch, base, last, commits: Vec::new() };
         let mut ops = vec![put(Key::from_static(LOG), record.encode_to_vec(), 0)];
-        let about = found.about.clone().unwrap_or_else(|| About {
-            version: LAYOUT_VERSION,
+        let mut about = found.about.clone().unwrap_or_else(|| About {
             cluster: wire.cluster(),
             attached: found.now,
             ..About::default()
         });
-        if found.about.is_none() {
+        if about.version < LAYOUT_VERSION {
+            about.version = LAYOUT_VERSION;
+            about.incarnation = expected.unwrap_or_else(|| Entropy::system().id());
             ops.push(put(Key::from_static(ABOUT), about.encode_to_vec(), 0));
         }
         if let Some(etcd) = take(wire, &found, note, tenure, ops).await.map_err(failed)? {
@@ -194,7 +207,7 @@ pub(super) async fn take(
 ) -> WireResult<Option<EtcdRevision>> {
     let started = Instant::now();
     let lease = wire.grant_lease(LEASE_S).await?;
-    let owner = Owner { note: note.to_owned(), process: process() };
+    let owner = Owner { note: note.to_owned(), process: process::this() };
     ops.push(put(Key::from_static(OWNER), owner.encode_to_vec(), lease));
     let txn = pb::TxnRequest { compare: found.compares(), success: ops, failure: Vec::new() };
     let taken = wire.write(&txn).await;
@@ -232,36 +245,6 @@ async fn wait_for(wire: &Wire, owner: &Owner, lease: i64, place: &str) -> Result
         least = left;
         tokio::time::sleep(LOOK_AGAIN_AFTER).await;
     }
-}
-
-/// This process, as others on the same machine can find it.
-fn process() -> String {
-    let id = std::process::id();
-    let started = started(id).unwrap_or_default();
-    format!("{} {id} {started}", machine())
-}
-
-/// The machine since it was started, and the space that process ids are from.
-fn machine() -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let space = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    format!("{} {}", boot.trim(), space.display())
-}
-
-/// When a process was started, in ticks; `None` where there is no such process.
-fn started(id: u32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name of the program, in parentheses, may hold anything.
-    let (_, behind) = stat.rsplit_once(')')?;
-    behind.split_whitespace().nth(19).map(str::to_owned)
-}
-
-/// Whether a process is dead for certain: one of this machine that is no longer there.
-fn is_dead(process: &str) -> bool {
-    let Some(rest) = process.strip_prefix(&machine()) else { return false };
-    let mut words = rest.split_whitespace();
-    let (Some(id), Some(start)) = (words.next(), words.next()) else { return false };
-    id.parse().is_ok_and(|id| started(id).is_none_or(|now| now != start))
 }
 
 /// Extends the owner's lease for ever.
@@ -314,19 +297,5 @@ impl Tenure {
             return Ok(());
         }
         Err(WireError::Lost("its ownership could not be renewed in time".to_owned()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn this_process_lives_and_one_of_another_time_or_place_is_told_apart() {
-        assert!(!is_dead(&process()));
-        let id = std::process::id();
-        assert!(is_dead(&format!("{} {id} 1", machine())), "the id was given to another process");
-        assert!(!is_dead(&format!("elsewhere pid:[1] {id} 1")));
-        assert!(!is_dead(""));
     }
 }

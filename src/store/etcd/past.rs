@@ -15,7 +15,7 @@ use super::{
     layout::{EtcdRevision, LOG, LogRecord, is_reserved, marked},
     observer::{Group, Grouping, open},
     snapshot::{Marked, Numbers, Row, Snapshot, mark},
-    wire::{Lane, Watching, Wire, WireError, WireResult},
+    wire::{Purpose, Watching, Wire, WireError, WireResult},
 };
 use crate::{
     model::{Commit, Event, Key, KeyValue, Revision},
@@ -220,7 +220,7 @@ pub(super) async fn before_attached(
     through: EtcdRevision,
     commits: &mut Vec<Arc<Commit>>,
 ) -> WireResult<Revision> {
-    let mut watching = open(wire, Lane::Replay, after + 1, true).await?;
+    let mut watching = open(wire, Purpose::Replay, after + 1, true).await?;
     let (mut grouping, mut bytes) = (Grouping::default(), 0);
     let marks = Marks { now: HashMap::new(), before: HashMap::new() };
     loop {
@@ -280,7 +280,7 @@ impl<'a> Replay<'a> {
             wire,
             numbers,
             record_at: after,
-            watching: open(wire, Lane::Replay, after + 1, true).await?,
+            watching: open(wire, Purpose::Replay, after + 1, true).await?,
             grouping: Grouping::default(),
             groups: VecDeque::new(),
             foreign: BTreeMap::new(),

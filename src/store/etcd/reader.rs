@@ -1,22 +1,25 @@
 //! Reads as of a revision: a snapshot of the etcd, with the few keys that differ laid over it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
 use super::{
     Shared,
     history::{Overlay, View, is_kept},
-    layout::RECORDS_PREFIX,
+    layout::{RECORDS_PREFIX, all_leases, lease_of, lease_prefix},
     past,
     recent::Latest,
     snapshot::{Numbers, Scanned, Snapshot, range_request},
     wire::{WireError, WireResult},
 };
 use crate::{
-    model::{Key, KeyRange, KeyValue, Revision, key::successor},
+    model::{Key, KeyRange, KeyValue, LeaseId, Revision, key::successor},
     proto::etcdserverpb as pb,
-    store::{PAGE_BYTES_MAX, Page, Read},
+    store::{PAGE_BYTES_MAX, Page, Query},
 };
 
 /// Keys of a lease that are looked up at once.
@@ -43,7 +46,7 @@ impl Shared {
     }
 
     /// One page of a read.
-    pub(super) async fn page(&self, read: &Read) -> WireResult<Page> {
+    pub(super) async fn page(&self, read: &Query) -> WireResult<Page> {
         if read.range.is_empty() {
             return Ok(Page { revision: read.revision, ..Page::default() });
         }
@@ -93,9 +96,9 @@ impl Shared {
         &self,
         snapshot: Snapshot<'_>,
         overlay: &Overlay,
-        read: &Read,
+        read: &Query,
     ) -> WireResult<Page> {
-        let guessed = if read.keys_only { usize::MAX } else { self.guess.rows() };
+        let guessed = if read.keys_only { usize::MAX } else { self.page_sizer.rows() };
         let wanted = read.rows_max().min(guessed) + 1;
         let Scanned { rows: found, count } =
             snapshot.scan(&read.range, wanted, read.keys_only).await?;
@@ -107,7 +110,7 @@ impl Shared {
         let mut rows: BTreeMap<Key, KeyValue> =
             found.into_iter().map(|row| (row.kv.key.clone(), row.kv)).collect();
         if !read.keys_only {
-            self.guess.learn(rows.len(), rows.values().map(KeyValue::size).sum());
+            self.page_sizer.learn(rows.len(), rows.values().map(KeyValue::size).sum());
         }
         for (key, kv) in overlay.iter().filter(|(key, _)| read.range.contains(key)) {
             match kv {
@@ -155,6 +158,32 @@ impl Shared {
         Ok(count)
     }
 
+    /// The leases of live keys.
+    pub(super) async fn leases(&self) -> WireResult<BTreeSet<LeaseId>> {
+        let mut range = all_leases();
+        let mut leases = BTreeSet::new();
+        loop {
+            // The first key of the next lease, and on behind that lease.
+            let first = pb::RangeRequest { limit: 1, keys_only: true, ..range_request(&range) };
+            let found = self.wire.range(first).await?;
+            let Some(lease) = found.kvs.first().and_then(|kv| lease_of(&kv.key)) else {
+                return Ok(leases);
+            };
+            leases.insert(lease);
+            match KeyRange::prefix(lease_prefix(lease)).end {
+                Some(behind) => range.start = behind,
+                None => return Ok(leases),
+            }
+        }
+    }
+
+    /// The node's record of this name.
+    pub(super) async fn record(&self, name: &str) -> WireResult<Option<Bytes>> {
+        let range = KeyRange::single(super::layout::record_key(name));
+        let found = self.wire.range(range_request(&range)).await?;
+        Ok(found.kvs.into_iter().next().map(|kv| kv.value))
+    }
+
     /// The node's records whose names begin with `prefix`.
     pub(super) async fn records(&self, prefix: &str) -> WireResult<Vec<(String, Bytes)>> {
         let range = KeyRange::prefix(super::layout::record_key(prefix));
@@ -172,7 +201,7 @@ impl Shared {
         range: &KeyRange,
         revision: Revision,
     ) -> WireResult<Vec<KeyValue>> {
-        let mut read = Read::new(range.clone(), revision);
+        let mut read = Query::new(range.clone(), revision);
         let mut kvs = Vec::new();
         loop {
             let page = self.page(&read).await?;
@@ -196,7 +225,7 @@ impl Shared {
             ..pb::WatchCreateRequest::default()
         };
         // A watch from the beginning is the one thing that tells where an etcd was compacted.
-        let mut watching = self.wire.watch(super::wire::Lane::Replay, create).await?;
+        let mut watching = self.wire.watch(super::wire::Purpose::Replay, create).await?;
         let line = watching.compacted().await?;
         if line == 0 {
             return Ok(-1);
@@ -215,7 +244,7 @@ impl Shared {
             start_revision: line,
             ..pb::WatchCreateRequest::default()
         };
-        let mut watching = self.wire.watch(super::wire::Lane::Replay, create).await?;
+        let mut watching = self.wire.watch(super::wire::Purpose::Replay, create).await?;
         let mut grouping = super::observer::Grouping::default();
         loop {
             for group in grouping.take(watching.due().await?) {
@@ -228,7 +257,7 @@ impl Shared {
     }
 }
 
-async fn leased(snapshot: Snapshot<'_>, overlay: &Overlay, read: &Read) -> WireResult<Page> {
+async fn leased(snapshot: Snapshot<'_>, overlay: &Overlay, read: &Query) -> WireResult<Page> {
     let mut keys = snapshot.leased(read.lease).await?;
     keys.retain(|key| !overlay.contains_key(key) && read.range.contains(key));
     let mut rows = BTreeMap::new();

@@ -27,11 +27,15 @@ use tonic::{
 };
 use tracing::Instrument as _;
 
-use super::{
-    connect::{Address, connect, endpoint},
-    thread::Thread,
+use super::thread::Thread;
+use crate::{
+    net::{
+        address::Login,
+        connect::{Address, connect, endpoint},
+    },
+    proto::etcdserverpb as pb,
+    wire::trace,
 };
-use crate::{proto::etcdserverpb as pb, store::sql::address::Login, wire::trace};
 
 use pb::{
     kv_server::SERVICE_NAME as KV, lease_server::SERVICE_NAME as LEASE,
@@ -111,7 +115,7 @@ struct Member {
 
 /// Which connection a call takes.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Lane {
+pub(super) enum Purpose {
     Call,
     Write,
     Live,
@@ -159,7 +163,7 @@ impl Wire {
         let mut tries = self.members.len();
         loop {
             let deadline_here = deadline.min(Instant::now() + self.member_time());
-            match self.txn_until(Lane::Call, txn, deadline_here).await {
+            match self.txn_until(Purpose::Call, txn, deadline_here).await {
                 Err(WireError::Lost(_)) if tries > 0 && Instant::now() < deadline => tries -= 1,
                 answer => return answer,
             }
@@ -168,12 +172,12 @@ impl Wire {
 
     /// A transaction that may change something: asked once.
     pub(super) async fn write(&self, txn: &pb::TxnRequest) -> WireResult<pb::TxnResponse> {
-        self.txn_until(Lane::Write, txn, Instant::now() + CALL_TIME_MAX).await
+        self.txn_until(Purpose::Write, txn, Instant::now() + CALL_TIME_MAX).await
     }
 
     async fn txn_until(
         &self,
-        lane: Lane,
+        lane: Purpose,
         txn: &pb::TxnRequest,
         deadline: Instant,
     ) -> WireResult<pb::TxnResponse> {
@@ -274,7 +278,7 @@ impl Wire {
     /// Watches; returns when the watch was confirmed.
     pub(super) async fn watch(
         &self,
-        lane: Lane,
+        lane: Purpose,
         create: pb::WatchCreateRequest,
     ) -> WireResult<Watching> {
         let deadline = Instant::now() + self.member_time();
@@ -338,13 +342,13 @@ impl Wire {
         Q: Clone,
         F: Future<Output = Result<A, Status>>,
     {
-        self.call_on(Lane::Call, method, request, deadline, call).await
+        self.call_on(Purpose::Call, method, request, deadline, call).await
     }
 
     /// One call, and one more where the token had run out.
     async fn call_on<Q, A, F>(
         &self,
-        lane: Lane,
+        lane: Purpose,
         (service, method): Method,
         request: Q,
         deadline: Instant,
@@ -359,10 +363,10 @@ impl Wire {
             let at = self.current.load(Ordering::Relaxed) % self.members.len();
             let member = &self.members[at];
             let (channel, is_watch) = match lane {
-                Lane::Call => (&member.calls, false),
-                Lane::Write => (&member.writes, false),
-                Lane::Live => (&member.live, true),
-                Lane::Replay => (&member.replays, true),
+                Purpose::Call => (&member.calls, false),
+                Purpose::Write => (&member.writes, false),
+                Purpose::Live => (&member.live, true),
+                Purpose::Replay => (&member.replays, true),
             };
             let mut wrapped = Request::new(request.clone());
             if is_watch {

@@ -44,7 +44,7 @@ use crate::{
     proto::etcdserverpb as pb,
     store::{
         Written,
-        queue::{Task, shared_span},
+        led::mailbox::{Task, shared_span},
     },
 };
 
@@ -99,6 +99,8 @@ enum Next {
     /// The owner's lease is gone.
     LeaseLost,
     Trouble(Trouble),
+    /// The store is to be let go.
+    Close(oneshot::Sender<()>),
     /// Nobody will ask for anything any more.
     End,
 }
@@ -155,7 +157,7 @@ impl Writer {
                 "the etcd was restored from a snapshot or moved: clients of before list anew"
             );
             let far = shared.clock.now() + RESTORED_AHEAD;
-            shared.clock.observe(far).map_err(|full| Reason::from(full.to_string()))?;
+            shared.clock.advance_to(far).await.map_err(|full| Reason::from(full.to_string()))?;
             self.about.cluster = shared.wire.cluster();
         }
         let begun = match is_restored {
@@ -195,6 +197,12 @@ impl Writer {
                     Err(trouble) => self.take_trouble(trouble).await,
                 },
                 Next::Trouble(trouble) => self.take_trouble(trouble).await,
+                Next::Close(done) => {
+                    self.shared.stop();
+                    self.release().await;
+                    let _ = done.send(());
+                    return;
+                }
                 Next::End => break,
             };
             if !goes_on {
@@ -229,6 +237,15 @@ impl Writer {
             let Ok(task) = self.queue.try_recv() else { break };
             bytes += task.size();
             tasks.push_back(task);
+        }
+        // What was asked before comes first.
+        match tasks.pop_front() {
+            Some(Task::Close(done)) => return Next::Close(done),
+            Some(first) => tasks.push_front(first),
+            None => {}
+        }
+        if let Some(at) = tasks.iter().position(|task| matches!(task, Task::Close(_))) {
+            self.held = tasks.split_off(at);
         }
         Next::Tasks(tasks)
     }
@@ -393,7 +410,8 @@ impl Writer {
             match task {
                 // Whoever asked may have gone; the write stands all the same.
                 Task::Write(_, sender) => drop(sender.send(answer)),
-                Task::Remember(_, _, sender) => drop(sender.send(answer.map(drop))),
+                Task::Records(_, sender) => drop(sender.send(answer.map(drop))),
+                Task::Close(done) => drop(done.send(())),
                 Task::Compact(revision, sender, done) => {
                     let _ = sender.send(answer.map(drop));
                     tokio::spawn(self.shared.clone().compact_etcd(revision, done));

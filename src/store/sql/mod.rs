@@ -2,10 +2,9 @@
 //!
 //! [`statements`] says how rows are kept, `writer` how they change, `reader` how they are read as of
 //! a revision, `compact` how the past is given up. [`session`] is all that they ask of a database;
-//! [`sqlite`] gives it. Revisions come from the node's clock and stand in the rows, so that the
+//! [`sqlite`] gives it for a file, [`remote`] for a server. Revisions come from the node's clock and stand in the rows, so that the
 //! database alone is the store: a process keeps nothing that it could lose.
 
-pub mod address;
 mod checkpoint;
 mod compact;
 pub mod mysql;
@@ -18,6 +17,7 @@ pub mod statements;
 mod writer;
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -40,14 +40,17 @@ use self::{
     writer::{Task, Writer},
 };
 use super::{
-    Batch, Page, Read, Size, Store, Tail, Whose, Write, Written,
-    guess::Guess,
+    Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
+    attach::AttachState,
     journal::{Journal, Log},
-    queue::Asker,
+    led::{
+        mailbox::{Ticket, Write},
+        page_sizer::PageSizer,
+    },
 };
 use crate::{
     clock::SharedClock,
-    model::{KeyRange, Revision, StoreError, error::Result, txn::Txn},
+    model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
     wire::trace,
 };
 
@@ -62,6 +65,15 @@ const SIZE_WAIT_MAX: Duration = Duration::from_secs(1);
 pub struct SqlStore<D> {
     inner: Arc<Inner<D>>,
     queue: mpsc::Sender<Task>,
+}
+
+/// What stood beside a store about it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Witnessed {
+    /// The greatest revision that it held; 0 where nothing is known.
+    pub newest: Revision,
+    /// Whether that was another store.
+    pub is_another: bool,
 }
 
 /// What reads need.
@@ -81,8 +93,11 @@ struct Shared {
     journal: Arc<Journal>,
     compacted: AtomicI64,
     statements: Statements,
-    guess: Guess,
+    page_sizer: PageSizer,
     key_bytes_max: usize,
+    incarnation: u64,
+    /// How far it had come by what lies beside it.
+    witnessed: Revision,
     /// Why it can't be used at present.
     trouble: watch::Sender<Option<StoreError>>,
     /// The size as it was last measured.
@@ -102,6 +117,7 @@ impl<D: Database> SqlStore<D> {
         database: D,
         mut session: D::Session,
         clock: SharedClock,
+        witnessed: Witnessed,
     ) -> Result<Arc<Self>, DbError> {
         let dialect = database.dialect();
         let statements = Statements::new(&dialect);
@@ -110,7 +126,13 @@ impl<D: Database> SqlStore<D> {
         let walked = reader::meta(&mut session, &statements, "walked").await?.unwrap_or(-1);
         // Compaction may have dropped the newest row, where that was a deletion below it.
         let newest = newest.max(compacted);
-        let slot = clock.join(newest).map_err(|error| DbError::Failed(error.to_string()))?;
+        let incarnation = reader::meta(&mut session, &statements, "incarnation").await?;
+        // One more than there is counts as gone back: another store breaks what was promised, whatever it has.
+        let witnessed = witnessed.newest.max(if witnessed.is_another { newest + 1 } else { 0 });
+        session.witness(newest.max(witnessed));
+        // Others may have written it while this node went on without it: the slot sees to that.
+        let slot = clock.join_apart(newest).await;
+        let slot = slot.map_err(|error| DbError::Failed(error.to_string()))?;
         let shared = Arc::new(Shared {
             name: name.into(),
             system: dialect.system,
@@ -118,8 +140,10 @@ impl<D: Database> SqlStore<D> {
             clock,
             compacted: AtomicI64::new(compacted),
             statements,
-            guess: Guess::new(dialect.rows_come_all),
+            page_sizer: PageSizer::new(dialect.rows_come_all),
             key_bytes_max: dialect.key_bytes_max,
+            incarnation: incarnation.and_then(|it| u64::try_from(it).ok()).unwrap_or(0),
+            witnessed,
             trouble: watch::Sender::new(None),
             size: Mutex::default(),
         });
@@ -131,6 +155,7 @@ impl<D: Database> SqlStore<D> {
                 shared: writer_shared,
                 queue: tasks,
                 next_seq: seq + 1,
+                last_seq: seq,
                 newest,
                 kept: Instant::now(),
                 compaction: Compaction::resume(walked, compacted),
@@ -179,15 +204,38 @@ async fn last(session: &mut impl Session, statements: &Statements) -> DbResult<(
 
 #[async_trait]
 impl<D: Database> Store for SqlStore<D> {
-    async fn apply(&self, write: Write) -> Result<Written> {
-        if let Write::Txn { txn, .. } = &write {
-            self.inner.shared.check_keys(txn)?;
-        }
-        let (answer, written) = Asker::new();
-        self.ask(Task::Write(write, answer), written).await?
+    fn name(&self) -> &Arc<str> {
+        &self.inner.shared.name
     }
 
-    async fn read(&self, read: &Read) -> Result<Page> {
+    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
+        self.inner.shared.check_keys(&txn)?;
+        let (answer, written) = Ticket::new();
+        self.ask(Task::Write(Write::Txn { txn, dead_leases }, answer), written).await?
+    }
+
+    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+        let (answer, written) = Ticket::new();
+        let written = self.ask(Task::Write(Write::EndLease(lease), answer), written).await??;
+        Ok(written.revision)
+    }
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        let shared = self.inner.shared.clone();
+        let leases = self.inner.database.read(
+            false,
+            Box::new(move |session| {
+                let shared = shared.clone();
+                Box::pin(async move {
+                    rows(session, &shared.statements.leases, &[], |columns| columns.int(0)).await
+                })
+            }),
+        );
+        let leases = leases.await.map_err(|error| self.inner.shared.error(error))?;
+        Ok(leases.into_iter().collect())
+    }
+
+    async fn read(&self, read: &Query) -> Result<Page> {
         let shared = self.inner.shared.clone();
         let read = read.at(shared.journal.shown());
         shared.wait_closed(read.revision).await?;
@@ -200,7 +248,7 @@ impl<D: Database> Store for SqlStore<D> {
             Box::new(move |session| {
                 let (shared, read) = (statements.clone(), read.clone());
                 Box::pin(async move {
-                    reader::page(session, &shared.statements, &shared.guess, &read).await
+                    reader::page(session, &shared.statements, &shared.page_sizer, &read).await
                 })
             }),
         );
@@ -211,7 +259,8 @@ impl<D: Database> Store for SqlStore<D> {
         Ok(page)
     }
 
-    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
+    async fn count(&self, query: &Query) -> Result<u64> {
+        let (range, revision) = (&query.range, query.revision);
         let shared = self.inner.shared.clone();
         shared.wait_closed(revision).await?;
         shared.check_readable(revision)?;
@@ -236,15 +285,27 @@ impl<D: Database> Store for SqlStore<D> {
         self.inner.shared.journal.clone().tail(after, self.inner.clone())
     }
 
-    fn closed(&self) -> Revision {
+    fn covers(&self, _after: Revision) -> bool {
+        true
+    }
+
+    fn check_resume(&self, _after: Revision) -> Result<()> {
+        Ok(())
+    }
+
+    fn attach_states(&self) -> &[Arc<AttachState>] {
+        &[]
+    }
+
+    fn announce_closed(&self) -> Revision {
         self.inner.shared.journal.closed()
     }
 
-    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
-        self.inner.shared.journal.sync(revision, ahead).await
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        self.inner.shared.journal.advance_closed(revision, ahead).await
     }
 
-    async fn present(&self, _range: &KeyRange, _whose: Whose) -> Result<Revision> {
+    async fn read_index(&self, _range: &KeyRange, _coverage: Coverage) -> Result<Revision> {
         Ok(self.inner.shared.journal.shown())
     }
 
@@ -264,31 +325,6 @@ impl<D: Database> Store for SqlStore<D> {
         self.inner.shared.compacted.load(Ordering::Acquire)
     }
 
-    async fn remember(&self, name: &str, value: Option<Bytes>) -> Result<()> {
-        let (answer, done) = oneshot::channel();
-        self.ask(Task::Remember(name.to_owned(), value, answer), done).await?
-    }
-
-    async fn recall(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
-        let (shared, prefix) = (self.inner.shared.clone(), prefix.to_owned());
-        let records = self.inner.database.read(
-            false,
-            Box::new(move |session| {
-                let (shared, prefix) = (shared.clone(), prefix.clone());
-                Box::pin(async move {
-                    let decode =
-                        |c: &dyn Columns| (String::from_utf8_lossy(&c.bytes(0)).into(), c.bytes(1));
-                    let args = [Arg::Text(&prefix)];
-                    let mut records: Vec<(String, Bytes)> =
-                        rows(session, &shared.statements.records, &args, decode).await?;
-                    records.retain(|(name, _)| name.starts_with(&prefix));
-                    Ok(records)
-                })
-            }),
-        );
-        records.await.map_err(|error| self.inner.shared.error(error))
-    }
-
     async fn size(&self) -> Result<Size> {
         let shared = &self.inner.shared;
         let measure = tokio::time::timeout(SIZE_WAIT_MAX, self.measure());
@@ -301,18 +337,70 @@ impl<D: Database> Store for SqlStore<D> {
         Ok(*last)
     }
 
-    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
-        self
+    fn head(&self) -> Head {
+        let Shared { incarnation, witnessed, journal, .. } = &*self.inner.shared;
+        let (incarnation, witnessed) = (*incarnation, *witnessed);
+        Head { incarnation, newest: journal.newest(), is_exact: true, witnessed }
     }
 
-    fn name(&self) -> &Arc<str> {
-        &self.inner.shared.name
+    async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.queue.send(Task::Close(done)).await.is_ok() {
+            // Where the writer has ended, there is nothing to close.
+            let _ = closed.await;
+        }
+    }
+
+    async fn describe(&self) -> Vec<Described> {
+        let trouble = self.inner.shared.check_usable().err().map(|error| error.to_string());
+        let (name, trouble) = (self.name().to_string(), trouble.unwrap_or_default());
+        vec![Described { name, trouble, node: None }]
+    }
+}
+
+#[async_trait]
+impl<D: Database> RecordStore for SqlStore<D> {
+    async fn put_records(&self, changes: Vec<(String, Option<Bytes>)>) -> Result<()> {
+        let (answer, done) = oneshot::channel();
+        self.ask(Task::Records(changes, answer), done).await?
+    }
+
+    async fn get_record(&self, name: &str) -> Result<Option<Bytes>> {
+        let statement = self.inner.shared.statements.record.clone();
+        let found = self.inner.records(statement, vec![name.to_owned()]).await?;
+        Ok(found.into_iter().next().map(|(_, value)| value))
+    }
+
+    async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        let statement = self.inner.shared.statements.records.clone();
+        // Names are ASCII, so that nothing that begins with the prefix lies behind this.
+        let bounds = vec![prefix.to_owned(), format!("{prefix}\u{7f}")];
+        self.inner.records(statement, bounds).await
+    }
+}
+
+impl<D: Database> Inner<D> {
+    /// The records that a statement finds, by name.
+    async fn records(&self, statement: Sql, names: Vec<String>) -> Result<Vec<(String, Bytes)>> {
+        let records = self.database.read(
+            false,
+            Box::new(move |session| {
+                let (statement, names) = (statement.clone(), names.clone());
+                Box::pin(async move {
+                    let decode =
+                        |c: &dyn Columns| (String::from_utf8_lossy(&c.bytes(0)).into(), c.bytes(1));
+                    let args: Vec<Arg<'_>> = names.iter().map(|name| Arg::Text(name)).collect();
+                    rows(session, &statement, &args, decode).await
+                })
+            }),
+        );
+        records.await.map_err(|error| self.shared.error(error))
     }
 }
 
 #[async_trait]
 impl<D: Database> Log for Inner<D> {
-    async fn page(&self, after: Revision, through: Revision) -> Result<Batch> {
+    async fn page(&self, after: Revision, through: Revision) -> Result<LogBatch> {
         let shared = self.shared.clone();
         shared.check_readable(after + 1)?;
         let statements = shared.clone();
@@ -340,6 +428,12 @@ impl<D: Database> Log for Inner<D> {
 // === impl Shared ===
 
 impl Shared {
+    /// From now on nothing is asked of it: others may have it soon.
+    fn stop(&self) {
+        let (store, reason) = (self.name.clone(), "this node is stopping".into());
+        self.trouble.send_replace(Some(StoreError::Unavailable { store, reason }));
+    }
+
     fn check_usable(&self) -> Result<()> {
         self.trouble.borrow().clone().map_or(Ok(()), Err)
     }

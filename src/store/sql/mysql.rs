@@ -11,10 +11,10 @@ use sqlx::{
 };
 
 use super::{
-    address::{Database, Host, TlsMode},
     remote::{Driver, Texts, failure_of_connection, failure_of_tls},
     session::{Arg, Columns, DbError, DbResult, Dialect, Each, Sql},
 };
+use crate::net::address::{Database, Host, TlsMode};
 
 /// The longest key of an InnoDB index.
 const KEY_BYTES_MAX: usize = 3_072;
@@ -72,11 +72,12 @@ impl Mysql {
         const UNKNOWN_DATABASE: u16 = 1049;
         let (options, name) = (self.options(host), &self.database.database);
         match MySqlConnection::connect_with(&options.clone().database(name)).await {
-            Err(error) if code(&error) == Some(UNKNOWN_DATABASE) => {
+            Err(error) if code(&error) == Some(UNKNOWN_DATABASE) && !self.database.must_exist => {
                 // kine makes its database; the name is quoted as an identifier.
                 let mut admin = MySqlConnection::connect_with(&options).await?;
                 let create = format!("CREATE DATABASE IF NOT EXISTS `{}`", name.replace('`', "``"));
                 admin.execute(sqlx::raw_sql(AssertSqlSafe(create))).await?;
+                tracing::info!(database = name, "the database was made");
                 MySqlConnection::connect_with(&options.database(name)).await
             }
             connected => connected,

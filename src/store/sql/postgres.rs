@@ -20,10 +20,10 @@ use tokio::{
 };
 
 use super::{
-    address::{Database, Host, Login, TlsMode},
     remote::{Driver, Texts, failure_of_connection, failure_of_tls},
     session::{Arg, Columns, DbError, DbResult, Dialect, Each, Sql},
 };
+use crate::net::address::{Database, Host, Login, TlsMode};
 
 /// A third of a page of an index: the longest key that fits.
 const KEY_BYTES_MAX: usize = 2_600;
@@ -111,11 +111,12 @@ impl Postgres {
     async fn connect_to(&self, host: &Host) -> Result<PgConnection, sqlx::Error> {
         let name = &self.database.database;
         match PgConnection::connect_with(&self.options(host, name)).await {
-            Err(error) if code(&error) == "3D000" => {
+            Err(error) if code(&error) == "3D000" && !self.database.must_exist => {
                 // kine makes its database; the name is quoted as an identifier.
                 let mut admin = PgConnection::connect_with(&self.options(host, "postgres")).await?;
                 let create = format!("CREATE DATABASE \"{}\"", name.replace('"', "\"\""));
                 admin.execute(sqlx::raw_sql(AssertSqlSafe(create))).await?;
+                tracing::info!(database = name, "the database was made");
                 PgConnection::connect_with(&self.options(host, name)).await
             }
             connected => connected,

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     model::{Commit, Event, Key, KeyRange, KeyValue, Revision, key::successor},
-    store::{Batch, PAGE_BYTES_MAX, Page, Read, guess::Guess},
+    store::{LogBatch, PAGE_BYTES_MAX, Page, Query, led::page_sizer::PageSizer},
 };
 
 /// The rows of the log that a tail reads at once.
@@ -117,7 +117,7 @@ async fn leased_in(
 }
 
 /// What a page of a read is asked for with; keys that changed since are asked for one by one.
-pub(super) fn statement<'s>(statements: &'s Statements, read: &Read) -> &'s Sql {
+pub(super) fn statement<'s>(statements: &'s Statements, read: &Query) -> &'s Sql {
     if read.lease != 0 {
         return &statements.leased;
     }
@@ -136,15 +136,15 @@ pub(super) fn statement<'s>(statements: &'s Statements, read: &Read) -> &'s Sql 
 pub(super) async fn page(
     session: &mut impl Session,
     statements: &Statements,
-    guess: &Guess,
-    read: &Read,
+    page_sizer: &PageSizer,
+    read: &Query,
 ) -> DbResult<Page> {
     if read.range.is_empty() {
         return Ok(Page { revision: read.revision, ..Page::default() });
     }
     let rows_max = read.rows_max();
     let (mut found, mut next) = match read.lease {
-        0 => scan(session, statements, guess, read, rows_max).await?,
+        0 => scan(session, statements, page_sizer, read, rows_max).await?,
         lease => (leased_in(session, statements, lease, &read.range).await?, None),
     };
     if found.len() > rows_max {
@@ -172,8 +172,8 @@ pub(super) async fn page(
 async fn scan(
     session: &mut impl Session,
     statements: &Statements,
-    guess: &Guess,
-    read: &Read,
+    page_sizer: &PageSizer,
+    read: &Query,
     rows_max: usize,
 ) -> DbResult<(Vec<Live>, Option<Bytes>)> {
     let mut found = Vec::new();
@@ -196,7 +196,7 @@ async fn scan(
         next = found.last().map(|live| successor(&live.kv.key));
         ControlFlow::Break(())
     };
-    let at_once = if read.keys_only { usize::MAX } else { guess.rows() };
+    let at_once = if read.keys_only { usize::MAX } else { page_sizer.rows() };
     let at_once = at_once.min(rows_max + 1);
     let (revision, limit) = (Arg::Int(read.revision), int(at_once));
     match &read.range.end {
@@ -210,7 +210,7 @@ async fn scan(
         }
     }
     if !read.keys_only {
-        guess.learn(found.len(), bytes);
+        page_sizer.learn(found.len(), bytes);
     }
     if next.is_none() && found.len() == at_once && at_once <= rows_max {
         next = found.last().map(|live| successor(&live.kv.key));
@@ -295,7 +295,7 @@ pub(super) async fn log(
     statements: &Statements,
     after: Revision,
     through: Revision,
-) -> DbResult<Batch> {
+) -> DbResult<LogBatch> {
     let mut limit = LOG_ROWS_MAX;
     loop {
         let mut events = Vec::new();
@@ -324,10 +324,10 @@ pub(super) async fn log(
                 limit *= 8;
                 continue;
             }
-            return Ok(Batch::new(Vec::new(), through));
+            return Ok(LogBatch::new(Vec::new(), through));
         };
         let closed = if is_cut { last } else { through };
-        return Ok(Batch::new(commits.into_iter().map(Arc::new).collect(), closed));
+        return Ok(LogBatch::new(commits.into_iter().map(Arc::new).collect(), closed));
     }
 }
 

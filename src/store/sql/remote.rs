@@ -6,7 +6,7 @@
 //! ```text
 //!   lock of the connection   held while the owner's connection lives: who else starts is refused
 //!   epoch                    checked in every transaction: an owner that lost the store writes nothing
-//!   note, until              who has it, and until when it may be read without asking again
+//!   note, until              who has it, and a number that grows whenever it says that it lives
 //!   home                     where the owner's connection goes: what reads elsewhere, or was opened
 //!                            before the owner's, is thrown away
 //! ```
@@ -18,7 +18,7 @@ use std::{
     future::Future,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -28,11 +28,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub use self::opening::{OpenError, open};
-use super::{
-    address::{self, Host},
-    session::{Arg, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask},
+pub use self::opening::{OpenError, open, open_known};
+use super::session::{
+    Arg, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask,
 };
+use crate::net::address::{self, Host};
 
 /// What a statement may take, as long as etcd gives a request.
 const STATEMENT_TIME_MAX: Duration = Duration::from_secs(7);
@@ -43,7 +43,8 @@ const LEASE: Duration = Duration::from_secs(10);
 /// How often the owner extends it.
 const KEEP_INTERVAL: Duration = Duration::from_secs(3);
 
-/// What an owner's clock and the database's may differ by within one lease.
+/// So much earlier an owner takes its lease for over than a waiter does: the clocks of two machines do not run
+/// at quite the same speed, and a request takes a while.
 const LEASE_DOUBT: Duration = Duration::from_secs(1);
 
 /// Connections that read, where the topology does not say how many.
@@ -142,8 +143,9 @@ struct Tenure {
     /// The connection that the writer is on.
     home: Mutex<Home>,
     begin: Instant,
-    /// Milliseconds after `begin`.
+    /// Milliseconds after `begin`; 0 once it is over.
     until_ms: AtomicU64,
+    is_over: AtomicBool,
 }
 
 /// One connection, and what it may do.
@@ -181,6 +183,7 @@ struct Title {
     tenure: Arc<Tenure>,
     begin: Sql,
     extend: Sql,
+    release: Sql,
 }
 
 /// What went wrong while connecting, where it is about certificates and lasts; the driver has a
@@ -212,7 +215,7 @@ pub(super) fn failure_of_connection(error: &sqlx::Error) -> DbError {
 impl Tenure {
     fn new(epoch: i64, home: Home) -> Self {
         let (home, until_ms) = (Mutex::new(home), AtomicU64::new(0));
-        Self { epoch, home, begin: Instant::now(), until_ms }
+        Self { epoch, home, begin: Instant::now(), until_ms, is_over: AtomicBool::new(false) }
     }
 
     fn home(&self) -> Home {
@@ -225,7 +228,15 @@ impl Tenure {
         self.until_ms.fetch_max(until.as_millis() as u64, Ordering::AcqRel);
     }
 
+    /// The store is not this node's any more, for good.
+    fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+
     fn check(&self) -> DbResult<()> {
+        if self.is_over.load(Ordering::Acquire) {
+            return Err(DbError::Lost("it is not this node's any more".to_owned()));
+        }
         let until = Duration::from_millis(self.until_ms.load(Ordering::Acquire));
         if self.begin.elapsed() < until {
             return Ok(());
@@ -319,11 +330,12 @@ impl<D: Driver> RemoteSession<D> {
 
     /// Makes it the writer of the store that it took at `started`.
     fn own(&mut self, epoch: i64, started: Instant) {
-        let now = self.driver.texts().now_ms;
-        let lease = LEASE.as_millis();
-        let check = "SELECT value FROM pleach_meta WHERE name = 'epoch' FOR UPDATE";
-        let extend =
-            format!("UPDATE pleach_meta SET value = {now} + {lease} WHERE name = 'until'; COMMIT");
+        let check = format!(
+            "SELECT CASE WHEN value = {epoch} THEN (SELECT coalesce(max(seq), 0) FROM pleach_log) \
+             ELSE -1 - value END FROM pleach_meta WHERE name = 'epoch' FOR UPDATE"
+        );
+        let beat = self.beat();
+        let extend = format!("UPDATE pleach_meta SET value = {beat} WHERE name = 'until'; COMMIT");
         let tenure = Arc::new(Tenure::new(epoch, self.home));
         tenure.extend(started);
         let dialect = self.driver.dialect();
@@ -331,7 +343,15 @@ impl<D: Driver> RemoteSession<D> {
             tenure,
             begin: dialect.write(&format!("BEGIN; {check}")),
             extend: dialect.write(&extend),
+            release: dialect.write("UPDATE pleach_meta SET value = 0 WHERE name = 'until'; COMMIT"),
         });
+    }
+
+    /// The next value of `until`: the database's time, for people and older versions, and greater than the
+    /// last one whatever that clock does. Who waits for the store looks only whether it grows.
+    fn beat(&self) -> String {
+        let (now, lease) = (self.driver.texts().now_ms, LEASE.as_millis());
+        format!("GREATEST(value + 1, {now} + {lease})")
     }
 
     fn title(&self) -> DbResult<&Title> {
@@ -414,14 +434,18 @@ impl<D: Driver> RemoteSession<D> {
         self.put_back(connection, result)
     }
 
-    async fn begin_as_owner(&mut self) -> DbResult<()> {
+    /// Begins a transaction of the owner's. Returns the place of the newest row in the log.
+    async fn begin_as_owner(&mut self) -> DbResult<i64> {
         let title = self.title()?;
-        let (epoch, begin) = (title.tenure.epoch, title.begin.clone());
+        let (tenure, begin) = (title.tenure.clone(), title.begin.clone());
         match self.number(&begin).await? {
-            Some(found) if found == epoch => Ok(()),
+            Some(last_seq) if last_seq >= 0 => Ok(last_seq),
             found => {
+                // From now on it reads nothing either: whoever has the store may have written it.
+                tenure.end();
                 self.rollback().await;
-                let found = found.map_or("nobody".to_owned(), |found| format!("epoch {found}"));
+                let epoch = tenure.epoch;
+                let found = found.map_or("nobody".to_owned(), |it| format!("epoch {}", -1 - it));
                 Err(DbError::Fenced(format!("another node ({found}; this one has {epoch})")))
             }
         }
@@ -429,7 +453,7 @@ impl<D: Driver> RemoteSession<D> {
 }
 
 impl<D: Driver> Session for RemoteSession<D> {
-    async fn begin(&mut self) -> DbResult<()> {
+    async fn begin(&mut self) -> DbResult<i64> {
         self.begin_as_owner().await
     }
 
@@ -480,6 +504,26 @@ impl<D: Driver> Session for RemoteSession<D> {
             self.number(&lock).await?;
         }
         self.keep().await
+    }
+
+    /// Nothing lies beside a database.
+    fn witness(&mut self, _newest: i64) {}
+
+    async fn release(&mut self) {
+        let Ok(title) = self.title() else { return };
+        let (tenure, release) = (title.tenure.clone(), title.release.clone());
+        let released = match self.begin_as_owner().await {
+            Ok(_) => {
+                // From then on others may write it.
+                tenure.end();
+                self.number(&release).await.map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        tenure.end();
+        if let Err(error) = released {
+            tracing::info!(%error, "the store was not given up; whoever wants it waits until it is free");
+        }
     }
 
     fn keep_interval(&self) -> Option<Duration> {

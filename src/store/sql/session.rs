@@ -32,8 +32,9 @@ pub type Sql = Arc<str>;
 
 /// A connection to a database.
 pub trait Session: Send + 'static {
-    /// Begins the one writing transaction, where this session still owns the store.
-    fn begin(&mut self) -> impl Future<Output = DbResult<()>> + Send;
+    /// Begins the one writing transaction, where this session still owns the store. Returns the place of
+    /// the newest row in the log.
+    fn begin(&mut self) -> impl Future<Output = DbResult<i64>> + Send;
 
     /// Makes the transaction durable.
     fn commit(&mut self) -> impl Future<Output = DbResult<()>> + Send;
@@ -69,6 +70,12 @@ pub trait Session: Send + 'static {
     /// Gives up whatever the session was doing, connects anew where it has to, and makes sure that
     /// it still owns the store.
     fn recover(&mut self) -> impl Future<Output = DbResult<()>> + Send;
+
+    /// Notes beside the store how far it has come, where it has something beside it.
+    fn witness(&mut self, newest: i64);
+
+    /// Gives up the store, so that another process may have it at once.
+    fn release(&mut self) -> impl Future<Output = ()> + Send;
 
     /// How often [`Session::keep`] is due, where ownership runs out.
     fn keep_interval(&self) -> Option<Duration>;

@@ -8,7 +8,8 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    io::{Read as _, Seek as _, SeekFrom},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -21,16 +22,20 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ToSql, types::ToSqlOutput}
 use tokio::sync::Semaphore;
 
 use super::{
-    SqlStore,
+    SqlStore, Witnessed,
     checkpoint::{Checkpoints, checkpoint},
     session::{
         Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask,
     },
 };
-use crate::clock::SharedClock;
+use crate::{
+    clock::{Entropy, SharedClock},
+    model::Revision,
+    store::Expected,
+};
 
 /// The schema that this version reads and writes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 /// Connections that read. More than the cores that wait on disks help nobody.
 const READERS_MAX: usize = 4;
@@ -107,6 +112,19 @@ pub enum OpenError {
         /// Its version.
         found: i64,
     },
+    /// It is another store than the one that was here.
+    #[error(
+        "{path} is another store than before: it was {expected:x} and is {found:x}; put the file of before \
+         back, or say with --adopt that this one is meant"
+    )]
+    Another {
+        /// The file.
+        path: String,
+        /// The incarnation that was here.
+        expected: u64,
+        /// The incarnation that is here.
+        found: u64,
+    },
     /// Anything else: no rights, no space, a damaged file.
     #[error("{path} can't be opened: {reason}")]
     Failed {
@@ -144,7 +162,45 @@ struct Ownership {
     epoch: i64,
     checkpoints: Checkpoints,
     /// Locked for as long as it is open.
-    _lock: File,
+    lock: Lock,
+}
+
+/// The file beside the database: who has it, and how far the store has come. A database that was put
+/// there from a copy has come less far than this says.
+#[derive(Debug)]
+struct Lock {
+    file: File,
+    /// Where the witness stands, behind the owner's line.
+    offset: u64,
+    incarnation: u64,
+}
+
+/// What stands beside the database about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Witness {
+    incarnation: u64,
+    newest: Revision,
+}
+
+/// A witness always takes so much room, so that it can be written over.
+const WITNESS_BYTES: usize = 53;
+
+// === impl Witness ===
+
+impl Witness {
+    fn text(self) -> String {
+        format!("store {:016x} revision {:020}\n", self.incarnation, self.newest)
+    }
+
+    /// The witness in the text of a lock's file, where there is one.
+    fn parse(text: &str) -> Option<Self> {
+        let line = text.lines().nth(1)?.strip_prefix("store ")?;
+        let (incarnation, newest) = line.split_once(" revision ")?;
+        Some(Self {
+            incarnation: u64::from_str_radix(incarnation, 16).ok()?,
+            newest: newest.parse().ok()?,
+        })
+    }
 }
 
 /// Opens the store in `path`, making it where there is none. `owner` is what a second process that
@@ -158,16 +214,30 @@ pub async fn open(
     owner: &str,
     clock: SharedClock,
 ) -> Result<Arc<SqlStore<Sqlite>>, OpenError> {
-    let opening = Opening { name, path, shown: path.display().to_string() };
-    let lock = opening.lock(owner)?;
-    let writer = opening.open(lock)?;
+    open_known(name, path, owner, clock, Expected::default()).await
+}
+
+/// The same, where the store must be the one that is expected.
+///
+/// # Errors
+/// See [`OpenError`]; the file is left as it was.
+pub async fn open_known(
+    name: &str,
+    path: &Path,
+    owner: &str,
+    clock: SharedClock,
+    expected: Expected,
+) -> Result<Arc<SqlStore<Sqlite>>, OpenError> {
+    let opening = Opening { name, path, shown: path.display().to_string(), expected };
+    let (file, witness) = opening.lock()?;
+    let (writer, witnessed) = opening.open(file, witness, owner)?;
     let readers = Readers {
         path: path.to_owned(),
         free: Mutex::new(Vec::new()),
         permits: Arc::new(Semaphore::new(READERS_MAX)),
     };
     let database = Sqlite { name: name.to_owned(), readers: Arc::new(readers) };
-    let opened = SqlStore::open(name, database, writer, clock).await;
+    let opened = SqlStore::open(name, database, writer, clock, witnessed).await;
     opened.map_err(|error| opening.failed(error))
 }
 
@@ -175,6 +245,19 @@ struct Opening<'a> {
     name: &'a str,
     path: &'a Path,
     shown: String,
+    expected: Expected,
+}
+
+// === impl OpenError ===
+
+impl OpenError {
+    /// Whether it may be open later with no change to the node.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::InUse { .. } | Self::Failed { .. } => true,
+            Self::Foreign { .. } | Self::TooNew { .. } | Self::Another { .. } => false,
+        }
+    }
 }
 
 // === impl Opening ===
@@ -184,8 +267,8 @@ impl Opening<'_> {
         OpenError::Failed { path: self.shown.clone(), reason: reason.to_string() }
     }
 
-    /// Takes the lock that says who owns the file.
-    fn lock(&self, owner: &str) -> Result<File, OpenError> {
+    /// Takes the lock that says who owns the file; and what stands there about the store.
+    fn lock(&self) -> Result<(File, Witness), OpenError> {
         if let Some(folder) = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| self.failed(error))?;
         }
@@ -194,37 +277,47 @@ impl Opening<'_> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut lock = options.open(&lock_path).map_err(|error| self.failed(error))?;
-        match lock.try_lock() {
-            Ok(()) => {
-                let written = lock.set_len(0).and_then(|()| lock.write_all(owner.as_bytes()));
-                written.map_err(|error| self.failed(error))?;
-                Ok(lock)
-            }
+        let locked = lock.try_lock();
+        let mut text = String::new();
+        let read = lock.seek(SeekFrom::Start(0)).and_then(|_| lock.read_to_string(&mut text));
+        match locked {
+            // What can't be read says nothing.
+            Ok(()) => Ok((lock, Witness::parse(&text).unwrap_or_default())),
             Err(TryLockError::WouldBlock) => {
-                let mut owner = String::new();
-                let read =
-                    lock.seek(SeekFrom::Start(0)).and_then(|_| lock.read_to_string(&mut owner));
-                if read.is_err() || owner.is_empty() {
-                    owner = "another process".to_owned();
-                }
+                let owner = text.lines().next().filter(|owner| read.is_ok() && !owner.is_empty());
+                let owner = owner.unwrap_or("another process").to_owned();
                 Err(OpenError::InUse { path: self.shown.clone(), owner })
             }
             Err(TryLockError::Error(error)) => Err(self.failed(error)),
         }
     }
 
-    fn open(&self, lock: File) -> Result<SqliteSession, OpenError> {
+    /// Opens the database, and says who has it. Returns how far it had come by what stood beside it.
+    fn open(
+        &self,
+        file: File,
+        witness: Witness,
+        owner: &str,
+    ) -> Result<(SqliteSession, Witnessed), OpenError> {
         let connection = Connection::open(self.path).map_err(|error| self.failed(error))?;
-        self.check(&connection)?;
-        let epoch = self.prepare(&connection).map_err(|error| self.failed(describe(&error)))?;
+        self.check(&connection, witness)?;
+        let (epoch, incarnation) =
+            self.prepare(&connection).map_err(|error| self.failed(describe(&error)))?;
         let checkpoints = Checkpoints::start(self.name, self.path)
             .map_err(|error| self.failed(describe(&error)))?;
-        let ownership = Some(Ownership { epoch, checkpoints, _lock: lock });
-        Ok(SqliteSession { connection, ownership })
+        let known = Some(witness).filter(|witness| witness.incarnation != 0);
+        let witnessed = Witnessed {
+            newest: known.map_or(0, |witness| witness.newest),
+            is_another: known.is_some_and(|witness| witness.incarnation != incarnation),
+        };
+        let lock = Lock::new(file, owner, Witness { incarnation, ..witness });
+        let lock = lock.map_err(|error| self.failed(error))?;
+        let ownership = Some(Ownership { epoch, checkpoints, lock });
+        Ok((SqliteSession { connection, ownership }, witnessed))
     }
 
     /// Refuses what is not ours before anything is written.
-    fn check(&self, connection: &Connection) -> Result<(), OpenError> {
+    fn check(&self, connection: &Connection, witness: Witness) -> Result<(), OpenError> {
         let tables = || -> rusqlite::Result<Vec<String>> {
             let mut query =
                 connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table'")?;
@@ -239,7 +332,7 @@ impl Opening<'_> {
             Err(error) => return Err(self.failed(describe(&error))),
         };
         if tables.is_empty() {
-            return Ok(());
+            return self.check_incarnation(0, witness);
         }
         if !tables.iter().any(|table| table == "pleach_meta") {
             let found = match tables.iter().any(|table| table == "kine") {
@@ -251,15 +344,35 @@ impl Opening<'_> {
         let version = "SELECT value FROM pleach_meta WHERE name = 'schema'";
         match connection.query_row(version, [], |row| row.get(0)) {
             Ok(found) if found > SCHEMA_VERSION => {
-                Err(OpenError::TooNew { path: self.shown.clone(), found })
+                return Err(OpenError::TooNew { path: self.shown.clone(), found });
             }
-            Ok(_) => Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(self.failed(describe(&error))),
+        }
+        let incarnation = "SELECT value FROM pleach_meta WHERE name = 'incarnation'";
+        match connection.query_row(incarnation, [], |row| row.get::<_, i64>(0)) {
+            Ok(found) => self.check_incarnation(found.cast_unsigned(), witness),
+            // One of a version that had none is taken for the one that is expected.
+            Err(rusqlite::Error::QueryReturnedNoRows) => Ok(()),
             Err(error) => Err(self.failed(describe(&error))),
         }
     }
 
-    /// Makes the tables where there are none, and begins the next epoch.
-    fn prepare(&self, connection: &Connection) -> rusqlite::Result<i64> {
+    /// Refuses another store than the one that is expected, or was here before. 0 is one that is still to
+    /// be made.
+    fn check_incarnation(&self, found: u64, witness: Witness) -> Result<(), OpenError> {
+        let before = Some(witness.incarnation).filter(|before| *before != 0);
+        match self.expected.incarnation.or(before) {
+            Some(expected) if expected != found && !self.expected.adopts => {
+                Err(OpenError::Another { path: self.shown.clone(), expected, found })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the tables where there are none, brings them to this version, and begins the next epoch.
+    /// Returns that, and the store's incarnation.
+    fn prepare(&self, connection: &Connection) -> rusqlite::Result<(i64, u64)> {
         connection.busy_timeout(Duration::from_secs(10))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
@@ -272,10 +385,43 @@ impl Opening<'_> {
         if connection.query_row(exists, [], |row| row.get::<_, i64>(0))? == 0 {
             connection.execute_batch(SCHEMA)?;
         }
+        let version = "SELECT value FROM pleach_meta WHERE name = 'schema'";
+        if connection.query_row(version, [], |row| row.get::<_, i64>(0))? < SCHEMA_VERSION {
+            let incarnation = self.expected.incarnation.filter(|_| !self.expected.adopts);
+            let incarnation = incarnation.unwrap_or_else(|| Entropy::system().id());
+            let made = "INSERT INTO pleach_meta (name, value) VALUES ('incarnation', ?)";
+            connection.execute(made, [incarnation.cast_signed()])?;
+            let version = "UPDATE pleach_meta SET value = ? WHERE name = 'schema'";
+            connection.execute(version, [SCHEMA_VERSION])?;
+        }
+        let incarnation = "SELECT value FROM pleach_meta WHERE name = 'incarnation'";
+        let incarnation: i64 = connection.query_row(incarnation, [], |row| row.get(0))?;
         let next = "UPDATE pleach_meta SET value = value + 1 WHERE name = 'epoch' RETURNING value";
         let epoch = connection.query_row(next, [], |row| row.get(0))?;
         connection.execute_batch("COMMIT")?;
-        Ok(epoch)
+        Ok((epoch, incarnation.cast_unsigned()))
+    }
+}
+
+// === impl Lock ===
+
+impl Lock {
+    /// Writes who has the store, and behind it how far that had come: it is not forgotten before the store
+    /// is further.
+    fn new(file: File, owner: &str, witness: Witness) -> std::io::Result<Self> {
+        let owner = format!("{}\n", owner.replace('\n', " "));
+        let text = owner.clone() + &witness.text();
+        file.write_all_at(text.as_bytes(), 0)?;
+        file.set_len(text.len() as u64)?;
+        Ok(Self { file, offset: owner.len() as u64, incarnation: witness.incarnation })
+    }
+
+    /// Notes how far the store has come. Not synced: it outlives the process, and a crash of the machine
+    /// leaves it behind the store, where it says nothing.
+    fn note(&self, newest: Revision) -> std::io::Result<()> {
+        let witness = Witness { incarnation: self.incarnation, newest }.text();
+        debug_assert_eq!(witness.len(), WITNESS_BYTES);
+        self.file.write_all_at(witness.as_bytes(), self.offset)
     }
 }
 
@@ -347,18 +493,19 @@ impl Readers {
 // === impl SqliteSession ===
 
 impl SqliteSession {
-    fn begin_now(&mut self) -> DbResult<()> {
+    fn begin_now(&mut self) -> DbResult<i64> {
         if self.ownership.as_ref().is_some_and(|ownership| ownership.checkpoints.take_rest()) {
             checkpoint(&self.connection).map_err(|error| failure(&error))?;
         }
         self.batch("BEGIN IMMEDIATE")?;
-        let Some(ownership) = &self.ownership else { return Ok(()) };
-        let sql = "SELECT value FROM pleach_meta WHERE name = 'epoch'";
-        let read = |row: &Row<'_>| row.get::<_, i64>(0);
+        let Some(ownership) = &self.ownership else { return Ok(0) };
+        let sql = "SELECT value, (SELECT coalesce(max(seq), 0) FROM pleach_log) \
+            FROM pleach_meta WHERE name = 'epoch'";
+        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
         let query = self.connection.prepare_cached(sql).and_then(|mut sql| sql.query_row([], read));
         match query.map_err(|error| failure(&error))? {
-            epoch if epoch == ownership.epoch => Ok(()),
-            epoch => Err(DbError::Fenced(format!("the owner of epoch {epoch}"))),
+            (epoch, last_seq) if epoch == ownership.epoch => Ok(last_seq),
+            (epoch, _) => Err(DbError::Fenced(format!("the owner of epoch {epoch}"))),
         }
     }
 
@@ -402,7 +549,7 @@ impl SqliteSession {
 }
 
 impl Session for SqliteSession {
-    async fn begin(&mut self) -> DbResult<()> {
+    async fn begin(&mut self) -> DbResult<i64> {
         self.begin_now()
     }
 
@@ -435,6 +582,17 @@ impl Session for SqliteSession {
         self.rollback().await;
         Ok(())
     }
+
+    fn witness(&mut self, newest: i64) {
+        if let Some(ownership) = &self.ownership
+            && let Err(error) = ownership.lock.note(newest)
+        {
+            tracing::debug!(%error, "how far the store is was not noted beside it");
+        }
+    }
+
+    /// The lock goes with the session.
+    async fn release(&mut self) {}
 
     fn keep_interval(&self) -> Option<Duration> {
         None

@@ -26,6 +26,7 @@ pub struct Statements {
     pub page_keys: Sql,
     pub page_keys_open: Sql,
     pub leased: Sql,
+    pub leases: Sql,
     pub count: Sql,
     pub count_open: Sql,
     pub newer: Sql,
@@ -40,6 +41,7 @@ pub struct Statements {
     pub drop_key: Sql,
     pub meta: Sql,
     pub put_meta: Sql,
+    pub record: Sql,
     pub records: Sql,
     pub put_record: Sql,
     pub drop_record: Sql,
@@ -81,6 +83,7 @@ impl Statements {
             leased: sql(&format!(
                 "SELECT {KEY}, l.value {values} k.lease = ? AND k.lease <> 0 ORDER BY k.name"
             )),
+            leases: sql("SELECT DISTINCT lease FROM pleach_key WHERE lease <> 0"),
             count: sql(&format!("SELECT {counts} {keys} {bounded}")),
             count_open: sql(&format!("SELECT {counts} {keys} {open}")),
             newer: sql(&newer(bounded)),
@@ -117,7 +120,10 @@ impl Statements {
             )),
             meta: sql("SELECT value FROM pleach_meta WHERE name = ?"),
             put_meta: sql(&format!("INSERT INTO pleach_meta (name, value) {} {on_name}", rows(2))),
-            records: sql("SELECT name, value FROM pleach_record WHERE name >= ? ORDER BY name"),
+            record: sql("SELECT name, value FROM pleach_record WHERE name = ?"),
+            records: sql(
+                "SELECT name, value FROM pleach_record WHERE name >= ? AND name < ? ORDER BY name",
+            ),
             put_record: sql(&format!(
                 "INSERT INTO pleach_record (name, value) {} {on_name}",
                 rows(2)

@@ -32,11 +32,11 @@ use crate::{
     model::{
         Commit, Key, KeyRange, Revision, StoreError,
         error::Result,
-        txn::{Past, Place, Rows, Txn, delete_all, execute, in_range},
+        txn::{Past, Rows, Txn, Workspace, delete_all, execute, in_range},
     },
     store::{
-        PAGE_ROWS_MAX, Read, Write, Written,
-        queue::{self, Asker, shared_span},
+        PAGE_ROWS_MAX, Query, Written,
+        led::mailbox::{self, Ticket, Write, shared_span},
     },
 };
 
@@ -54,7 +54,7 @@ const RECOVER_PAUSE_MIN: Duration = Duration::from_millis(100);
 const RECOVER_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// What the writer is asked for.
-pub(super) type Task = queue::Task<DbError>;
+pub(super) type Task = mailbox::Task<DbError>;
 
 /// The writer.
 #[derive(Debug)]
@@ -64,6 +64,8 @@ pub(super) struct Writer<S> {
     pub queue: mpsc::Receiver<Task>,
     /// The place of the next row in the log.
     pub next_seq: i64,
+    /// The place of the newest row, as it was last seen: compaction may drop that row.
+    pub last_seq: i64,
     /// The newest revision that the store is known to hold.
     pub newest: Revision,
     /// When the store was last kept for longer.
@@ -74,7 +76,7 @@ pub(super) struct Writer<S> {
 }
 
 /// A batch, from its rows to its answers.
-struct Batch {
+struct WriteBatch {
     run: Run,
     work: Work,
     answers: Vec<Answer>,
@@ -105,7 +107,7 @@ struct Run {
 
 /// An answer that waits for the commit.
 enum Answer {
-    Written(Asker<Result<Written>>, Result<Written>),
+    Written(Ticket<Result<Written>>, Result<Written>),
     Done(oneshot::Sender<Result<()>>),
 }
 
@@ -117,7 +119,9 @@ impl<S: Session> Writer<S> {
         loop {
             let first = match self.held.take().map_or_else(|| self.queue.try_recv(), Ok) {
                 Ok(task) => task,
-                Err(mpsc::error::TryRecvError::Disconnected) => return,
+                Err(mpsc::error::TryRecvError::Disconnected) => {
+                    return self.session.release().await;
+                }
                 Err(mpsc::error::TryRecvError::Empty) if self.compaction.is_due() => {
                     self.compact_step().await;
                     self.keep_where_due().await;
@@ -125,10 +129,20 @@ impl<S: Session> Writer<S> {
                 }
                 Err(mpsc::error::TryRecvError::Empty) => match self.next().await {
                     Some(task) => task,
-                    None => return,
+                    None => return self.session.release().await,
                 },
             };
-            let batch = self.fill(first);
+            let batch = match first {
+                Task::Close(done) => {
+                    self.shared.stop();
+                    self.session.release().await;
+                    // With it goes what it holds of the database.
+                    drop(self);
+                    let _ = done.send(());
+                    return;
+                }
+                first => self.fill(first),
+            };
             self.process(batch).await;
             self.keep_where_due().await;
             if self.compaction.is_due() {
@@ -161,7 +175,12 @@ impl<S: Session> Writer<S> {
 
     async fn keep(&mut self) {
         self.kept = Instant::now();
-        if let Err(error) = self.session.keep().await {
+        let kept = match self.session.keep().await {
+            // Something may have been put in its place, under the same owner.
+            Ok(()) => self.newest_there().await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
             self.take_trouble(error).await;
         }
     }
@@ -174,7 +193,7 @@ impl<S: Session> Writer<S> {
         while !is_alone && batch.len() < BATCH_WRITES_MAX && bytes < BATCH_BYTES_MAX {
             let Ok(task) = self.queue.try_recv() else { break };
             // A read in the past looks at the tables, where the writes before it must be.
-            if task.reads_past() {
+            if task.reads_past() || matches!(task, Task::Close(_)) {
                 self.held = Some(task);
                 break;
             }
@@ -185,7 +204,7 @@ impl<S: Session> Writer<S> {
     }
 
     async fn process(&mut self, tasks: Vec<Task>) {
-        let mut batch = Batch {
+        let mut batch = WriteBatch {
             run: Run::new(self.shared.clock.shown()),
             work: Work { records: Vec::new(), compact: None, compacted: Vec::new() },
             answers: Vec::with_capacity(tasks.len()),
@@ -208,7 +227,7 @@ impl<S: Session> Writer<S> {
     }
 
     /// The whole batch as one database transaction.
-    async fn attempt(&mut self, tasks: Vec<Task>, batch: &mut Batch) -> Result<(), Failure> {
+    async fn attempt(&mut self, tasks: Vec<Task>, batch: &mut WriteBatch) -> Result<(), Failure> {
         let mut failed = self.prepare(&tasks, &mut batch.run).await.err();
         for task in tasks {
             match task {
@@ -225,10 +244,12 @@ impl<S: Session> Writer<S> {
                     });
                     batch.answers.push(Answer::Written(answer, written));
                 }
-                Task::Remember(name, value, answer) => {
-                    batch.work.records.push((name, value));
+                Task::Records(changes, answer) => {
+                    batch.work.records.extend(changes);
                     batch.answers.push(Answer::Done(answer));
                 }
+                // It is a batch of its own.
+                Task::Close(done) => drop(done.send(())),
                 Task::Compact(revision, answer, done) => {
                     // The line never goes back: what is below is gone.
                     if revision > self.shared.compacted.load(Ordering::Acquire) {
@@ -246,10 +267,12 @@ impl<S: Session> Writer<S> {
     }
 
     /// The batch is durable: says so to all who wait for it.
-    fn conclude(&mut self, batch: Batch) {
+    fn conclude(&mut self, batch: WriteBatch) {
         self.next_seq = batch.next_seq;
         if let Some(last) = batch.run.commits.last() {
+            self.last_seq = batch.next_seq - 1;
             self.newest = last.revision;
+            self.session.witness(self.newest);
         }
         if let Some(revision) = batch.work.compact {
             self.shared.compacted.fetch_max(revision, Ordering::AcqRel);
@@ -261,7 +284,7 @@ impl<S: Session> Writer<S> {
     }
 
     /// Nothing of the batch was applied.
-    fn refuse(&self, batch: Batch, error: &DbError) {
+    fn refuse(&self, batch: WriteBatch, error: &DbError) {
         tracing::error!(store = %self.shared.name, %error, "a batch of writes failed");
         self.shared.journal.abort();
         let error = self.shared.error(error.clone());
@@ -271,7 +294,7 @@ impl<S: Session> Writer<S> {
 
     /// After a commit that failed: asks the database whether it happened all the same. Until that is
     /// known nothing else is written, and nobody is told more than that it is not known.
-    async fn settle(&mut self, batch: Batch, error: DbError) {
+    async fn settle(&mut self, batch: WriteBatch, error: DbError) {
         tracing::error!(store = %self.shared.name, %error, "a commit failed");
         let expected = batch.run.commits.last().map(|commit| commit.revision);
         let asked = match self.session.keep_interval() {
@@ -288,7 +311,7 @@ impl<S: Session> Writer<S> {
                 self.refuse(batch, &error);
             }
             Ok(false) => self.leave_unknown(batch, &error),
-            Err(second) => self.doubt(batch, &error, second).await,
+            Err(second) => self.await_outcome(batch, &error, second).await,
         }
     }
 
@@ -328,7 +351,7 @@ impl<S: Session> Writer<S> {
 
     /// The commit of a batch that changed no key: there is no revision to find out by whether its
     /// records are there.
-    fn leave_unknown(&self, batch: Batch, error: &DbError) {
+    fn leave_unknown(&self, batch: WriteBatch, error: &DbError) {
         self.shared.journal.abort();
         let refused = self.shared.error(error.clone());
         let reason: Arc<str> = error.to_string().into();
@@ -343,25 +366,25 @@ impl<S: Session> Writer<S> {
     }
 
     /// The outcome of a commit stays unknown: its revisions stay open until it is known.
-    async fn doubt(&mut self, batch: Batch, error: &DbError, second: DbError) {
+    async fn await_outcome(&mut self, batch: WriteBatch, error: &DbError, second: DbError) {
         let unknown = StoreError::UnknownOutcome {
             store: self.shared.name.clone(),
             reason: format!("{error}; then {second}").into(),
         };
-        let Batch { run, work, answers, next_seq } = batch;
+        let WriteBatch { run, work, answers, next_seq } = batch;
         answers.into_iter().for_each(|answer| answer.fail(unknown.clone()));
         let expected = run.commits.last().map(|commit| commit.revision);
         if !self.wait_for_store(second).await {
             return;
         }
-        let batch = Batch { run, work, answers: Vec::new(), next_seq };
+        let batch = WriteBatch { run, work, answers: Vec::new(), next_seq };
         // What was found while the store came back is still there.
         match super::last(&mut self.session, &self.shared.statements).await {
             Ok((_, newest)) if expected.is_some_and(|expected| newest >= expected) => {
                 self.conclude(batch);
             }
             Ok(_) => self.shared.journal.abort(),
-            Err(again) => Box::pin(self.doubt(batch, error, again)).await,
+            Err(again) => Box::pin(self.await_outcome(batch, error, again)).await,
         }
     }
 
@@ -429,7 +452,12 @@ impl<S: Session> Writer<S> {
 
     /// Begins the transaction and loads the single keys of all writes.
     async fn prepare(&mut self, tasks: &[Task], run: &mut Run) -> DbResult<()> {
-        self.session.begin().await?;
+        let last_seq = self.session.begin().await?;
+        if last_seq != self.last_seq {
+            // Compaction drops the newest row, where that was a deletion; nothing else does.
+            self.newest_there().await?;
+            self.last_seq = last_seq;
+        }
         let writes = tasks.iter().filter_map(|task| match task {
             Task::Write(Write::Txn { txn, .. }, _) => Some(txn),
             _ => None,
@@ -461,12 +489,16 @@ impl<S: Session> Writer<S> {
         range: &KeyRange,
         revision: Revision,
     ) -> DbResult<Vec<crate::model::KeyValue>> {
-        let mut read = Read::new(range.clone(), revision);
+        let mut read = Query::new(range.clone(), revision);
         let mut kvs = Vec::new();
         loop {
-            let page =
-                reader::page(&mut self.session, &self.shared.statements, &self.shared.guess, &read)
-                    .await?;
+            let page = reader::page(
+                &mut self.session,
+                &self.shared.statements,
+                &self.shared.page_sizer,
+                &read,
+            )
+            .await?;
             kvs.extend(page.kvs);
             let Some(next) = page.next else { return Ok(kvs) };
             read.range.start = next;
@@ -481,7 +513,7 @@ impl<S: Session> Writer<S> {
         match write {
             Write::Txn { txn, dead_leases } => {
                 self.load_ranges(run, &txn).await?;
-                let place = Place {
+                let place = Workspace {
                     rows: &mut run.rows,
                     past: &run.past,
                     before: run.before,
@@ -494,7 +526,7 @@ impl<S: Session> Writer<S> {
                     Written { revision: outcome.revision, result: outcome.result }
                 }))
             }
-            Write::DeleteLeased(lease) => {
+            Write::EndLease(lease) => {
                 let live = reader::leased(&mut self.session, &shared.statements, lease).await?;
                 run.learn_new(live);
                 let leased = in_range(&run.rows, &KeyRange::all()).filter(|kv| kv.lease == lease);
@@ -513,7 +545,7 @@ impl<S: Session> Writer<S> {
     }
 
     /// Writes what the batch changed, and commits.
-    async fn write(&mut self, batch: &mut Batch) -> Result<(), Failure> {
+    async fn write(&mut self, batch: &mut WriteBatch) -> Result<(), Failure> {
         let statements = &self.shared.statements;
         if batch.run.commits.is_empty() && batch.work.is_empty() {
             note_statements(&[&statements.each_key], "ROLLBACK");

@@ -158,6 +158,7 @@ fn new_database<'a>(
         login,
         hosts,
         database,
+        must_exist: false,
         tls: TlsMode::Disable,
         ca_file: None,
         cert_file: None,

@@ -3,11 +3,7 @@
 use std::time::{Duration, Instant};
 
 use etcd_client::{Txn, TxnOp};
-use pleach::{
-    model::KeyRange,
-    store::etcd::{self, Address},
-    topology::Endpoint,
-};
+use pleach::{model::KeyRange, net::connect::Address, store::etcd, topology::Endpoint};
 
 use super::{Bed, OWNER};
 use crate::{
@@ -42,7 +38,8 @@ async fn an_etcd_that_holds_much_is_attached_in_a_moment() {
     let begun = Instant::now();
     let bed = Bed::over(server).await;
     let shown = bed.clock.shown();
-    let count = bed.store.count(&KeyRange::all(), shown).await.expect("it can be counted");
+    let count =
+        crate::words::count(&*bed.store, KeyRange::all(), shown).await.expect("it can be counted");
     let one = get(&*bed.store, &key(0, "000007"), shown).await.expect("it is there");
     let took = begun.elapsed();
     println!("attached, counted and read one of {KEYS} keys in {took:?}");
@@ -142,7 +139,7 @@ async fn tls_is_spoken_and_a_stranger_is_not_trusted() {
     drop(store);
     let address = Address { urls: vec![server.url()], is_unverified: true, ..Address::default() };
     let store = super::open_at(&address, &fresh_clock()).await;
-    assert_eq!(kvs(&*store, KeyRange::all(), store.closed()).await.len(), 1);
+    assert_eq!(kvs(&*store, KeyRange::all(), store.announce_closed()).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use pleach::{
     clock::SharedClock,
-    store::{Store, etcd},
+    net::connect::Address,
+    store::{RecordStore, etcd},
 };
 
 use crate::{
@@ -33,7 +34,7 @@ struct Bed {
     server: Etcd,
     client: etcd_client::Client,
     clock: SharedClock,
-    store: Arc<dyn Store>,
+    store: Arc<dyn RecordStore>,
 }
 
 // === impl Bed ===
@@ -78,23 +79,23 @@ impl Bed {
     }
 }
 
-async fn try_open(url: &str, clock: &SharedClock) -> Result<Arc<dyn Store>, etcd::OpenError> {
+async fn try_open(url: &str, clock: &SharedClock) -> Result<Arc<dyn RecordStore>, etcd::OpenError> {
     try_open_at(&address(url.to_owned()), clock).await
 }
 
 async fn try_open_at(
-    address: &etcd::Address,
+    address: &Address,
     clock: &SharedClock,
-) -> Result<Arc<dyn Store>, etcd::OpenError> {
+) -> Result<Arc<dyn RecordStore>, etcd::OpenError> {
     Ok(etcd::open("etcd", &address.urls[0], address, OWNER, clock.clone()).await?)
 }
 
 /// Opens a store once whoever had it has let it go.
-async fn open(url: &str, clock: &SharedClock) -> Arc<dyn Store> {
+async fn open(url: &str, clock: &SharedClock) -> Arc<dyn RecordStore> {
     open_at(&address(url.to_owned()), clock).await
 }
 
-async fn open_at(address: &etcd::Address, clock: &SharedClock) -> Arc<dyn Store> {
+async fn open_at(address: &Address, clock: &SharedClock) -> Arc<dyn RecordStore> {
     let open = async {
         loop {
             match try_open_at(address, clock).await {

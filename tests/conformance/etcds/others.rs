@@ -69,7 +69,7 @@ async fn the_etcd_stays_readable_by_its_own_tools() {
     // What the store keeps beside them is none of its clients' business.
     let shown = kvs(&*bed.store, KeyRange::all(), bed.clock.shown()).await;
     assert_eq!(shown.len(), 1);
-    let count = bed.store.count(&KeyRange::all(), bed.clock.shown()).await;
+    let count = crate::words::count(&*bed.store, KeyRange::all(), bed.clock.shown()).await;
     assert_eq!(count.expect("it can be counted"), 1);
     let reserved = put_op(bytes("pleach.store/log"), bytes("mine"), 0);
     let refused = apply(&*bed.store, reserved.into()).await;
@@ -477,8 +477,8 @@ async fn large_deletions_and_large_leases_go_at_one_revision() {
         let gone = match lease {
             0 => delete(&*bed.store, crate::words::family_range(0)).await,
             lease => {
-                let ended = bed.store.apply(pleach::store::Write::DeleteLeased(lease)).await;
-                ended.expect("the lease ends").revision
+                let ended = bed.store.end_lease(lease).await;
+                ended.expect("the lease ends")
             }
         };
         let told = commits(&*bed.store, before, gone).await;

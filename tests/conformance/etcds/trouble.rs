@@ -14,8 +14,9 @@ use std::{
 use pleach::{
     clock::SharedClock,
     model::{KeyRange, Revision, StoreError},
+    net::connect::Address,
     route::{Route, Router},
-    store::{Store, etcd::Address, memory::Memory},
+    store::{RecordStore, memory::Memory},
 };
 use tokio::net::TcpListener;
 
@@ -27,7 +28,7 @@ use crate::{
         proxy::{Act, Mode, Proxy},
         rng::Rng,
     },
-    words::{all_of, apply, bytes, get, key, number, put, put_op},
+    words::{all_of, apply, bytes, get, key, number, put, put_op, put_record},
     world::{fresh_clock, pods},
 };
 
@@ -52,7 +53,7 @@ struct Bed {
     proxy: Proxy,
     clock: SharedClock,
     router: Arc<Router>,
-    etcd: Arc<dyn Store>,
+    records: Arc<dyn RecordStore>,
 }
 
 // === impl Bed ===
@@ -80,8 +81,10 @@ impl Bed {
         };
         let etcd = open_at(&address, &clock).await;
         let main = Memory::new("main", clock.clone());
-        let router = Router::new(vec![Route { rule: pods(), store: etcd.clone() }], main);
-        Self { _server: server, upstream, proxy, clock, router, etcd }
+        let records = etcd.clone();
+        let to = Route { rule: pods(), store: etcd.clone(), has_other_writers: true };
+        let router = Router::new(vec![to], main);
+        Self { _server: server, upstream, proxy, clock, router, records }
     }
 
     async fn try_put(&self, name: &str, value: &str) -> Result<Revision, StoreError> {
@@ -313,7 +316,7 @@ async fn random_trouble_loses_no_acknowledged_write_and_no_event() {
     let recorder = async {
         let (mut known, mut doubtful, mut next) = (0, Vec::new(), 1u64);
         while !is_done.load(Ordering::Acquire) {
-            match bed.etcd.remember("record", Some(bytes(next))).await {
+            match put_record(&*bed.records, "record", Some(bytes(next))).await {
                 Ok(()) => (known, doubtful) = (next, Vec::new()),
                 Err(StoreError::UnknownOutcome { .. }) => doubtful.push(next),
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
@@ -334,7 +337,7 @@ async fn random_trouble_loses_no_acknowledged_write_and_no_event() {
     let (ledgers, (known, doubtful), ()) = tokio::join!(writers, recorder, trouble);
     let last = bed.put_again("last", "0").await;
     soon("all events", follower.reach(last)).await.expect("nothing is compacted");
-    let record = bed.etcd.recall("record").await.expect("the store is there");
+    let record = bed.records.scan_records("record").await.expect("the store is there");
     let record = record.first().map_or(0, |(_, value)| number(value));
     let is_expected = record == known || doubtful.contains(&record);
     assert!(is_expected, "the record is {record}, acknowledged {known}, unknown {doubtful:?}");

@@ -12,7 +12,7 @@ use crate::words::{FAMILIES, bytes, family_range, key};
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Write(Plan),
-    Read {
+    Query {
         range: KeyRange,
         age: u8,
         limit: usize,
@@ -36,7 +36,7 @@ pub(crate) enum Step {
     StartTail {
         age: u8,
     },
-    /// Read on in some tail, up to the present.
+    /// Query on in some tail, up to the present.
     Follow {
         tail: usize,
     },
@@ -236,7 +236,7 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         24 => write(),
         8 => (any_range(), age(), 0..5usize, any::<bool>())
-            .prop_map(|(range, age, limit, keys_only)| Step::Read { range, age, limit, keys_only }),
+            .prop_map(|(range, age, limit, keys_only)| Step::Query { range, age, limit, keys_only }),
         6 => (any_range(), age()).prop_map(|(range, age)| Step::Count { range, age }),
         1 => family().prop_map(|family| Step::ReadLeased { family }),
         2 => family().prop_map(|family| Step::EndLease { family }),

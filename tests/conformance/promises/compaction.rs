@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use pleach::{
     model::{KeyRange, Revision, StoreError},
-    store::Read,
+    store::Query,
 };
 
 use crate::{
@@ -53,9 +53,9 @@ pub(crate) async fn what_is_compacted_is_refused_and_the_rest_reads_as_before(wo
     for revision in 1..line {
         let read = list(store, KeyRange::all(), revision).await;
         assert!(is_compacted(&read, line), "a read as of {revision}: {read:?}");
-        let one = store.read(&Read::new(KeyRange::single(key(1, 1)), revision)).await;
+        let one = store.read(&Query::new(KeyRange::single(key(1, 1)), revision)).await;
         assert!(is_compacted(&one, line), "a get as of {revision}: {one:?}");
-        let count = store.count(&KeyRange::all(), revision).await;
+        let count = crate::words::count(store, KeyRange::all(), revision).await;
         assert!(is_compacted(&count, line), "a count as of {revision}: {count:?}");
         // The first that a tail from behind `revision` wants is the one after it.
         let tail = Follower::start(store, revision - 1).next().await.map(|batch| batch.closed);
@@ -63,7 +63,8 @@ pub(crate) async fn what_is_compacted_is_refused_and_the_rest_reads_as_before(wo
     }
     for (revision, expected) in (line..).zip(&before) {
         assert_eq!(&kvs(store, KeyRange::all(), revision).await, expected, "as of {revision}");
-        let count = store.count(&KeyRange::all(), revision).await.expect("it can be read");
+        let count =
+            crate::words::count(store, KeyRange::all(), revision).await.expect("it can be read");
         assert_eq!(count, expected.len() as u64, "a count as of {revision}");
     }
     assert_eq!(commits(store, line - 1, last).await.len() as i64, last - line + 1);

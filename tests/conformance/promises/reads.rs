@@ -2,7 +2,7 @@
 
 use pleach::{
     model::{KeyRange, Revision},
-    store::{Page, Read, Store},
+    store::{Page, Query, Store},
 };
 
 use crate::{
@@ -52,7 +52,7 @@ async fn pages(
     at: Revision,
     mut between: impl AsyncFnMut(usize),
 ) -> Vec<Page> {
-    let mut read = Read { limit, ..Read::new(KeyRange::all(), at) };
+    let mut read = Query { limit, ..Query::new(KeyRange::all(), at) };
     let mut pages = Vec::new();
     loop {
         let page = soon("a page", store.read(&read)).await.expect("the revision can be read");
@@ -96,7 +96,8 @@ pub(crate) async fn a_count_is_the_number_of_keys_read(world: World) {
     let ranges: Vec<_> = families.chain([KeyRange::all(), single]).collect();
     for revision in 1..=world.clock.shown() {
         for range in &ranges {
-            let count = store.count(range, revision).await.expect("it can be read");
+            let count =
+                crate::words::count(store, range.clone(), revision).await.expect("it can be read");
             let keys = kvs(store, range.clone(), revision).await.len();
             assert_eq!(count, keys as u64, "{range:?} as of revision {revision}");
         }
@@ -111,7 +112,7 @@ async fn keys_come_ordered_over_all_stores_and_without_values_where_asked(world:
     let at = world.clock.shown();
     let whole = kvs(store, KeyRange::all(), at).await;
     assert!(whole.is_sorted_by(|a, b| a.key < b.key));
-    let read = Read { keys_only: true, ..Read::new(KeyRange::all(), at) };
+    let read = Query { keys_only: true, ..Query::new(KeyRange::all(), at) };
     let keys = pleach::store::read_all(store, &read).await.expect("it can be read").kvs;
     assert!(keys.iter().all(|kv| kv.value.is_empty()));
     let without_value = |kv: &pleach::model::KeyValue| pleach::model::KeyValue {
@@ -131,7 +132,7 @@ async fn keys_of_a_lease_are_found_wherever_they_live(world: World) {
         expected.push(key(family, "leased"));
     }
     expected.sort();
-    let read = Read { lease: 5, ..Read::new(KeyRange::all(), world.clock.shown()) };
+    let read = Query { lease: 5, ..Query::new(KeyRange::all(), world.clock.shown()) };
     let found = pleach::store::read_all(store, &read).await.expect("it can be read").kvs;
     assert_eq!(found.into_iter().map(|kv| kv.key).collect::<Vec<_>>(), expected);
 }

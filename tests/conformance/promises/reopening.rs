@@ -6,7 +6,7 @@ use pleach::model::KeyRange;
 use super::tails::some_writes;
 use crate::{
     follow::{commits, revisions},
-    words::{FAMILIES, apply, bytes, key, kvs, put, put_op},
+    words::{FAMILIES, apply, bytes, key, kvs, put, put_op, put_record},
     world::World,
 };
 
@@ -22,7 +22,7 @@ async fn everything_is_there_after_a_restart(world: World) {
     let leased = put_op(key(1, "leased"), bytes("leased"), 77);
     apply(&*world.store, leased.into()).await.expect("it is taken");
     let record = Bytes::from_static(b"record");
-    world.store.remember("lease/77", Some(record.clone())).await.expect("it is kept");
+    put_record(&*world.records, "lease/77", Some(record.clone())).await.expect("it is kept");
     let last = world.clock.shown();
     let mut before = Vec::new();
     for revision in 1..=last {
@@ -36,7 +36,7 @@ async fn everything_is_there_after_a_restart(world: World) {
         assert_eq!(&kvs(&*world.store, KeyRange::all(), revision).await, expected);
     }
     assert_eq!(commits(&*world.store, 0, last).await, log);
-    let records = world.store.recall("").await.expect("it is recalled");
+    let records = world.records.scan_records("").await.expect("it is recalled");
     assert_eq!(records, [("lease/77".to_owned(), record)]);
 }
 

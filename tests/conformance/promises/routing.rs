@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use pleach::{
     model::{KeyRange, StoreError},
-    route::{Route, Router},
-    store::{Read, Store, Write, memory::Memory, read_all},
+    route::Router,
+    store::{Query, Store, memory::Memory, read_all},
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         FAMILIES, all_of, apply, bytes, family_range, get, key, keys_of, kvs, put, put_op,
         range_op, unchanged_since,
     },
-    world::{World, fresh_clock, pods},
+    world::{World, fresh_clock, pods, route},
 };
 
 on_every_composition! {
@@ -90,7 +90,7 @@ async fn strays_are_never_shown(world: World) {
     survey(&world).await;
     assert_shown(&world, &expected).await;
 
-    // The strays are deleted where they are, so that another survey finds none.
+    // The misrouted are deleted where they are, so that another survey finds none.
     for (at, leaf) in world.leaves.iter().enumerate() {
         for family in (0..FAMILIES.len()).filter(|f| world.composition.leaf_of(*f) != at) {
             crate::words::delete(&*leaf.store, family_range(family)).await;
@@ -99,9 +99,11 @@ async fn strays_are_never_shown(world: World) {
     survey(&world).await;
     assert_shown(&world, &expected).await;
     let found = keys_of(&kvs(&*world.store, KeyRange::all(), with_strays).await);
-    assert_eq!(found, expected, "as of when there were strays");
-    let count = world.store.count(&KeyRange::all(), with_strays).await.expect("it can be read");
-    assert_eq!(count, expected.len() as u64, "as of when there were strays");
+    assert_eq!(found, expected, "as of when there were misrouted");
+    let count = crate::words::count(&*world.store, KeyRange::all(), with_strays)
+        .await
+        .expect("it can be read");
+    assert_eq!(count, expected.len() as u64, "as of when there were misrouted");
 }
 
 /// A node that is a child has clients of its own, and an etcd others that write: what they put where it
@@ -115,9 +117,7 @@ async fn strays_of_others_are_never_shown_whenever_they_come(world: World) {
     }
     expected.sort();
     survey(&world).await;
-    for (at, leaf) in
-        world.leaves.iter().enumerate().filter(|(_, leaf)| leaf.store.has_other_writers())
-    {
+    for (at, leaf) in world.leaves.iter().enumerate().filter(|(_, leaf)| leaf.has_other_writers()) {
         for family in (0..FAMILIES.len()).filter(|f| world.composition.leaf_of(*f) != at) {
             for name in ["a", "b"] {
                 put(&*leaf.store, key(family, name), bytes("stray")).await;
@@ -126,7 +126,7 @@ async fn strays_of_others_are_never_shown_whenever_they_come(world: World) {
     }
     assert_shown(&world, &expected).await;
     for limit in 1..4 {
-        let read = Read { limit, ..Read::new(KeyRange::all(), world.clock.shown()) };
+        let read = Query { limit, ..Query::new(KeyRange::all(), world.clock.shown()) };
         let page = read_all(&*world.store, &read).await.expect("it can be read");
         assert_eq!(keys_of(&page.kvs), expected[..limit.min(expected.len())]);
     }
@@ -141,20 +141,20 @@ async fn survey(world: &World) {
 async fn assert_shown(world: &World, expected: &[String]) {
     let (store, at) = (&*world.store, world.clock.shown());
     assert_eq!(keys_of(&kvs(store, KeyRange::all(), at).await), expected);
-    let count = store.count(&KeyRange::all(), at).await.expect("it can be read");
+    let count = crate::words::count(store, KeyRange::all(), at).await.expect("it can be read");
     assert_eq!(count, expected.len() as u64);
     for (family, prefix) in FAMILIES.iter().enumerate() {
         let range = family_range(family);
         let of_family: Vec<_> =
             expected.iter().filter(|key| key.starts_with(prefix)).cloned().collect();
         assert_eq!(keys_of(&kvs(store, range.clone(), at).await), of_family);
-        let count = store.count(&range, at).await.expect("it can be read");
+        let count = store.count(&Query::new(range.clone(), at)).await.expect("it can be read");
         assert_eq!(count, of_family.len() as u64);
     }
     let mut told: Vec<String> = Vec::new();
     for commit in commits(store, 0, at).await {
         for event in &commit.events {
-            assert!(!event.is_delete(), "only strays were deleted: {event:?}");
+            assert!(!event.is_delete(), "only misrouted were deleted: {event:?}");
             told.push(String::from_utf8_lossy(&event.kv.key).into_owned());
         }
     }
@@ -171,10 +171,10 @@ async fn a_narrow_store_says_all_that_its_range_holds(world: World) {
     let pods = KeyRange::prefix(pleach::model::Key::from_static(b"/registry/pods/"));
     let families = (0..FAMILIES.len()).map(family_range);
     for range in families.chain([KeyRange::all(), pods, KeyRange::single(key(0, 0))]) {
-        let narrow = world.store.clone().narrow(&range);
+        let narrow = world.narrow(&range);
         let whole = kvs(&*world.store, range.clone(), at).await;
         assert_eq!(kvs(&*narrow, range.clone(), at).await, whole);
-        let count = narrow.count(&range, at).await.expect("it can be read");
+        let count = narrow.count(&Query::new(range.clone(), at)).await.expect("it can be read");
         assert_eq!(count, whole.len() as u64);
         let inside = |commits: Vec<Arc<pleach::model::Commit>>| {
             let mut events: Vec<_> =
@@ -187,34 +187,36 @@ async fn a_narrow_store_says_all_that_its_range_holds(world: World) {
 }
 
 /// A router over a store that hangs, and one that does not; and the router in another one.
-fn half_stalled() -> (Arc<Stalled>, Arc<dyn Store>, pleach::clock::SharedClock) {
+fn half_stalled() -> (Arc<Stalled>, Arc<Router>, Arc<Router>, pleach::clock::SharedClock) {
     let clock = fresh_clock();
     let stalled = Stalled::new(Memory::new("stalled", clock.clone()));
-    let inner = Router::new(
-        vec![Route { rule: pods(), store: stalled.clone() }],
-        Memory::new("fine", clock.clone()),
-    );
-    let shirts =
-        Route { rule: crate::world::shirts(), store: Memory::new("shirts", clock.clone()) };
-    (stalled, Router::new(vec![shirts], inner), clock)
+    let inner =
+        Router::new(vec![route(pods(), stalled.clone())], Memory::new("fine", clock.clone()));
+    let shirts = route(crate::world::shirts(), Memory::new("shirts", clock.clone()));
+    (stalled, Router::new(vec![shirts], inner.clone()), inner, clock)
 }
 
 #[tokio::test]
 async fn a_store_that_hangs_delays_no_other_stores_keys() {
-    let (stalled, store, clock) = half_stalled();
+    let (stalled, store, inner, clock) = half_stalled();
     let hanging = tokio::spawn({
         let store = store.clone();
         async move { put(&*store, key(1, "hangs"), bytes("hangs")).await }
     });
     let range = family_range(0);
-    let narrow = store.clone().narrow(&range);
+    assert_eq!(store.narrow(&range).name(), inner.name());
+    let narrow = inner.narrow(&range);
     let mut narrow_tail = Follower::start(&*narrow, 0);
     let mut whole_tail = Follower::start(&*store, 0);
     let revision = soon("a put beside", put(&*store, key(0, "a"), bytes("a"))).await;
     soon("a read beside", kvs(&*store, range.clone(), revision)).await;
     soon("a narrow read", kvs(&*narrow, range.clone(), revision)).await;
-    soon("a count beside", store.count(&range, revision)).await.expect("it can be read");
-    soon("a narrow sync", narrow.sync(revision, 0)).await.expect("nothing is in flight there");
+    soon("a count beside", store.count(&Query::new(range.clone(), revision)))
+        .await
+        .expect("it can be read");
+    soon("a narrow sync", narrow.advance_closed(revision, 0))
+        .await
+        .expect("nothing is in flight there");
     narrow_tail.reach(revision).await.expect("nothing was compacted");
     assert_eq!(narrow_tail.commits.len(), 1);
 
@@ -239,6 +241,6 @@ async fn a_number_in_flight_in_one_store_holds_up_only_what_spans_it() {
     let mut tail = Follower::start(&*store, 0);
     tail.reach(revision).await.expect("nothing was compacted");
     assert_eq!(soon("a read", kvs(&*store, KeyRange::all(), revision)).await.len(), 1);
-    let nothing = store.apply(Write::DeleteLeased(1)).await.expect("there is no key");
-    assert_eq!(nothing.revision, revision);
+    let nothing = store.end_lease(1).await.expect("there is no key");
+    assert_eq!(nothing, revision);
 }

@@ -124,7 +124,7 @@ pub(crate) async fn sync_makes_tails_say_what_is_closed(world: World) {
     for family in 0..FAMILIES.len() {
         let revision = put(store, key(family, "a"), bytes("a")).await;
         for (narrow, follower) in &mut followers {
-            let closed = narrow.sync(revision, 0).await.expect("all is within reach");
+            let closed = narrow.advance_closed(revision, 0).await.expect("all is within reach");
             assert!(closed >= revision && closed <= world.clock.shown());
             follower.reach(revision).await.expect("nothing was compacted");
         }
@@ -132,7 +132,7 @@ pub(crate) async fn sync_makes_tails_say_what_is_closed(world: World) {
 }
 
 fn store_of(world: &World, family: usize) -> Arc<dyn pleach::store::Store> {
-    world.store.clone().narrow(&family_range(family))
+    world.narrow(&family_range(family))
 }
 
 async fn a_tail_says_at_once_how_far_it_is(world: World) {

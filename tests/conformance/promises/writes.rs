@@ -1,9 +1,6 @@
 //! One order, and all or nothing.
 
-use pleach::{
-    model::{KeyRange, StoreError, txn::OpResult},
-    store::Write,
-};
+use pleach::model::{KeyRange, StoreError, txn::OpResult};
 
 use crate::{
     follow::{commits, revisions},
@@ -46,8 +43,8 @@ async fn a_write_that_changes_nothing_takes_no_revision(world: World) {
     guarded.compares.push(unchanged_since(&key(0, "a"), first - 1));
     let written = apply(store, guarded).await.expect("a failed compare is no error");
     assert_eq!((written.revision, written.result.succeeded), (first, false));
-    let nothing_leased = store.apply(Write::DeleteLeased(7)).await.expect("no key is no error");
-    assert_eq!(nothing_leased.revision, first);
+    let nothing_leased = store.end_lease(7).await.expect("no key is no error");
+    assert_eq!(nothing_leased, first);
     assert_eq!(world.clock.now(), first);
     assert_eq!(put(store, key(2, "a"), bytes(3)).await, first + 1);
 }
@@ -77,7 +74,7 @@ async fn a_refused_transaction_changes_nothing(world: World) {
     let store = &*world.store;
     let before = put(store, key(3, "a"), bytes(1)).await;
     let txn = all_of(vec![put_op(key(3, "a"), bytes(2), 0), put_op(key(3, "b"), bytes(2), 99)]);
-    let refused = store.apply(Write::Txn { txn, dead_leases: vec![99] }).await;
+    let refused = store.apply(txn, vec![99]).await;
     assert!(matches!(refused, Err(StoreError::LeaseNotFound(99))), "{refused:?}");
     let future = range_op(family_range(3), before + 10);
     let refused = apply(store, all_of(vec![put_op(key(3, "a"), bytes(2), 0), future])).await;

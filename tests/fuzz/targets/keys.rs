@@ -32,7 +32,7 @@ const KEYS_MAX: usize = 3;
 const KINDS_MAX: usize = 2;
 
 /// Words that matter to rules, each with what stands behind it.
-const WORDS: [&str; 10] = [
+const WORDS: [&str; 12] = [
     "namespace ",
     "prefix ",
     "customresource ",
@@ -42,8 +42,20 @@ const WORDS: [&str; 10] = [
     "services/",
     "specs/",
     "endpoints/",
+    "namespaces/",
+    "apiregistration.k8s.io/apiservices/",
     "/",
 ];
+
+/// Where the API server keeps what is in no namespace.
+const OF_THE_CLUSTER: &str = "\
+    apiextensions.k8s.io/customresourcedefinitions apiregistration.k8s.io/apiservices certificatesigningrequests \
+    clusterrolebindings clusterroles clustertrustbundles csidrivers csinodes deviceclasses devicetaintrules flowschemas \
+    health ingressclasses ipaddresses masterleases minions mutatingadmissionpolicies mutatingadmissionpolicybindings \
+    mutatingwebhookconfigurations namespaces peerserverleases persistentvolumes priorityclasses \
+    prioritylevelconfigurations ranges resourceslices runtimeclasses servicecidrs storageclasses storageversionmigrations \
+    storageversions validatingadmissionpolicies validatingadmissionpolicybindings validatingwebhookconfigurations \
+    volumeattachments volumeattributesclasses";
 
 /// A rule as a user describes it.
 enum Description<'i> {
@@ -165,8 +177,11 @@ fn asked(bounds: &[Key], keys: &[Key]) -> Vec<Asked> {
 fn check_router(samples: &[Sample], asked: &[Asked], keys: &[Key]) {
     let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
     let store = |at: usize| Memory::new(&at.to_string(), clock.clone());
-    let route =
-        |(at, sample): (usize, &Sample)| Route { rule: sample.rule.clone(), store: store(at) };
+    let route = |(at, sample): (usize, &Sample)| Route {
+        rule: sample.rule.clone(),
+        store: store(at),
+        has_other_writers: false,
+    };
     let routes = samples.iter().enumerate().map(route).collect();
     let router = Router::new(routes, store(samples.len()));
     let owner = |at: usize| samples.iter().position(|sample| sample.matches[at]);
@@ -273,6 +288,10 @@ impl Model {
     }
 }
 
+fn is_of_the_cluster(path: &[u8]) -> bool {
+    OF_THE_CLUSTER.split_whitespace().any(|it| it.as_bytes() == path)
+}
+
 /// The namespace of the object that a key of Kubernetes stands for.
 fn namespace_of(key: &[u8]) -> Option<&[u8]> {
     let segments: Vec<&[u8]> = key.split(|byte| *byte == b'/').collect();
@@ -281,10 +300,12 @@ fn namespace_of(key: &[u8]) -> Option<&[u8]> {
         [b"services", b"specs" | b"endpoints", namespace, _, ..] => Some(namespace),
         [b"services", ..] => None,
         [group, kind, rest @ ..] if group.contains(&b'.') => match rest {
-            [namespace, _, ..] if !kind.is_empty() => Some(namespace),
+            [namespace, _, ..] if !kind.is_empty() => {
+                (!is_of_the_cluster(&[group, &b"/"[..], kind].concat())).then_some(namespace)
+            }
             _ => None,
         },
-        [kind, namespace, _, ..] if !kind.is_empty() => Some(namespace),
+        [kind, namespace, _, ..] if !kind.is_empty() && !is_of_the_cluster(kind) => Some(namespace),
         _ => None,
     }
 }

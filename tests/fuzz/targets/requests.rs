@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::TryStreamExt as _;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use pleach::{
-    clock::{Clock, Lane, REVISION_MAX, SharedClock},
+    clock::{Clock, Entropy, Lane, REVISION_MAX, SharedClock},
     node::{Node, Options},
     proto::{
         etcdserverpb::{
@@ -25,8 +25,9 @@ use pleach::{
         mvccpb::KeyValue,
     },
     route::{Route, Router, rule::Rule},
-    server::{Face, Limits},
-    store::{Store as _, memory::Memory},
+    server::{Limits, Services},
+    store::{memory::Memory, records::Records},
+    tree::{membership::Membership, parent::TreeOptions},
 };
 use prost::Message as _;
 use tokio::runtime::{Builder, Runtime};
@@ -46,8 +47,8 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 
 /// Two nodes with the same keys.
 struct Pair {
-    routed: Face,
-    plain: Face,
+    routed: Services,
+    plain: Services,
 }
 
 /// What is answered, or the code and the text that clients look at.
@@ -67,7 +68,7 @@ fuzz_target!(|input: &[u8]| {
                 Op::RequestRange(range) => pair.range(range).await,
                 Op::RequestPut(put) => pair.put(put).await,
                 Op::RequestDeleteRange(delete) => {
-                    let ask = async |face: &Face, request| face.delete_range(request).await;
+                    let ask = async |face: &Services, request| face.delete_range(request).await;
                     pair.write(delete, ask).await;
                 }
                 Op::RequestTxn(txn) => pair.txn(txn).await,
@@ -129,27 +130,33 @@ fn some_key(dice: &mut Dice) -> Bytes {
 }
 
 /// A node in memory, with a store for each route.
-async fn face(routes: &[&str]) -> Face {
+async fn face(routes: &[&str]) -> Services {
     let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
     let store = |name| Memory::new(name, clock.clone());
     let rule = |prefix| Rule::prefix(prefix).expect("the routes are good");
-    let routes = routes.iter().map(|prefix| Route { rule: rule(prefix), store: store(prefix) });
+    let routes = routes.iter().map(|prefix| Route {
+        rule: rule(prefix),
+        store: store(prefix),
+        has_other_writers: true,
+    });
     let main = store("main");
     // All nodes say that they are the same one, so that their answers can be compared.
-    let remembered = main.remember("identity", Some(Bytes::from_static(&[1; 16]))).await;
-    remembered.expect("memory does not fail");
+    let records = Records::open(main.clone()).await.expect("memory does not fail");
     let root = Router::new(routes.collect(), main);
     let options = Options { progress_every: Duration::from_secs(600), quota_bytes: 0 };
-    let node = Node::start(root, clock, options).await.expect("memory does not fail");
+    let tree = TreeOptions::default();
+    let membership = Membership::load(records, clock, Entropy::seeded(1), "fuzz", tree).await;
+    let membership = membership.expect("memory does not fail");
+    let node = Node::start(root, membership, options, &[]).await.expect("memory does not fail");
     node.grant_lease(LEASE, 600).await.expect("the lease is not there yet");
-    let limits = Limits { request_bytes_max: 3 << 19, txn_ops_max: 16 };
-    Face::new(node, limits, "fuzz".to_owned(), Vec::new(), CancellationToken::new())
+    let limits = Limits { request_bytes_max: 3 << 19, txn_ops_max: 16, ready_requires_all: false };
+    Services::new(node, limits, "fuzz".to_owned(), Vec::new(), CancellationToken::new())
 }
 
 async fn ask<Q, A>(
-    face: &Face,
+    face: &Services,
     request: &Q,
-    verb: impl AsyncFn(&Face, Request<Q>) -> Result<Response<A>, Status>,
+    verb: impl AsyncFn(&Services, Request<Q>) -> Result<Response<A>, Status>,
 ) -> Answered<A>
 where
     Q: Clone,
@@ -165,7 +172,7 @@ impl Pair {
     async fn both<Q, A>(
         &self,
         request: &Q,
-        verb: impl AsyncFn(&Face, Request<Q>) -> Result<Response<A>, Status>,
+        verb: impl AsyncFn(&Services, Request<Q>) -> Result<Response<A>, Status>,
     ) -> Option<Answered<A>>
     where
         Q: Clone + Debug,
@@ -194,7 +201,7 @@ impl Pair {
     async fn write<Q, A>(
         &self,
         request: &Q,
-        verb: impl AsyncFn(&Face, Request<Q>) -> Result<Response<A>, Status>,
+        verb: impl AsyncFn(&Services, Request<Q>) -> Result<Response<A>, Status>,
     ) -> Option<A>
     where
         Q: Clone + Debug,

@@ -144,7 +144,11 @@ fn decoded(text: &str) -> String {
 fn check_routes(topology: &Topology, text: &str) {
     let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
     let store = |name: &str| Memory::new(name, clock.clone());
-    let route = |b: &Backend| Route { rule: b.rule.clone(), store: store(&b.name) };
+    let route = |b: &Backend| Route {
+        rule: b.rule.clone(),
+        store: store(&b.name),
+        has_other_writers: false,
+    };
     let router = Router::new(topology.backends.iter().map(route).collect(), store(DEFAULT_NAME));
     let is_apart = |c: char| !(c.is_ascii_alphanumeric() || "/.-".contains(c));
     let words: BTreeSet<&str> = text.split(is_apart).collect();

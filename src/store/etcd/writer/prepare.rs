@@ -14,11 +14,11 @@ use crate::{
         Key, StoreError,
         changes::Changes,
         error::Result,
-        txn::{Compare, Needs, Place, Rows, Txn, TxnResult, delete_all, execute},
+        txn::{Compare, Needs, Rows, Txn, TxnResult, Workspace, delete_all, execute},
     },
     proto::etcdserverpb as pb,
     store::{
-        Write, Written,
+        Written,
         etcd::{
             batch::{Batch, GUARDS_MAX, delete},
             layout::{ABOUT, About, RESERVED_TEXT, is_reserved, record_key},
@@ -28,7 +28,7 @@ use crate::{
             snapshot::Snapshot,
             wire::{WireError, WireResult},
         },
-        queue::Task,
+        led::mailbox::{Task, Write},
     },
 };
 
@@ -86,7 +86,7 @@ impl<'t> Look<'t> {
     /// Whether it may change what a write before it in the batch has changed.
     fn meets(&self, batch: &Batch) -> bool {
         match self.task {
-            Task::Write(Write::DeleteLeased(_), _) => !batch.commits.is_empty(),
+            Task::Write(Write::EndLease(_), _) => !batch.commits.is_empty(),
             _ => {
                 batch.has_touched(&self.changes.puts)
                     || self.changes.deletes.iter().any(|range| batch.has_touched_in(range))
@@ -234,7 +234,7 @@ impl Writer {
                 }
                 Ok(Some(self.execute_txn(&mut work.batch, txn, dead_leases)))
             }
-            Task::Write(Write::DeleteLeased(lease), _) => {
+            Task::Write(Write::EndLease(lease), _) => {
                 let numbers = work.batch.numbers.clone();
                 let wire = &self.shared.wire;
                 let snapshot = Snapshot::new(wire, work.batch.base, &numbers);
@@ -255,15 +255,18 @@ impl Writer {
                 work.batch.add(commit);
                 Ok(Some(Ok(Written { revision: work.batch.before, ..done })))
             }
-            Task::Remember(name, value, _) => {
-                let key = record_key(name);
-                work.batch.own.retain(|op| !is_about(op, &key));
-                work.batch.own.push(match value {
-                    Some(value) => put(key, value.clone(), 0),
-                    None => delete(key),
-                });
+            Task::Records(changes, _) => {
+                for (name, value) in changes {
+                    let key = record_key(name);
+                    work.batch.own.retain(|op| !is_about(op, &key));
+                    work.batch.own.push(match value {
+                        Some(value) => put(key, value.clone(), 0),
+                        None => delete(key),
+                    });
+                }
                 Ok(Some(Ok(done)))
             }
+            Task::Close(_) => Ok(Some(Ok(done))),
             Task::Compact(revision, ..) => {
                 // The line never goes back: what is below is gone.
                 let compacted = self.shared.compacted.load(Ordering::Acquire);
@@ -304,7 +307,7 @@ impl Writer {
     ) -> Result<Written> {
         let compacted = self.shared.compacted.load(Ordering::Acquire);
         let before = batch.before;
-        let place = Place { rows: &mut batch.rows, past: &batch.past, before, dead_leases };
+        let place = Workspace { rows: &mut batch.rows, past: &batch.past, before, dead_leases };
         let outcome = execute(txn, place, compacted, &mut || self.allocate())?;
         batch.add(outcome.commit);
         batch.note_sweep(txn);

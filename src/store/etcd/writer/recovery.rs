@@ -20,7 +20,7 @@ use crate::{
             owner::{self, Found, put, unchanged},
             wire::{self, WireError},
         },
-        queue::Task,
+        led::mailbox::Task,
     },
 };
 

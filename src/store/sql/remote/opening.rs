@@ -2,24 +2,32 @@
 
 use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
+use prost::Message as _;
 use tokio::time::Instant;
 
 use super::{
     super::{
-        SqlStore,
+        SqlStore, Witnessed,
         session::{Arg, Columns, DbError, DbResult, Session, Sql},
     },
     Driver, LEASE, Readers, Remote, RemoteSession, Role,
 };
-use crate::clock::SharedClock;
+use crate::{
+    clock::{Entropy, SharedClock},
+    proto::records::Owner,
+    store::led::process,
+};
 
 /// The schema that this version reads and writes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 /// How long to wait for the lock of an owner that died a moment ago: its server ends the connection
 /// when it notices.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often is looked whether an owner whose connection is gone says that it lives.
+const LEASE_PAUSE: Duration = Duration::from_millis(200);
 
 /// A database that can't be a store, or can't be one now.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +63,20 @@ pub enum OpenError {
         /// Its version.
         found: i64,
     },
+    /// It is another store than the one that was here.
+    #[error(
+        "{place} is another store than before: it was {expected:x} and is {}; put the endpoint right, or say \
+         with --adopt ROUTE that it is meant",
+        match found { 0 => "an empty database".to_owned(), found => format!("{found:x}") }
+    )]
+    Another {
+        /// The database.
+        place: String,
+        /// The incarnation that was here.
+        expected: u64,
+        /// The incarnation that is here; 0 where there is none yet.
+        found: u64,
+    },
     /// It can't be reached, or does not answer.
     #[error("{place} can't be reached: {reason}")]
     Unreachable {
@@ -77,12 +99,27 @@ struct Opening<'a, D> {
     place: &'a str,
     driver: Arc<D>,
     owner: &'a str,
+    /// The store that it must be; `None` for any.
+    incarnation: Option<u64>,
 }
 
 /// What the database says about who has the store.
+#[derive(Clone, Debug, PartialEq)]
 struct Claim {
-    owner: String,
-    left_ms: i64,
+    epoch: i64,
+    owner: Owner,
+    /// Grows whenever the owner says that it lives; 0 where it has let the store go.
+    beat: i64,
+}
+
+/// How an attempt to take the store ended.
+enum Taken {
+    /// It is this node's, from this epoch on.
+    Ours(i64),
+    /// Somebody has it.
+    Held(Claim),
+    /// It is another one, of this incarnation; 0 where it was never used.
+    Another(u64),
 }
 
 /// Opens the store at `place`, making its tables where there are none, and takes it.
@@ -97,16 +134,37 @@ pub async fn open<D: Driver>(
     owner: &str,
     clock: SharedClock,
 ) -> Result<Arc<SqlStore<Remote<D>>>, OpenError> {
-    let opening = Opening { place, driver: Arc::new(driver), owner };
+    open_known(name, place, driver, readers, owner, clock, None).await
+}
+
+/// The same, where it must be the store of this incarnation: else nothing of it is changed.
+///
+/// # Errors
+/// Those of [`OpenError`].
+pub async fn open_known<D: Driver>(
+    name: &str,
+    place: &str,
+    driver: D,
+    readers: Readers,
+    owner: &str,
+    clock: SharedClock,
+    incarnation: Option<u64>,
+) -> Result<Arc<SqlStore<Remote<D>>>, OpenError> {
+    let opening = Opening { place, driver: Arc::new(driver), owner, incarnation };
     let failed = |error| OpenError::new(place, error);
     let session = opening.take().await?;
     let remote = Remote::new(&session, readers).map_err(failed)?;
-    SqlStore::open(name, remote, session, clock).await.map_err(failed)
+    SqlStore::open(name, remote, session, clock, Witnessed::default()).await.map_err(failed)
 }
 
-/// The part of an owner's words that stays the same when its process starts anew.
-fn who(owner: &str) -> &str {
-    owner.split_once(" (").map_or(owner, |(who, _)| who)
+/// What an owner wrote about itself; versions before this wrote a text.
+fn owner_of(bytes: &[u8]) -> Owner {
+    let is_record = bytes.first() == Some(&0x0a);
+    let record = is_record.then(|| Owner::decode(bytes).ok()).flatten();
+    record.unwrap_or_else(|| Owner {
+        note: String::from_utf8_lossy(bytes).into(),
+        process: String::new(),
+    })
 }
 
 // === impl OpenError ===
@@ -116,7 +174,10 @@ impl OpenError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::InUse { .. } | Self::Unreachable { .. } => true,
-            Self::Foreign { .. } | Self::TooNew { .. } | Self::Failed { .. } => false,
+            Self::Foreign { .. }
+            | Self::TooNew { .. }
+            | Self::Another { .. }
+            | Self::Failed { .. } => false,
         }
     }
 
@@ -140,39 +201,56 @@ impl<D: Driver> Opening<'_, D> {
 
     /// A session that owns the store.
     async fn take(&self) -> Result<RemoteSession<D>, OpenError> {
-        self.driver.database().check_files().await.map_err(|error| self.failed(error))?;
+        let files = self.driver.database().check_files().await;
+        files.map_err(|reason| self.failed(DbError::Failed(reason)))?;
         let mut session = RemoteSession::new(self.driver.clone(), Role::Opens);
         self.prepare(&mut session).await?;
         let begun = Instant::now();
+        // What was seen first, and since when it has not changed, by this node's own clock: that of the
+        // database may be set back and forth.
+        let mut seen: Option<(Claim, Instant)> = None;
         loop {
             let started = Instant::now();
             let is_free = session.number(&self.sql(&self.driver.texts().lock)).await;
             let is_free = is_free.map_err(|error| self.failed(error))? == Some(1);
-            let taken = self.claim(&mut session, is_free).await;
-            match taken.map_err(|error| self.failed(error))? {
-                Ok(epoch) => {
+            let is_over = |claim: &Claim| {
+                claim.beat == 0
+                    || process::is_dead(&claim.owner.process)
+                    || seen.as_ref().is_some_and(|(before, since)| {
+                        is_free && before == claim && since.elapsed() >= LEASE
+                    })
+            };
+            let taken = self.claim(&mut session, is_over).await;
+            let claim = match taken.map_err(|error| self.failed(error))? {
+                Taken::Ours(epoch) => {
                     session.own(epoch, started);
                     return Ok(session);
                 }
-                Err(_) if !is_free && begun.elapsed() < LOCK_WAIT_MAX => {
-                    tokio::time::sleep(LOCK_PAUSE).await;
+                Taken::Another(found) => {
+                    let expected = self.incarnation.unwrap_or(0);
+                    return Err(OpenError::Another {
+                        place: self.place.to_owned(),
+                        expected,
+                        found,
+                    });
                 }
-                Err(claim) if !is_free => {
-                    let owner = claim.owner;
-                    return Err(OpenError::InUse { place: self.place.to_owned(), owner });
-                }
-                Err(claim) => {
-                    // Its connection is gone, so it is most likely dead; but it may come back.
-                    let left = Duration::from_millis(u64::try_from(claim.left_ms).unwrap_or(0));
-                    tracing::info!(
-                        place = self.place,
-                        owner = claim.owner,
-                        ?left,
-                        "waiting until the last owner's lease runs out"
-                    );
-                    tokio::time::sleep(left.min(LEASE) + Duration::from_millis(10)).await;
-                }
+                Taken::Held(claim) => claim,
+            };
+            let read = Instant::now();
+            let lives = seen.as_ref().is_some_and(|(before, _)| *before != claim);
+            if lives || (!is_free && begun.elapsed() >= LOCK_WAIT_MAX) {
+                let (place, owner) = (self.place.to_owned(), claim.owner.note);
+                return Err(OpenError::InUse { place, owner });
             }
+            if seen.is_none() {
+                if is_free {
+                    // Its connection is gone, so it is most likely dead; but it may come back.
+                    let (place, owner) = (self.place, &claim.owner.note);
+                    tracing::info!(place, owner, "waiting until the last owner's lease runs out");
+                }
+                seen = Some((claim, read));
+            }
+            tokio::time::sleep(if is_free { LEASE_PAUSE } else { LOCK_PAUSE }).await;
         }
     }
 
@@ -190,6 +268,10 @@ impl<D: Driver> Opening<'_, D> {
             return Err(OpenError::Foreign { place: self.place.to_owned() });
         }
         if ask(&texts.has_tables).await? != Some(1) {
+            if let Some(expected) = self.incarnation {
+                let place = self.place.to_owned();
+                return Err(OpenError::Another { place, expected, found: 0 });
+            }
             for statement in &texts.schema {
                 ask(statement).await?;
             }
@@ -206,41 +288,61 @@ impl<D: Driver> Opening<'_, D> {
         Ok(())
     }
 
-    /// Takes the store, or says who has it.
+    /// Takes the store, where it is the one that is expected and its owner's time is over.
     async fn claim(
         &self,
         session: &mut RemoteSession<D>,
-        is_free: bool,
-    ) -> DbResult<Result<i64, Claim>> {
-        let now = self.driver.texts().now_ms;
+        is_over: impl Fn(&Claim) -> bool,
+    ) -> DbResult<Taken> {
         session.number(&self.sql("BEGIN")).await?;
         let epoch = "SELECT value FROM pleach_meta WHERE name = 'epoch' FOR UPDATE";
         let epoch = session.number(&self.sql(epoch)).await?.unwrap_or(0);
-        let left = format!("SELECT value - {now} FROM pleach_meta WHERE name = 'until'");
-        let left_ms = session.number(&self.sql(&left)).await?.unwrap_or(0);
-        let mut owner = String::new();
+        let meta =
+            |name: &str| self.sql(&format!("SELECT value FROM pleach_meta WHERE name = '{name}'"));
+        let beat = session.number(&meta("until")).await?.unwrap_or(0);
+        let incarnation = session.number(&meta("incarnation")).await?;
+        let schema = session.number(&meta("schema")).await?.unwrap_or(1);
+        let mut owner = Owner::default();
         let mut each = |columns: &dyn Columns| {
-            owner = String::from_utf8_lossy(&columns.bytes(0)).into();
+            owner = owner_of(&columns.bytes(0));
             ControlFlow::Continue(())
         };
         let sql = self.sql("SELECT note FROM pleach_meta WHERE name = ?");
         session.fetch(&sql, &[Arg::Text("epoch")], &mut each).await?;
-        let is_mine = is_free && who(self.owner) == who(&owner);
-        if left_ms > 0 && !is_mine {
+        let found = incarnation.and_then(|it| u64::try_from(it).ok()).unwrap_or(0);
+        // One of a version that had none is taken for the one that is expected, unless it is new.
+        let is_another = match found {
+            0 => epoch == 0,
+            found => self.incarnation.is_some_and(|expected| expected != found),
+        };
+        if is_another && self.incarnation.is_some() {
             session.rollback().await;
-            return Ok(Err(Claim { owner, left_ms }));
+            return Ok(Taken::Another(found));
         }
+        let claim = Claim { epoch, owner, beat };
+        if !is_over(&claim) {
+            session.rollback().await;
+            return Ok(Taken::Held(claim));
+        }
+        let owner = Owner { note: self.owner.to_owned(), process: process::this() }.encode_to_vec();
         let sql = self.sql("UPDATE pleach_meta SET note = ? WHERE name = ?");
-        let note = [Arg::Bytes(self.owner.as_bytes()), Arg::Text("epoch")];
+        let note = [Arg::Bytes(&owner), Arg::Text("epoch")];
         session.fetch(&sql, &note, &mut |_| ControlFlow::Continue(())).await?;
         let epoch = epoch + 1;
-        let lease = LEASE.as_millis();
-        let take = format!(
+        let mut take = format!(
             "UPDATE pleach_meta SET value = {epoch} WHERE name = 'epoch'; \
-             UPDATE pleach_meta SET value = {now} + {lease} WHERE name = 'until'"
+             UPDATE pleach_meta SET value = {} WHERE name = 'until'",
+            session.beat()
         );
+        if schema < SCHEMA_VERSION {
+            let incarnation = self.incarnation.unwrap_or_else(|| Entropy::system().id());
+            take += &format!(
+                "; INSERT INTO pleach_meta (name, value) VALUES ('incarnation', {incarnation}); \
+                 UPDATE pleach_meta SET value = {SCHEMA_VERSION} WHERE name = 'schema'"
+            );
+        }
         session.number(&self.sql(&take)).await?;
         session.commit().await?;
-        Ok(Ok(epoch))
+        Ok(Taken::Ours(epoch))
     }
 }

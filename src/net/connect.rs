@@ -5,8 +5,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
+use super::address::Login;
 use super::unverified::AnyCertificate;
-use crate::store::sql::address::Login;
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -35,7 +35,7 @@ pub struct Address {
 }
 
 /// How a server is connected to. Reads the files that protect the connection.
-pub(in crate::store) fn endpoint(url: &str, address: &Address) -> Result<Endpoint, String> {
+pub fn endpoint(url: &str, address: &Address) -> Result<Endpoint, String> {
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| error.to_string())?;
     let mut endpoint = endpoint
         .connect_timeout(CONNECT_TIME_MAX)
@@ -63,7 +63,7 @@ pub(in crate::store) fn endpoint(url: &str, address: &Address) -> Result<Endpoin
 }
 
 /// A connection that is opened when it is needed, TLS and all within [`CONNECT_TIME_MAX`].
-pub(in crate::store) fn connect(endpoint: &Endpoint) -> Channel {
+pub fn connect(endpoint: &Endpoint) -> Channel {
     endpoint.connect_with_connector_lazy(connector())
 }
 

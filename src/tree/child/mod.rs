@@ -1,9 +1,9 @@
 //! A child: another node, as a store.
 //!
 //! ```text
-//!                       calls  ──> apply, read, count, sync …      one request, one answer
+//!                       calls  ──> apply, read, count, read index … one request, one answer
 //!   NodeStore ── Wire ──┤
-//!                       live   ──> its log ──> Record ──> tails    one for all who follow it here
+//!                       live   ──> its log ──> ChildLog ──> tails    one for all who follow it here
 //!                       past   ──> its log ──> a tail that is far behind
 //! ```
 //!
@@ -12,61 +12,61 @@
 //! node takes up before anyone hears of it.
 //!
 //! A child that is away answers nothing: its keys are refused at once. Its tails wait; who merges them may
-//! go on without it ([`crate::store::presence`]).
+//! go on without it ([`crate::store::attach`]).
 
-pub mod call;
 mod link;
-mod record;
+mod log;
 mod wire;
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Streaming;
 
 pub use self::wire::Connections;
 use self::{
-    record::{Next, Position, Record},
+    log::{ChildLog, Next, Position},
     wire::{Wire, WireError},
 };
-use super::{
-    Batch, Described, Page, Read, Size, Store, Tail, Whose, Write, Written, membership::Membership,
-    presence::Presence,
-};
+use super::membership::Membership;
 use crate::{
     clock::SharedClock,
-    model::{KeyRange, Revision, StoreError, error::Result},
+    model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
     proto::tree as pb,
+    store::{
+        Coverage, Described, Head, LogBatch, Page, Query, Size, Store, Tail, Written,
+        attach::AttachState,
+    },
     wire as words,
 };
 
 /// The version of the protocol between nodes.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// How far a child that has nothing in flight is asked to close ahead at most, unless its terms say
-/// otherwise.
-const AHEAD: Revision = 1 << 22;
+/// otherwise; and how far it does.
+pub const AHEAD_MAX: Revision = 1 << 22;
 
 /// How far it is asked to close ahead at first. Each promise that the child breaks off by a write of its own
 /// costs the numbers that are left of it.
 const AHEAD_FIRST: Revision = 1 << 14;
 
-/// A child that says to be further ahead of this node is taken to be out of its mind: numbers would run
-/// out, for all. It takes years to get so far.
-const LEAD_MAX: Revision = 1 << 50;
+/// A node that says to be further ahead of another is taken to be out of its mind: numbers would run out,
+/// for all. It takes years to get so far.
+pub const LEAD_MAX: Revision = 1 << 50;
 
 const PROBE_TIME_MAX: Duration = Duration::from_secs(4);
 
@@ -76,7 +76,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct NodeStore {
     shared: Arc<Shared>,
-    _link: AbortOnDropHandle<()>,
+    link: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -84,13 +84,17 @@ struct Shared {
     name: Arc<str>,
     wire: Wire,
     membership: Arc<Membership>,
-    presence: Arc<Presence>,
+    attach_state: Arc<AttachState>,
     terms: Terms,
-    record: Record,
+    log: ChildLog,
     foresight: Mutex<Foresight>,
-    /// The id of the child that was attached last; 0 where that is not known here yet.
-    child: AtomicU64,
     compacted: AtomicI64,
+    /// How far it has driven this node's clock, in the life of this process.
+    driven: AtomicI64,
+    /// How many lanes it wanted when it was last thought of, and when that was.
+    lanes_asked: Mutex<Option<(u16, Instant)>>,
+    /// Whether it said its greatest revision when it was attached.
+    has_exact_newest: AtomicBool,
     /// Why it is away.
     trouble: watch::Sender<Option<Arc<str>>>,
 }
@@ -108,7 +112,7 @@ pub struct Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { lanes: None, ahead: AHEAD, ranges: Vec::new() }
+        Self { lanes: None, ahead: AHEAD_MAX, ranges: Vec::new() }
     }
 }
 
@@ -150,7 +154,7 @@ impl Foresight {
             let is_broken = closed > self.promised;
             let next = if is_broken { self.ahead / 2 } else { self.ahead * 2 };
             if is_broken || wanted > self.promised {
-                (self.ahead, self.promised) = (next.clamp(AHEAD_FIRST, AHEAD), 0);
+                (self.ahead, self.promised) = (next.clamp(AHEAD_FIRST, AHEAD_MAX), 0);
             }
         }
         self.ahead.min(most)
@@ -173,46 +177,61 @@ impl NodeStore {
         name: &str,
         connections: Connections,
         membership: Arc<Membership>,
-        presence: Arc<Presence>,
+        attach_state: Arc<AttachState>,
         terms: Terms,
     ) -> Arc<Self> {
-        let (me, clock) = (membership.me().clone(), membership.clock().clone());
         let name: Arc<str> = name.into();
         let shared = Arc::new(Shared {
-            wire: Wire::new(name.clone(), me, clock, connections),
+            wire: Wire::new(name.clone(), membership.clone(), connections),
             name,
             membership,
-            presence,
+            attach_state,
             terms,
-            record: Record::default(),
+            log: ChildLog::default(),
             foresight: Mutex::new(Foresight { ahead: AHEAD_FIRST, promised: 0 }),
-            child: AtomicU64::new(0),
             compacted: AtomicI64::new(-1),
+            driven: AtomicI64::new(0),
+            lanes_asked: Mutex::default(),
+            has_exact_newest: AtomicBool::new(false),
             trouble: watch::Sender::new(Some("it was not reached yet".into())),
         });
         let link = AbortOnDropHandle::new(tokio::spawn(shared.clone().keep_attached()));
-        Arc::new(Self { shared, _link: link })
+        Arc::new(Self { shared, link: Mutex::new(Some(link)) })
     }
 }
 
 #[async_trait]
 impl Store for NodeStore {
-    async fn apply(&self, write: Write) -> Result<Written> {
-        use pb::apply_request::Write as Message;
-        let (write, dead_leases) = match &write {
-            Write::Txn { txn, dead_leases } => {
-                (Message::Txn(words::txn_request(txn)), dead_leases.clone())
-            }
-            Write::DeleteLeased(lease) => (Message::DeleteLeased(*lease), Vec::new()),
-        };
-        let request = pb::ApplyRequest { write: Some(write), dead_leases };
+    fn name(&self) -> &Arc<str> {
+        &self.shared.name
+    }
+
+    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
+        let txn = Some(words::txn_request(&txn));
+        let leases_ended = self.shared.membership.leases_ended().load(Ordering::Acquire);
+        let request = pb::ApplyRequest { txn, dead_leases, leases_ended };
         let answer = self.shared.asked(true, self.shared.wire.apply(request)).await?;
-        self.shared.take_up(answer.revision).await?;
+        self.shared.advance_to(answer.revision).await?;
         let result = answer.txn.map(words::txn_result).unwrap_or_default();
         Ok(Written { revision: answer.revision, result })
     }
 
-    async fn read(&self, read: &Read) -> Result<Page> {
+    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+        // Counted before it is sent: what is sent from now on knows of it.
+        let ended = self.shared.membership.leases_ended();
+        let leases_ended = ended.fetch_add(1, Ordering::AcqRel) + 1;
+        let request = pb::EndLeaseRequest { lease, leases_ended };
+        let answer = self.shared.asked(true, self.shared.wire.end_lease(request)).await?;
+        self.shared.advance_to(answer.revision).await?;
+        Ok(answer.revision)
+    }
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        let answer = self.shared.asked(false, self.shared.wire.leases()).await?;
+        Ok(answer.leases.into_iter().collect())
+    }
+
+    async fn read(&self, read: &Query) -> Result<Page> {
         let (key, range_end) = words::range_to(&read.range);
         let request = pb::ReadRequest {
             key,
@@ -223,7 +242,7 @@ impl Store for NodeStore {
             lease: read.lease,
         };
         let answer = self.shared.asked(false, self.shared.wire.read(request)).await?;
-        self.shared.take_up(answer.revision).await?;
+        self.shared.advance_to(answer.revision).await?;
         Ok(Page {
             kvs: answer.kvs.into_iter().map(words::kv).collect(),
             next: answer.more.then_some(answer.next),
@@ -231,14 +250,14 @@ impl Store for NodeStore {
         })
     }
 
-    async fn count(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
-        let (key, range_end) = words::range_to(range);
-        let request = pb::CountRequest { key, range_end, revision };
+    async fn count(&self, query: &Query) -> Result<u64> {
+        let (key, range_end) = words::range_to(&query.range);
+        let request = pb::CountRequest { key, range_end, revision: query.revision };
         Ok(self.shared.asked(false, self.shared.wire.count(request)).await?.count)
     }
 
     fn tail(&self, after: Revision) -> Tail {
-        let position = self.shared.record.position(after);
+        let position = self.shared.log.position(after);
         let cursor = Cursor { shared: self.shared.clone(), position, past: None };
         stream::try_unfold(cursor, |mut cursor| async move {
             let batch = cursor.next().await?;
@@ -247,37 +266,42 @@ impl Store for NodeStore {
         .boxed()
     }
 
-    fn closed(&self) -> Revision {
-        self.shared.record.closed().max(self.shared.begun())
+    fn announce_closed(&self) -> Revision {
+        self.shared.log.closed().max(self.shared.begun())
     }
 
-    async fn sync(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
-        let closed = self.shared.record.closed();
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        let closed = self.shared.log.closed();
         if closed >= revision + ahead {
             return Ok(closed);
         }
         let ahead = ahead.max(self.shared.look_ahead(revision, closed));
-        let request = pb::SyncRequest { revision, ahead };
-        let closed = self.shared.asked(false, self.shared.wire.sync(request)).await?.closed;
+        let request = pb::AdvanceClosedRequest { revision, ahead };
+        let closed =
+            self.shared.asked(false, self.shared.wire.advance_closed(request)).await?.closed;
         self.shared.lock_foresight().note(revision, closed);
         Ok(closed)
     }
 
-    async fn present(&self, range: &KeyRange, whose: Whose) -> Result<Revision> {
+    async fn read_index(&self, range: &KeyRange, coverage: Coverage) -> Result<Revision> {
         let (key, range_end) = words::range_to(range);
-        let without_detached = whose == Whose::Attached;
-        let request = pb::PresentRequest { key, range_end, without_detached };
-        let answer = self.shared.asked(false, self.shared.wire.present(request)).await?;
-        self.shared.take_up(answer.revision).await?;
+        let without_detached = coverage == Coverage::Attached;
+        let request = pb::ReadIndexRequest { key, range_end, without_detached };
+        let answer = self.shared.asked(false, self.shared.wire.read_index(request)).await?;
+        self.shared.advance_to(answer.revision).await?;
         Ok(answer.revision)
     }
 
-    fn is_here(&self, after: Revision) -> bool {
-        self.shared.record.has_begun() && self.shared.has_here(after)
+    fn covers(&self, after: Revision) -> bool {
+        self.shared.log.has_begun() && self.shared.has_here(after)
     }
 
-    fn presence(&self) -> Option<&Arc<Presence>> {
-        Some(&self.shared.presence)
+    fn check_resume(&self, after: Revision) -> Result<()> {
+        self.shared.attach_state.check_resume(after)
+    }
+
+    fn attach_states(&self) -> &[Arc<AttachState>] {
+        std::slice::from_ref(&self.shared.attach_state)
     }
 
     async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
@@ -291,17 +315,27 @@ impl Store for NodeStore {
         self.shared.compacted.load(Ordering::Acquire)
     }
 
-    async fn remember(&self, _name: &str, _value: Option<Bytes>) -> Result<()> {
-        Err(self.shared.no_records())
-    }
-
-    async fn recall(&self, _prefix: &str) -> Result<Vec<(String, Bytes)>> {
-        Err(self.shared.no_records())
-    }
-
     /// What a child takes on disk, it says itself.
     async fn size(&self) -> Result<Size> {
         Ok(Size::default())
+    }
+
+    fn head(&self) -> Head {
+        let known = self.shared.attach_state.record().get();
+        let newest = known.newest.max(self.shared.log.newest());
+        let is_exact =
+            self.shared.has_exact_newest.load(Ordering::Acquire) && self.shared.is_attached();
+        Head { incarnation: known.incarnation, newest, is_exact, witnessed: 0 }
+    }
+
+    async fn close(&self) {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(link) = link {
+            link.abort();
+            // Either it was aborted or it had ended.
+            let _ = link.await;
+        }
+        self.shared.trouble.send_replace(Some("this node is stopping".into()));
     }
 
     /// Asked whether it is attached or not: a loop is found by asking around it.
@@ -316,14 +350,6 @@ impl Store for NodeStore {
                 Described { name, trouble, node: None }
             }
         }]
-    }
-
-    fn narrow(self: Arc<Self>, _range: &KeyRange) -> Arc<dyn Store> {
-        self
-    }
-
-    fn name(&self) -> &Arc<str> {
-        &self.shared.name
     }
 }
 
@@ -343,17 +369,17 @@ impl Shared {
     /// further than the child's log has come, may have got there without what is here, or will be: whether
     /// it was so, the child knows.
     fn has_here(&self, after: Revision) -> bool {
-        after >= self.begun() && self.record.has_all_behind(after)
+        after >= self.begun() && self.log.has_all_behind(after)
     }
 
     /// Whether nobody asks the child any more who has got to `after`.
     fn is_recent(&self, after: Revision) -> bool {
-        after >= self.begun() && after >= self.record.complete_above()
+        after >= self.begun() && after >= self.log.complete_above()
     }
 
     /// What is next for a tail.
     fn next(&self, position: Position) -> Next {
-        match self.record.next(position) {
+        match self.log.next(position) {
             Next::Batch(_) | Next::Wait if position.after < self.begun() => Next::Past,
             next => next,
         }
@@ -401,16 +427,23 @@ impl Shared {
         self.lock_foresight().next(wanted, closed, self.terms.ahead)
     }
 
-    async fn take_up(&self, revision: Revision) -> Result<()> {
+    fn is_attached(&self) -> bool {
+        self.trouble.borrow().is_none()
+    }
+
+    async fn advance_to(&self, revision: Revision) -> Result<()> {
         let now = self.clock().now();
-        if revision > now + LEAD_MAX {
+        let lead = (revision - now).max(0);
+        // All its leads together: one that can't leap there may not walk there either.
+        if self.driven.load(Ordering::Relaxed).saturating_add(lead) > LEAD_MAX {
             let reason = format!("it says to be at revision {revision}, and this node is at {now}");
             return Err(StoreError::Unavailable {
                 store: self.name.clone(),
                 reason: reason.into(),
             });
         }
-        let taken = self.clock().take_up(revision).await;
+        self.driven.fetch_add(lead, Ordering::Relaxed);
+        let taken = self.clock().advance_to(revision).await;
         taken.map_err(|full| StoreError::Unavailable {
             store: self.name.clone(),
             reason: full.to_string().into(),
@@ -433,11 +466,6 @@ impl Shared {
     fn note_compacted(&self, revision: Revision) {
         self.compacted.fetch_max(revision, Ordering::AcqRel);
     }
-
-    fn no_records(&self) -> StoreError {
-        let reason = "a node keeps no records of another".into();
-        StoreError::Unavailable { store: self.name.clone(), reason }
-    }
 }
 
 /// A tail of the child's log: what it did of late from here, what was before over a connection.
@@ -450,28 +478,29 @@ struct Cursor {
 // === impl Cursor ===
 
 impl Cursor {
-    async fn next(&mut self) -> Result<Batch> {
+    async fn next(&mut self) -> Result<LogBatch> {
         let shared = self.shared.clone();
         loop {
             let Some(past) = &mut self.past else {
-                let changed = shared.record.changed();
+                let changed = shared.log.changed();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
                 match shared.next(self.position) {
                     Next::Batch(batch) => {
                         self.position.after = self.position.after.max(batch.closed);
-                        self.position.late += u64::from(!batch.late.commits.is_empty());
+                        self.position.late += u64::from(!batch.backfill.commits.is_empty());
                         return Ok(batch);
                     }
                     Next::Wait => changed.await,
                     Next::Past => self.open_past().await?,
                     Next::Missed => {
-                        return Err(StoreError::Compacted { compacted: shared.record.closed() });
+                        return Err(StoreError::Compacted { compacted: shared.log.closed() });
                     }
                 }
                 continue;
             };
             let next = match shared.wire.next(past).await {
+                Ok(next) if link::is_notice(&next) => continue,
                 Ok(next) => shared.take_in(next).await,
                 Err(error) => Err(error),
             };
@@ -485,7 +514,7 @@ impl Cursor {
                         self.ask_to_close(closed);
                         let mut trouble = shared.trouble.subscribe();
                         tokio::select! {
-                            () = shared.record.reach(closed) => {}
+                            () = shared.log.reach(closed) => {}
                             // While the child is away that log stands still, as it has to.
                             _ = trouble.wait_for(Option::is_some) => {
                                 self.past = None;
@@ -518,18 +547,18 @@ impl Cursor {
     fn ask_to_close(&self, revision: Revision) {
         let shared = self.shared.clone();
         tokio::spawn(async move {
-            let request = pb::SyncRequest { revision, ahead: 0 };
+            let request = pb::AdvanceClosedRequest { revision, ahead: 0 };
             // Where it can't, the log waits for what it can't close either.
-            let _ = shared.asked(false, shared.wire.sync(request)).await;
+            let _ = shared.asked(false, shared.wire.advance_closed(request)).await;
         });
     }
 
     /// Asks for the log behind the position, as soon as the child is there.
     async fn open_past(&mut self) -> Result<()> {
         loop {
-            self.shared.presence.there().await;
+            self.shared.attach_state.reachable().await;
             // What comes late from here on is not in what is asked for now.
-            let position = self.shared.record.position(self.position.after);
+            let position = self.shared.log.position(self.position.after);
             match self.shared.follow_from(self.position.after, false).await {
                 Ok(past) => {
                     (self.position, self.past) = (position, Some(past));
@@ -552,19 +581,19 @@ mod tests {
         let mut foresight = Foresight { ahead: AHEAD_FIRST, promised: 0 };
         let (mut wanted, mut last) = (10, 0);
         for _ in 0..12 {
-            last = foresight.next(wanted, 0, AHEAD);
+            last = foresight.next(wanted, 0, AHEAD_MAX);
             foresight.note(wanted, wanted + last);
             // The parent uses up the promise.
             wanted += last + 1;
         }
-        assert_eq!(last, AHEAD);
+        assert_eq!(last, AHEAD_MAX);
         assert_eq!(foresight.next(wanted, 0, 0), 0, "its terms say how far at most");
         for _ in 0..12 {
             foresight.note(wanted, wanted + last);
             // The child has written, above its promise.
             let closed = wanted + last + 1;
             wanted = closed;
-            last = foresight.next(wanted, closed, AHEAD);
+            last = foresight.next(wanted, closed, AHEAD_MAX);
         }
         assert_eq!(last, AHEAD_FIRST);
     }

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::{
     model::{Commit, Key, Revision},
-    store::{Batch, Late},
+    store::{Backfill, LogBatch},
 };
 
 /// Bytes of commits that are kept for tails that are not far behind.
@@ -26,7 +26,7 @@ const PUTS_MAX: usize = 8;
 
 /// The newest commits of a child.
 #[derive(Debug, Default)]
-pub(super) struct Record {
+pub(super) struct ChildLog {
     state: Mutex<State>,
     changed: Notify,
 }
@@ -39,7 +39,9 @@ struct State {
     complete_above: Revision,
     /// What the child has closed.
     closed: Revision,
-    late: VecDeque<Late>,
+    /// The greatest revision of a commit.
+    newest: Revision,
+    late: VecDeque<Backfill>,
     /// How many late changes there were before those in `late`.
     late_before: u64,
     /// The last keys that were put, with their revisions, the newest last.
@@ -57,7 +59,7 @@ pub(super) struct Position {
 /// What comes next for a tail.
 #[derive(Debug)]
 pub(super) enum Next {
-    Batch(Batch),
+    Batch(LogBatch),
     /// Nothing yet.
     Wait,
     /// What it needs is no longer here, or not yet.
@@ -103,9 +105,9 @@ impl State {
     }
 }
 
-// === impl Record ===
+// === impl ChildLog ===
 
-impl Record {
+impl ChildLog {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No method panics while it changes what is behind the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -134,6 +136,11 @@ impl Record {
         }
     }
 
+    /// The greatest revision of a commit that the child has told.
+    pub(super) fn newest(&self) -> Revision {
+        self.lock().newest
+    }
+
     /// What the child has closed, as far as it has said.
     pub(super) fn closed(&self) -> Revision {
         self.lock().closed
@@ -144,9 +151,17 @@ impl Record {
         self.lock().put.iter().cloned().collect()
     }
 
-    /// Forgets what the child has put: it is another.
-    pub(super) fn forget_puts(&self) {
-        self.lock().put.clear();
+    /// Forgets what the child has put: it is another, or has gone back, to `newest`.
+    pub(super) fn forget(&self, newest: Revision) {
+        let mut state = self.lock();
+        state.put.clear();
+        state.newest = newest;
+    }
+
+    /// Notes the greatest revision of the child, as it says.
+    pub(super) fn note_newest(&self, newest: Revision) {
+        let mut state = self.lock();
+        state.newest = state.newest.max(newest);
     }
 
     /// A tail that begins now behind `after`.
@@ -179,11 +194,12 @@ impl Record {
     }
 
     /// Takes what the child says next.
-    pub(super) fn take(&self, batch: Batch) {
+    pub(super) fn take(&self, batch: LogBatch) {
         {
             let mut state = self.lock();
             let count = batch.commits.len();
             for commit in batch.commits {
+                state.newest = state.newest.max(commit.revision);
                 state.remember_put(&commit);
                 state.bytes += commit.size();
                 state.commits.push_back(commit);
@@ -194,11 +210,11 @@ impl Record {
                 state.complete_above = old.revision;
             }
             state.closed = state.closed.max(batch.closed);
-            if !batch.late.commits.is_empty() {
-                for commit in &batch.late.commits {
+            if !batch.backfill.commits.is_empty() {
+                for commit in &batch.backfill.commits {
                     state.insert(commit);
                 }
-                state.late.push_back(batch.late);
+                state.late.push_back(batch.backfill);
             }
             while state.late.len() > LATE_MAX {
                 state.late.pop_front();
@@ -230,7 +246,7 @@ impl Record {
         let seen = usize::try_from(position.late - state.late_before).unwrap_or(usize::MAX);
         if let Some(late) = state.late.get(seen) {
             let closed = position.after;
-            return Next::Batch(Batch { commits: Vec::new(), closed, late: late.clone() });
+            return Next::Batch(LogBatch { commits: Vec::new(), closed, backfill: late.clone() });
         }
         if state.closed == position.after {
             return Next::Wait;
@@ -240,7 +256,7 @@ impl Record {
         let commits: Vec<_> = ready.take(BATCH_COMMITS_MAX).cloned().collect();
         let is_cut = commits.len() == BATCH_COMMITS_MAX;
         let last = commits.last().map_or(state.closed, |commit| commit.revision);
-        Next::Batch(Batch::new(commits, if is_cut { last } else { state.closed }))
+        Next::Batch(LogBatch::new(commits, if is_cut { last } else { state.closed }))
     }
 }
 
@@ -259,34 +275,34 @@ mod tests {
     }
 
     /// The revisions that come next behind a position, and whether they come late.
-    fn next(record: &Record, position: Position) -> (Vec<Revision>, bool) {
+    fn next(record: &ChildLog, position: Position) -> (Vec<Revision>, bool) {
         let Next::Batch(batch) = record.next(position) else { panic!("there is more") };
-        let is_late = !batch.late.commits.is_empty();
-        let commits = if is_late { batch.late.commits } else { batch.commits };
+        let is_late = !batch.backfill.commits.is_empty();
+        let commits = if is_late { batch.backfill.commits } else { batch.commits };
         (commits.iter().map(|commit| commit.revision).collect(), is_late)
     }
 
     #[test]
     fn what_came_late_is_in_its_place_for_who_follows_from_before_it() {
-        let record = Record::default();
+        let record = ChildLog::default();
         record.begin(10);
         let before = record.position(14);
-        record.take(Batch::new(vec![commit(12), commit(16)], 20));
+        record.take(LogBatch::new(vec![commit(12), commit(16)], 20));
         let commits = vec![commit(14), commit(9)];
-        let late = Late { commits, after: 12, floor: 21 };
-        record.take(Batch { commits: Vec::new(), closed: 20, late });
+        let late = Backfill { commits, after: 12, floor: 21 };
+        record.take(LogBatch { commits: Vec::new(), closed: 20, backfill: late });
         assert_eq!(next(&record, record.position(12)), (vec![14, 16], false));
         assert_eq!(next(&record, before), (vec![14, 9], true));
     }
 
     #[test]
     fn of_two_commits_of_one_revision_none_is_left_out() {
-        let record = Record::default();
+        let record = ChildLog::default();
         record.begin(10);
-        record.take(Batch::new(vec![commit_of("a", 12)], 20));
+        record.take(LogBatch::new(vec![commit_of("a", 12)], 20));
         let commits = vec![commit_of("b", 12), commit_of("a", 12)];
-        let late = Late { commits, after: 11, floor: 21 };
-        record.take(Batch { commits: Vec::new(), closed: 20, late });
+        let late = Backfill { commits, after: 11, floor: 21 };
+        record.take(LogBatch { commits: Vec::new(), closed: 20, backfill: late });
         let Next::Batch(batch) = record.next(record.position(11)) else { panic!("there is more") };
         let keys = batch.commits.iter().flat_map(|commit| &commit.events);
         assert_eq!(keys.map(|event| &event.kv.key[..]).collect::<Vec<_>>(), [b"a", b"b"]);
@@ -294,7 +310,7 @@ mod tests {
 
     #[test]
     fn who_followed_before_it_began_anew_has_missed_something_wherever_he_is() {
-        let record = Record::default();
+        let record = ChildLog::default();
         record.begin(10);
         let before = record.position(10);
         record.begin_anew(10);

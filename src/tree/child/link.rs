@@ -11,27 +11,27 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures::future::join_all;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Streaming;
 
 use super::{
     PROTOCOL, Shared,
-    call::printed,
     wire::{WireError, WireResult},
 };
 use crate::{
     clock::LaneBlock,
     model::{KeyRange, Revision, StoreError},
     proto::tree as pb,
-    store::{
-        Batch, Late,
-        membership::{Attachment, Held, LanesError},
+    store::{Backfill, LogBatch},
+    tree::{
+        call::printed,
+        lanes::{self, HeldLanes, LaneAssignment, LanesError},
+        membership::AttachedChild,
     },
     wire::{self, Member},
 };
@@ -41,6 +41,9 @@ const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// How long a child may take to say that it has what it had.
 const CHECK_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// How soon a child that wants more lanes than are left is thought of again.
+const LANES_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -54,9 +57,9 @@ const OTHER_LANES: &str = "it is to have other lanes, since this node got others
 struct Attached {
     child: Member,
     /// The lanes that it was given.
-    block: LaneBlock,
+    blocks: Vec<LaneBlock>,
     log: Streaming<pb::FollowResponse>,
-    _attachment: Attachment,
+    _attached: AttachedChild,
 }
 
 /// Why a child is not attached.
@@ -76,10 +79,6 @@ pub(super) enum Refusal {
     Version { theirs: u32, version: String },
     #[error("the routes form a loop: {0}; take one of them out")]
     Loop(String),
-    #[error(
-        "{child} has another parent since: {giver}; take its route out of one, and start this node again"
-    )]
-    OtherParent { child: Member, giver: Member },
     #[error(transparent)]
     Lanes(#[from] LanesError),
     #[error(transparent)]
@@ -102,18 +101,17 @@ impl Shared {
     pub(super) async fn keep_attached(self: Arc<Self>) {
         let mut pause = PAUSE_MIN;
         let mut said = HashSet::new();
-        let (mut has_missed, mut was_attached) = (false, false);
+        let mut has_missed = false;
         loop {
-            let attached = self.attach(has_missed, was_attached);
-            let reason = match timeout(ATTEMPT_TIME_MAX, attached).await {
-                Ok(Ok(Attached { child, block, log, _attachment })) => {
+            let reason = match timeout(ATTEMPT_TIME_MAX, self.attach(has_missed)).await {
+                Ok(Ok(Attached { child, blocks, log, _attached })) => {
                     tracing::info!(store = %self.name, %child, "the child is attached");
-                    (pause, said, was_attached) = (PAUSE_MIN, HashSet::new(), true);
+                    (pause, said) = (PAUSE_MIN, HashSet::new());
                     self.trouble.send_replace(None);
-                    self.presence.set_there(true);
+                    self.attach_state.set_reachable(true);
                     let broken = tokio::select! {
-                        broken = self.follow(log) => broken,
-                        () = self.has_other_lanes(&child, block) => {
+                        broken = self.follow(&child, log) => broken,
+                        () = self.has_other_lanes(&child, &blocks) => {
                             WireError::Lost(OTHER_LANES.to_owned())
                         }
                     };
@@ -124,7 +122,7 @@ impl Shared {
                 Err(_) => "it does not answer".to_owned(),
             };
             self.trouble.send_replace(Some(reason.as_str().into()));
-            self.presence.set_there(false);
+            self.attach_state.set_reachable(false);
             if said.len() == REASONS_MAX {
                 said.clear();
             }
@@ -136,9 +134,8 @@ impl Shared {
         }
     }
 
-    /// `has_missed` says that the child no longer tells what this node needs of its log; `was_attached`, that
-    /// this process took it for its child before, and does not take it from another.
-    async fn attach(&self, has_missed: bool, was_attached: bool) -> Result<Attached, Refusal> {
+    /// `has_missed` says that the child no longer tells what this node needs of its log.
+    async fn attach(&self, has_missed: bool) -> Result<Attached, Refusal> {
         let node = self.wire.describe().await?;
         let child = wire::member_of(node.member.as_ref().ok_or(Refusal::Nameless)?);
         if node.protocol != PROTOCOL {
@@ -151,34 +148,32 @@ impl Shared {
         if let Some(path) = path_to(me.id, &node) {
             return Err(Refusal::Loop(printed([me].into_iter().chain(&path))));
         }
-        let attachment = self.membership.attach(&self.name, &child, node.process)?;
-        let held = node
-            .lanes
-            .and_then(wire::lanes_of)
-            .map(|block| Held { block, giver: node.giver.as_ref().map(wire::member_of) });
-        let giver = held.as_ref().and_then(|held| held.giver.clone());
-        if let Some(giver) = giver.filter(|giver| was_attached && giver.id != me.id) {
-            return Err(Refusal::OtherParent { child, giver });
-        }
-        let block = self.membership.hand_out(&child, held.as_ref(), self.terms.lanes).await?;
-        if !held.is_some_and(|held| held.block == block && held.giver.as_ref() == Some(me)) {
-            let join =
-                pb::JoinRequest { giver: Some(wire::member(me)), lanes: Some(wire::lanes(block)) };
-            let joined = self.wire.join(join).await?;
-            self.take_up(joined.revision).await?;
-        }
-        self.take_up(node.revision).await?;
-        if self.record.closed() == 0 {
+        let attached = self.membership.attach(&self.name, &child, node.process)?;
+        let held = wire::blocks_of(&node.lanes).map(|blocks| HeldLanes {
+            blocks,
+            giver: node.giver.as_ref().map(wire::member_of),
+            ..HeldLanes::default()
+        });
+        let assigned = self.assign_lanes(&child, held.as_ref(), node.lanes_needed).await?;
+        self.wire.set_credential(assigned.credential.clone());
+        let blocks = assigned.blocks;
+        // Each time: only the child knows whether it still takes this node for its parent.
+        let lanes = blocks.iter().copied().map(wire::lanes).collect();
+        let join = pb::JoinRequest { lanes, credential: assigned.credential };
+        let joined = self.wire.join(join).await?;
+        self.advance_to(joined.revision).await?;
+        self.advance_to(node.revision).await?;
+        if self.log.closed() == 0 {
             // What this node has not begun with it does not claim to have seen.
-            self.record.begin(self.clock().begun().unwrap_or(node.closed));
+            self.log.begin(self.clock().begun().unwrap_or(node.closed));
         }
         self.note_compacted(node.compacted);
-        let closed = self.record.closed();
-        let is_another = self.is_another(&child).await?;
+        let closed = self.log.closed();
+        let is_another = self.is_another(&child, node.newest).await?;
         if !has_missed && !is_another {
             match self.follow_from(closed, true).await {
                 Err(WireError::Said(StoreError::Compacted { .. })) => {}
-                log => return Ok(Attached { child, block, log: log?, _attachment: attachment }),
+                log => return Ok(Attached { child, blocks, log: log?, _attached: attached }),
             }
         }
         // Too long away, or others were told of what this node has missed: all who follow start
@@ -187,37 +182,52 @@ impl Shared {
         let told = if is_another { 1 } else { closed.min(self.clock().shown()) };
         let mut from = closed.max(node.closed).max(node.compacted);
         loop {
-            self.presence.note_late(told - 1, from).await?;
-            self.record.begin_anew(from);
+            self.attach_state.record_backfill(told - 1, from).await?;
+            self.log.begin_anew(from);
             if is_another {
-                self.remember_child(&child).await?;
+                self.remember_child(&child, node.newest).await?;
             }
             match self.follow_from(from, true).await {
                 // The child itself lacks something up to there.
                 Err(WireError::Said(StoreError::Compacted { compacted })) if compacted > from => {
                     from = compacted;
                 }
-                log => return Ok(Attached { child, block, log: log?, _attachment: attachment }),
+                log => return Ok(Attached { child, blocks, log: log?, _attached: attached }),
             }
         }
     }
 
+    async fn assign_lanes(
+        &self,
+        child: &Member,
+        held: Option<&HeldLanes>,
+        needed: u32,
+    ) -> Result<LaneAssignment, LanesError> {
+        let needed = u16::try_from(needed).unwrap_or(u16::MAX);
+        self.membership.assign(child, held, self.terms.lanes, needed).await
+    }
+
     /// Whether the child is not the one that was attached here before, or is as it was before that.
-    async fn is_another(&self, child: &Member) -> Result<bool, StoreError> {
-        let known = match self.child.load(Ordering::Acquire) {
-            0 => self.recall_child().await?,
-            known => Some(known),
-        };
-        let Some(known) = known else {
-            self.remember_child(child).await?;
+    async fn is_another(&self, child: &Member, newest: Revision) -> Result<bool, StoreError> {
+        let slot = self.attach_state.record().get();
+        let known = slot.incarnation;
+        self.has_exact_newest.store(newest > 0, Ordering::Release);
+        if known == 0 {
+            self.remember_child(child, newest).await?;
             return Ok(false);
-        };
-        self.child.store(known, Ordering::Release);
+        }
         if known != child.id {
             tracing::warn!(store = %self.name, %child, "another child than before: all watches start afresh");
             return Ok(true);
         }
-        let checks = self.record.last_puts().into_iter().map(|(key, revision)| async move {
+        if newest > 0 && newest < slot.newest {
+            tracing::warn!(
+                store = %self.name, %child, newest, before = slot.newest,
+                "the child has gone back: what it did between is lost, and all watches start afresh"
+            );
+            return Ok(true);
+        }
+        let checks = self.log.last_puts().into_iter().map(|(key, revision)| async move {
             let range = KeyRange::single(key);
             let (key, range_end) = wire::range_to(&range);
             let (limit, lease, keys_only) = (1, 0, true);
@@ -234,30 +244,26 @@ impl Shared {
                 "the child has gone back behind what it had done: all watches start afresh"
             );
         }
+        self.log.note_newest(newest);
         Ok(lacking.is_some())
     }
 
-    async fn recall_child(&self) -> Result<Option<u64>, StoreError> {
-        let name = child_record(&self.name);
-        let found = self.membership.store().recall(&name).await?;
-        let found = found.into_iter().find(|(found, _)| *found == name);
-        Ok(found.and_then(|(_, id)| Some(u64::from_be_bytes(id[..].try_into().ok()?))))
-    }
-
-    async fn remember_child(&self, child: &Member) -> Result<(), StoreError> {
-        self.record.forget_puts();
-        let (name, id) = (child_record(&self.name), child.id.to_be_bytes());
-        let id_bytes = Bytes::copy_from_slice(&id);
-        self.membership.store().remember(&name, Some(id_bytes)).await?;
-        self.child.store(child.id, Ordering::Release);
-        Ok(())
+    /// `newest` is its greatest revision; 0 where that is not known.
+    async fn remember_child(&self, child: &Member, newest: Revision) -> Result<(), StoreError> {
+        self.log.forget(newest);
+        let id = child.id;
+        let update = self.attach_state.record().update(|slot| {
+            slot.incarnation = id;
+            slot.newest = newest;
+        });
+        update.await
     }
 
     /// Takes in the child's log until it breaks off. Returns why.
-    async fn follow(&self, mut log: Streaming<pb::FollowResponse>) -> WireError {
+    async fn follow(&self, child: &Member, mut log: Streaming<pb::FollowResponse>) -> WireError {
         loop {
             let taken = match self.wire.next(&mut log).await {
-                Ok(next) => self.take(next).await,
+                Ok(next) => self.take(child, next).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = taken {
@@ -266,51 +272,88 @@ impl Shared {
         }
     }
 
-    /// Waits until a child is to have other lanes than these, since this node got others.
-    async fn has_other_lanes(&self, child: &Member, block: LaneBlock) {
-        let mut lanes = self.membership.watch_lanes();
-        // It can't fail: the membership holds the sender.
-        let _ = lanes.wait_for(|lanes| lanes.of_child(child) != Some(block)).await;
+    /// Gives a child the lanes that it wants, as many again as it has, where the route does not say how many
+    /// it gets. Where this node has too few left, it wants more itself.
+    async fn give_lanes(&self, child: &Member, wanted: u32) {
+        let wanted = u16::try_from(wanted).unwrap_or(u16::MAX);
+        let lanes = self.membership.lanes();
+        let has = lanes.of_child(child).map_or(0, |it| lanes::count(&it.blocks));
+        if wanted == 0 || self.terms.lanes.is_some_and(|most| has >= most) {
+            return;
+        }
+        let is_new = {
+            // Nothing panics while it holds the lock.
+            let mut asked = self.lanes_asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = asked.replace((wanted, Instant::now()));
+            let same = before.filter(|(before, _)| *before == wanted);
+            if let Some((_, at)) = same.filter(|(_, at)| at.elapsed() < LANES_AGAIN_AFTER) {
+                *asked = Some((wanted, at));
+                return;
+            }
+            same.is_none()
+        };
+        let left = lanes.left();
+        let more = if left >= wanted { has.max(wanted).min(left) } else { wanted };
+        match self.membership.grow(child, more).await {
+            Ok(()) => tracing::info!(store = %self.name, %child, more, "the child gets more lanes"),
+            Err(error) if is_new => {
+                tracing::warn!(store = %self.name, %error, "the child gets no more lanes")
+            }
+            Err(_) => {}
+        }
     }
 
-    async fn take(&self, next: pb::FollowResponse) -> WireResult<()> {
+    /// Waits until a child is to have other lanes than these, since this node got others.
+    async fn has_other_lanes(&self, child: &Member, blocks: &[LaneBlock]) {
+        let mut lanes = self.membership.watch_lanes();
+        // It can't fail: the membership holds the sender.
+        let _ = lanes
+            .wait_for(|lanes| lanes.of_child(child).is_none_or(|it| it.blocks != blocks))
+            .await;
+    }
+
+    async fn take(&self, child: &Member, next: pb::FollowResponse) -> WireResult<()> {
+        self.give_lanes(child, next.lanes_wanted).await;
+        if is_notice(&next) {
+            return Ok(());
+        }
         self.note_compacted(next.compacted);
         let batch = self.take_in(next).await?;
-        self.record.take(batch);
+        self.log.take(batch);
         Ok(())
     }
 
     /// A piece of the child's log, with what comes late noted.
-    pub(super) async fn take_in(&self, next: pb::FollowResponse) -> WireResult<Batch> {
+    pub(super) async fn take_in(&self, next: pb::FollowResponse) -> WireResult<LogBatch> {
         let mut batch = self.batch(next).await?;
-        if !batch.late.commits.is_empty() {
+        if !batch.backfill.commits.is_empty() {
             // Durable before anyone hears of them: a client that is away now may come back much later.
-            let closed = self.record.closed().max(batch.closed);
-            let noted = self.presence.note_late(batch.late.after, closed).await;
-            batch.late.floor = noted.map_err(WireError::Said)?;
+            let closed = self.log.closed().max(batch.closed);
+            let noted = self.attach_state.record_backfill(batch.backfill.after, closed).await;
+            batch.backfill.floor = noted.map_err(WireError::Said)?;
         }
         Ok(batch)
     }
 
     /// A piece of the child's log, above which this node allocates from now on, and above what is compacted
     /// there: who may not go on from below finds something to go on from.
-    async fn batch(&self, next: pb::FollowResponse) -> WireResult<Batch> {
+    async fn batch(&self, next: pb::FollowResponse) -> WireResult<LogBatch> {
         let commits = |commits: Vec<pb::Commit>| -> Vec<Arc<_>> {
             commits.into_iter().map(|commit| Arc::new(wire::commit_of(commit))).collect()
         };
-        let late =
-            Late { commits: commits(next.late), after: next.late_after, floor: Revision::MAX };
-        let batch = Batch { commits: commits(next.commits), closed: next.closed, late };
-        let all = batch.commits.iter().chain(&batch.late.commits);
+        let backfill =
+            Backfill { commits: commits(next.late), after: next.late_after, floor: Revision::MAX };
+        let batch = LogBatch { commits: commits(next.commits), closed: next.closed, backfill };
+        let all = batch.commits.iter().chain(&batch.backfill.commits);
         let revisions = all.map(|commit| commit.revision).chain([next.compacted]);
-        self.take_up(revisions.max().unwrap_or(0)).await.map_err(WireError::Said)?;
+        self.advance_to(revisions.max().unwrap_or(0)).await.map_err(WireError::Said)?;
         Ok(batch)
     }
 }
 
-/// The record in which it is kept who was attached at a route.
-fn child_record(route: &str) -> String {
-    format!("child/{route}")
+/// Whether this says nothing of the log.
+pub(super) fn is_notice(next: &pb::FollowResponse) -> bool {
+    next.closed == 0 && next.commits.is_empty() && next.late.is_empty()
 }
 
 /// The nodes from `node` down to the one with this id.

@@ -4,30 +4,48 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::{Write, Written};
-use crate::model::{Revision, StoreError, error::Result};
+use crate::{
+    model::{LeaseId, Revision, StoreError, error::Result, txn::Txn},
+    store::Written,
+};
+
+/// Something to apply.
+#[derive(Debug)]
+pub(in crate::store) enum Write {
+    /// A transaction that may change keys.
+    Txn {
+        /// What to do.
+        txn: Txn,
+        /// The leases it names that do not exist: putting a key under one is refused.
+        dead_leases: Vec<LeaseId>,
+    },
+    /// Deletes all keys of a lease, in key order, at one revision.
+    EndLease(LeaseId),
+}
 
 /// Something to do. It is answered when it is durable.
 #[derive(Debug)]
-pub(super) enum Task<E = StoreError> {
+pub(in crate::store) enum Task<E = StoreError> {
     /// Change keys.
-    Write(Write, Asker<Result<Written>>),
-    /// Keep or forget a record.
-    Remember(String, Option<Bytes>, oneshot::Sender<Result<()>>),
+    Write(Write, Ticket<Result<Written>>),
+    /// Keep or forget records.
+    Records(Vec<(String, Option<Bytes>)>, oneshot::Sender<Result<()>>),
+    /// Let the store go. Whoever asks is told when that is done.
+    Close(oneshot::Sender<()>),
     /// Give up the past below a revision; the second channel hears when the work is done.
     Compact(Revision, oneshot::Sender<Result<()>>, oneshot::Sender<Result<(), E>>),
 }
 
 /// Whoever waits for an answer, and the span that it is waited for in.
 #[derive(Debug)]
-pub(super) struct Asker<T> {
+pub(in crate::store) struct Ticket<T> {
     answer: oneshot::Sender<T>,
     span: Span,
 }
 
 /// The span of what is done at once for several requests: a child of the first that is traced, and
 /// linked with those of the others, both ways.
-pub(super) fn shared_span<'t, E: 't>(
+pub(in crate::store) fn shared_span<'t, E: 't>(
     tasks: impl IntoIterator<Item = &'t Task<E>>,
     make: impl FnOnce() -> Span,
 ) -> Span {
@@ -42,17 +60,17 @@ pub(super) fn shared_span<'t, E: 't>(
     span
 }
 
-// === impl Asker ===
+// === impl Ticket ===
 
-impl<T> Asker<T> {
+impl<T> Ticket<T> {
     /// Who asks now, and where the answer comes.
-    pub(super) fn new() -> (Self, oneshot::Receiver<T>) {
+    pub(in crate::store) fn new() -> (Self, oneshot::Receiver<T>) {
         let (answer, answered) = oneshot::channel();
         (Self { answer, span: Span::current() }, answered)
     }
 
     /// Answers. Gives the answer back where nobody waits for it any more.
-    pub(super) fn send(self, answer: T) -> Result<(), T> {
+    pub(in crate::store) fn send(self, answer: T) -> Result<(), T> {
         self.answer.send(answer)
     }
 }
@@ -61,34 +79,39 @@ impl<T> Asker<T> {
 
 impl<E> Task<E> {
     /// Answers that it was not done, or may not have been.
-    pub(super) fn refuse(self, error: StoreError) {
+    pub(in crate::store) fn refuse(self, error: StoreError) {
         // Whoever asked may have gone.
         match self {
             Self::Write(_, answer) => drop(answer.send(Err(error))),
-            Self::Remember(_, _, answer) | Self::Compact(_, answer, _) => {
+            Self::Records(_, answer) | Self::Compact(_, answer, _) => {
                 drop(answer.send(Err(error)));
             }
+            // What can't be used is let go by what keeps it from being used.
+            Self::Close(done) => drop(done.send(())),
         }
     }
 
     fn span(&self) -> Option<&Span> {
         match self {
             Self::Write(_, asker) => Some(&asker.span),
-            Self::Remember(..) | Self::Compact(..) => None,
+            Self::Records(..) | Self::Compact(..) | Self::Close(_) => None,
         }
     }
 
     /// The bytes that it carries, about.
-    pub(super) fn size(&self) -> usize {
+    pub(in crate::store) fn size(&self) -> usize {
         match self {
             Self::Write(Write::Txn { txn, .. }, _) => txn.size(),
-            Self::Remember(name, value, _) => name.len() + value.as_ref().map_or(0, Bytes::len),
-            Self::Write(Write::DeleteLeased(_), _) | Self::Compact(..) => 64,
+            Self::Records(changes, _) => changes
+                .iter()
+                .map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len))
+                .sum(),
+            Self::Write(Write::EndLease(_), _) | Self::Compact(..) | Self::Close(_) => 64,
         }
     }
 
     /// Whether it reads in the past, where the writes before it must be.
-    pub(super) fn reads_past(&self) -> bool {
+    pub(in crate::store) fn reads_past(&self) -> bool {
         let Self::Write(Write::Txn { txn, .. }, _) = self else { return false };
         !txn.needs().past.is_empty()
     }

@@ -3,7 +3,11 @@
 //! Calls, the log as it happens, and the log of the past have a connection each: a stream that is not
 //! read holds up all that shares its connection.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -15,16 +19,19 @@ use tonic::{
 };
 use tracing::Instrument as _;
 
-use super::{
-    Answerer,
-    call::{self, Call},
-};
+use super::Answerer;
 use crate::{
-    clock::SharedClock,
     model::StoreError,
+    net::{
+        connect::{Address, connect, endpoint},
+        status,
+    },
     proto::tree::{self as pb, tree_client::TreeClient, tree_server::SERVICE_NAME},
-    store::etcd::{self, connect, endpoint},
-    wire::{self, Member, trace},
+    tree::{
+        call::{self, Call},
+        membership::Membership,
+    },
+    wire::{self, trace},
 };
 
 /// What a call may take where its client does not say.
@@ -56,9 +63,10 @@ pub struct Connections {
 pub(super) struct Wire {
     /// The route's name.
     name: Arc<str>,
-    me: Member,
-    clock: SharedClock,
+    membership: Arc<Membership>,
     connections: Connections,
+    /// What is shown to the child that is attached, or that is to be.
+    credential: Mutex<Bytes>,
 }
 
 /// Why a child did not do what it was asked.
@@ -81,7 +89,7 @@ impl Connections {
     ///
     /// # Errors
     /// A sentence where a file or the address can't be used.
-    pub fn new(url: &str, address: &etcd::Address) -> Result<Self, String> {
+    pub fn new(url: &str, address: &Address) -> Result<Self, String> {
         let endpoint = endpoint(url, address)?
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIME_MAX)
@@ -96,11 +104,15 @@ impl Connections {
 impl Wire {
     pub(super) fn new(
         name: Arc<str>,
-        me: Member,
-        clock: SharedClock,
+        membership: Arc<Membership>,
         connections: Connections,
     ) -> Self {
-        Self { name, me, clock, connections }
+        Self { name, membership, connections, credential: Mutex::default() }
+    }
+
+    /// Shows this from now on.
+    pub(super) fn set_credential(&self, credential: Bytes) {
+        *self.credential.lock().unwrap_or_else(PoisonError::into_inner) = credential;
     }
 
     pub(super) async fn describe(&self) -> WireResult<pb::Node> {
@@ -108,20 +120,51 @@ impl Wire {
         self.call("Describe", pb::DescribeRequest {}, send).await
     }
 
+    /// Shows the child the secret that is to let this node in, where there is one.
     pub(super) async fn join(&self, it: pb::JoinRequest) -> WireResult<pb::JoinResponse> {
-        self.call("Join", it, |mut child, it| async move { child.join(it).await }).await
+        let secret = self.membership.options().secret().map_err(WireError::Lost)?;
+        let send = |mut child: TreeClient<_>, mut it: Request<_>| async move {
+            if let Some(secret) = secret {
+                it.metadata_mut().insert_bin(call::SECRET, MetadataValue::from_bytes(&secret));
+            }
+            child.join(it).await
+        };
+        self.call("Join", it, send).await
     }
 
-    pub(super) async fn sync(&self, it: pb::SyncRequest) -> WireResult<pb::SyncResponse> {
-        self.call("Sync", it, |mut child, it| async move { child.sync(it).await }).await
+    pub(super) async fn advance_closed(
+        &self,
+        it: pb::AdvanceClosedRequest,
+    ) -> WireResult<pb::AdvanceClosedResponse> {
+        self.call(
+            "AdvanceClosed",
+            it,
+            |mut child, it| async move { child.advance_closed(it).await },
+        )
+        .await
     }
 
-    pub(super) async fn present(&self, it: pb::PresentRequest) -> WireResult<pb::PresentResponse> {
-        self.call("Present", it, |mut child, it| async move { child.present(it).await }).await
+    pub(super) async fn read_index(
+        &self,
+        it: pb::ReadIndexRequest,
+    ) -> WireResult<pb::ReadIndexResponse> {
+        self.call("ReadIndex", it, |mut child, it| async move { child.read_index(it).await }).await
     }
 
     pub(super) async fn apply(&self, it: pb::ApplyRequest) -> WireResult<pb::ApplyResponse> {
         self.call("Apply", it, |mut child, it| async move { child.apply(it).await }).await
+    }
+
+    pub(super) async fn end_lease(
+        &self,
+        it: pb::EndLeaseRequest,
+    ) -> WireResult<pb::EndLeaseResponse> {
+        self.call("EndLease", it, |mut child, it| async move { child.end_lease(it).await }).await
+    }
+
+    pub(super) async fn leases(&self) -> WireResult<pb::LeasesResponse> {
+        let send = |mut child: TreeClient<_>, it| async move { child.leases(it).await };
+        self.call("Leases", pb::LeasesRequest {}, send).await
     }
 
     pub(super) async fn read(&self, it: pb::ReadRequest) -> WireResult<pb::ReadResponse> {
@@ -151,13 +194,20 @@ impl Wire {
         Ok(answered.map_err(|status| self.error(status))?.into_inner())
     }
 
-    /// The next of a log; `None` where it ends.
+    /// The next of a log. Where the child wants to know whether this node lives, it is told.
     pub(super) async fn next(
         &self,
         log: &mut Streaming<pb::FollowResponse>,
     ) -> WireResult<pb::FollowResponse> {
-        let next = log.message().await.map_err(|status| self.error(status))?;
-        next.ok_or_else(|| WireError::Lost("its log ended".to_owned()))
+        loop {
+            let next = log.message().await.map_err(|status| self.error(status))?;
+            let next = next.ok_or_else(|| WireError::Lost("its log ended".to_owned()))?;
+            if !next.challenge {
+                return Ok(next);
+            }
+            // Any request shows it; where this one fails, the log will break off too.
+            drop(self.describe().await);
+        }
     }
 
     async fn call<T, R, F>(
@@ -190,8 +240,14 @@ impl Wire {
     }
 
     fn describe_call(&self, metadata: &mut MetadataMap, call: Call) {
-        metadata.insert(call::CLOCK, self.clock.shown().into());
-        let nodes = call.path.iter().chain([&self.me]).map(wire::member).collect();
+        let membership = &self.membership;
+        metadata.insert(call::CLOCK, membership.clock().shown().into());
+        if let Ok(process) = format!("{:x}", membership.process()).parse() {
+            metadata.insert(call::PROCESS, process);
+        }
+        let credential = self.credential.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        metadata.insert_bin(call::CREDENTIAL, MetadataValue::from_bytes(&credential));
+        let nodes = call.path.iter().chain([membership.me()]).map(wire::member).collect();
         let path = pb::Path { nodes }.encode_to_vec();
         metadata.insert_bin(call::PATH, MetadataValue::from_bytes(&path));
         for (name, text) in
@@ -213,7 +269,12 @@ impl Wire {
         }
         match status.code() {
             Code::Unimplemented => WireError::Foreign,
-            _ => WireError::Lost(said(&status)),
+            // Refused by looking at the request alone.
+            Code::InvalidArgument => WireError::Said(StoreError::Unavailable {
+                store: self.name.clone(),
+                reason: status::message(&status).into(),
+            }),
+            _ => WireError::Lost(status::message(&status)),
         }
     }
 }
@@ -227,22 +288,8 @@ pub(super) async fn answers(connections: &Connections) -> Result<Answerer, Strin
     match client(connections.calls.clone()).describe(pb::DescribeRequest {}).await {
         Ok(_) => Ok(Answerer::Node),
         Err(status) if status.code() == Code::Unimplemented => Ok(Answerer::Other),
-        Err(status) => Err(said(&status)),
+        Err(status) => Err(status::message(&status)),
     }
-}
-
-/// What a status and those behind it say.
-fn said(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = error.source();
-    }
-    text
 }
 
 // === impl WireError ===

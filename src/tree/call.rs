@@ -12,6 +12,12 @@ use crate::wire::{Member, trace};
 pub const CLOCK: &str = "pleach-clock";
 /// The metadata that carries the path, as a message.
 pub const PATH: &str = "pleach-path-bin";
+/// The metadata that carries the number of the caller's process, in hexadecimal.
+pub const PROCESS: &str = "pleach-process";
+/// The metadata that carries what parent and child agreed upon.
+pub const CREDENTIAL: &str = "pleach-credential-bin";
+/// The metadata that carries the secret of who joins.
+pub const SECRET: &str = "pleach-secret-bin";
 
 tokio::task_local! {
     static CALL: Call;

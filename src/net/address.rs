@@ -3,8 +3,6 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
-use super::session::{DbError, DbResult};
-
 /// A database behind a socket. Formatting it shows where it is and who asks, and no settings.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Database {
@@ -14,6 +12,8 @@ pub struct Database {
     pub hosts: Vec<Host>,
     /// The database's name; `kubernetes` where none is given.
     pub database: String,
+    /// Whether it must be there; else it is made.
+    pub must_exist: bool,
     /// How the connection is protected.
     pub tls: TlsMode,
     /// The authority that signed the server's certificate.
@@ -78,11 +78,11 @@ impl Database {
     ///
     /// # Errors
     /// The first of such files.
-    pub async fn check_files(&self) -> DbResult<()> {
+    pub async fn check_files(&self) -> Result<(), String> {
         for file in [&self.ca_file, &self.cert_file, &self.key_file].into_iter().flatten() {
             if let Err(error) = tokio::fs::File::open(file).await {
                 let file = file.display();
-                return Err(DbError::Failed(format!("the file {file} can't be read: {error}")));
+                return Err(format!("the file {file} can't be read: {error}"));
             }
         }
         Ok(())

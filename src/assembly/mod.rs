@@ -1,0 +1,341 @@
+//! From a topology to a running node, that owns every one of its tasks.
+//!
+//! ```text
+//!   Topology ──> Plan ──> stores opened ──> router ──> Node ──> Running
+//!   (a file)    (data)    (or waited for)                       tasks that end with it, and are missed
+//! ```
+//!
+//! [`Plan`] is data, [`Opens`] says how a store of it is opened, and [`start`] puts the parts together: the
+//! program and the simulated network use the same. Only the default store is needed; what else can't be
+//! opened is refused by its route's name, and tried again. A task that ends is noticed: none of them may.
+
+mod endpoint;
+mod plan;
+mod repair;
+
+use std::{collections::HashMap, error::Error, fmt, future::Future, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures::future::{join_all, pending};
+use tokio::{
+    task::{Id, JoinSet},
+    time::sleep,
+};
+
+pub use self::{
+    endpoint::Endpoints,
+    plan::{Plan, PlanError, RoutePlan, StorePlan},
+    repair::{ClockReset, ResetError, reset_clock},
+};
+use crate::{
+    clock::{Clock, Entropy, Lane, REVISION_MAX, SharedClock},
+    model::{Revision, StoreError},
+    node::{self, Node},
+    route::{Route, Router},
+    store::{
+        Expected, RecordStore,
+        attach::AttachState,
+        records::Records,
+        slot::{self, Opened, Opener, Refusal, SlotRecord},
+    },
+    tree::{membership::Membership, parent::TreeOptions},
+};
+
+/// How long to wait before stores are searched again for misrouted keys, after one that failed.
+const SURVEY_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// How long to wait before keys of dead leases are looked for again, after a store that failed.
+const LEASES_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// How far a store has come is kept at most this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Far above all that a node can have given out since a copy was taken that is restored now.
+const RESTORED_AHEAD: Revision = 1 << 30;
+
+/// What an operator sets of a node as a whole.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What it is called.
+    pub name: String,
+    /// Its place in a tree.
+    pub tree: TreeOptions,
+    /// What etcd's verbs need.
+    pub node: node::Options,
+    /// How long merged watches wait for a store that is away.
+    pub grace: Duration,
+    /// The routes that may hold another store than before.
+    pub adopt: Vec<String>,
+    /// Where its random numbers come from.
+    pub entropy: Entropy,
+}
+
+/// What a store of a route needs of the node that opens it.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The node's clock.
+    pub clock: SharedClock,
+    /// The node's place in its tree, for a child.
+    pub membership: Arc<Membership>,
+    /// Whether the store is there, where it may have a life of its own.
+    pub attach_state: Option<Arc<AttachState>>,
+    /// The store that it must be.
+    pub expected: Expected,
+}
+
+/// How stores are opened.
+#[async_trait]
+pub trait Opens: fmt::Debug + Send + Sync + 'static {
+    /// Opens the default store.
+    ///
+    /// # Errors
+    /// Why the node can't start.
+    async fn open_default(
+        &self,
+        plan: &StorePlan,
+        clock: &SharedClock,
+    ) -> Result<Arc<dyn RecordStore>, Refusal>;
+
+    /// What opens the store of a route.
+    fn opener(&self, plan: &RoutePlan, context: Context) -> Opener;
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The default store can't be opened.
+    #[error("store `{name}`")]
+    Default {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// What the default store keeps can't be read, or can't be written.
+    #[error("the default store")]
+    Records(#[from] StoreError),
+}
+
+/// A node that runs, until it is closed or dropped.
+#[derive(Debug)]
+pub struct Running {
+    node: Arc<Node>,
+    tasks: Tasks,
+}
+
+/// Tasks that run as long as the node does.
+#[derive(Debug, Default)]
+struct Tasks {
+    running: JoinSet<()>,
+    names: HashMap<Id, &'static str>,
+}
+
+/// A route's place for a store.
+struct Slot {
+    opened: Opened,
+    record: Arc<SlotRecord>,
+}
+
+/// Starts a node.
+///
+/// # Errors
+/// Where the default store can't be opened, read or written.
+pub async fn start(
+    plan: Plan,
+    opens: &dyn Opens,
+    settings: Settings,
+) -> Result<Running, StartError> {
+    let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
+    let name = plan.default.name.clone();
+    let default = opens.open_default(&plan.default, &clock).await;
+    let default =
+        default.map_err(|refusal| StartError::Default { name, source: refusal.reason })?;
+    let head = default.head();
+    let went_back = head.witnessed > head.newest;
+    if went_back {
+        tracing::error!(
+            store = %default.name(), held = head.witnessed, newest = head.newest,
+            "the default store went back: what it did between these revisions is lost, with leases and \
+             lanes of that time; clients list afresh"
+        );
+        // What was promised to a tree beside that went with it.
+        let far = head.witnessed + RESTORED_AHEAD;
+        clock.observe(far).map_err(|full| StoreError::Unavailable {
+            store: default.name().clone(),
+            reason: full.to_string().into(),
+        })?;
+    }
+    let records = Records::open(default.clone()).await?;
+    let Settings { name, tree, node: options, grace, adopt, entropy } = settings;
+    let membership = Membership::load(records, clock, entropy, &name, tree).await?;
+    // At once, so that silent ones are waited for together.
+    let opening = plan.routes.iter().map(|route| open_slot(route, opens, &membership, &adopt));
+    let slots = join_all(opening).await.into_iter().collect::<Result<Vec<Slot>, StoreError>>()?;
+    let unknown = slots.iter().filter(|slot| slot.opened.is_late);
+    let unknown: Vec<Arc<str>> = unknown.map(|slot| slot.opened.store.name().clone()).collect();
+    let routes = plan.routes.into_iter().zip(&slots).map(|(route, slot)| Route {
+        has_other_writers: route.store.may_be_a_node(),
+        rule: route.rule,
+        store: slot.opened.store.clone(),
+    });
+    let router = Router::new(routes.collect(), default.clone());
+    let node = Node::start(router.clone(), membership, options, &unknown).await?;
+    let mut tasks = Tasks::default();
+    if went_back {
+        slot::break_off(&*default, None, node.membership().clock()).await?;
+    }
+    tasks.spawn("expire leases", node.clone().expire_leases());
+    tasks.spawn("reserve revisions", node.clone().reserve_revisions());
+    for slot in &slots {
+        for state in slot.opened.store.attach_states() {
+            let store = slot.opened.store.clone();
+            tasks.spawn("supervise a store", state.clone().supervise(store, grace));
+        }
+    }
+    tasks.spawn("keep how far stores are", keep_progress(slots, node.clone()));
+    tasks.spawn("end dead leases", end_dead_leases(router.clone(), node.clone()));
+    tasks.spawn_once(survey(router, node.clone()));
+    Ok(Running { node, tasks })
+}
+
+/// Opens the store of a route; where it can't be opened, later.
+async fn open_slot(
+    route: &RoutePlan,
+    opens: &dyn Opens,
+    membership: &Arc<Membership>,
+    adopt: &[String],
+) -> Result<Slot, StoreError> {
+    let (plan, clock) = (&route.store, membership.clock().clone());
+    let fresh = membership.entropy().id();
+    let record = SlotRecord::open(membership.records(), &plan.name, fresh).await?;
+    let record = Arc::new(record);
+    let attach_state = plan
+        .may_be_a_node()
+        .then(|| AttachState::restored(&plan.name, record.clone(), clock.clone()));
+    let known = Some(record.get().incarnation).filter(|known| *known != 0);
+    let context = Context {
+        clock: clock.clone(),
+        membership: membership.clone(),
+        attach_state: attach_state.clone(),
+        expected: Expected { incarnation: known, adopts: adopt.contains(&plan.name) },
+    };
+    let opener = opens.opener(route, context);
+    let opened = slot::open(&plan.name, &clock, attach_state, record.clone(), opener).await?;
+    Ok(Slot { opened, record })
+}
+
+/// Keeps how far each store has come, so that one that went back while the node was down is noticed.
+async fn keep_progress(slots: Vec<Slot>, node: Arc<Node>) {
+    let clock = node.membership().clock().clone();
+    let mut seen = 0;
+    loop {
+        seen = clock.shown_above(seen).await;
+        let kept = slots.iter().map(|slot| async {
+            let head = slot.opened.store.head();
+            if head.newest <= slot.record.get().newest {
+                return;
+            }
+            let kept = slot.record.update(|record| record.newest = record.newest.max(head.newest));
+            if let Err(error) = kept.await {
+                let store = slot.opened.store.name();
+                tracing::debug!(%store, %error, "how far a store is was not kept");
+            }
+        });
+        join_all(kept).await;
+        sleep(PROGRESS_EVERY).await;
+    }
+}
+
+/// Deletes keys whose leases do not exist, in each store whenever it is there again. For ever.
+async fn end_dead_leases(router: Arc<Router>, node: Arc<Node>) {
+    let looking = router.stores().map(|store| {
+        let (store, node) = (store.clone(), node.clone());
+        async move {
+            loop {
+                if let Err(error) = node.end_dead_leases(&*store).await {
+                    let name = store.name();
+                    tracing::debug!(store = %name, %error, "keys of dead leases were not looked for");
+                    sleep(LEASES_AGAIN_AFTER).await;
+                    continue;
+                }
+                match store.attach_states().first() {
+                    Some(state) => {
+                        state.away().await;
+                        state.reachable().await;
+                    }
+                    None => pending().await,
+                }
+            }
+        }
+    });
+    join_all(looking).await;
+}
+
+/// Finds keys that lie in a store which their route does not name: they are hidden, and operators
+/// want to know.
+async fn survey(router: Arc<Router>, node: Arc<Node>) {
+    let found = loop {
+        match router.survey(node.revision()).await {
+            Ok(found) => break found,
+            Err(error) => {
+                tracing::debug!(%error, "the search for misrouted keys failed, and begins again");
+            }
+        }
+        sleep(SURVEY_AGAIN_AFTER).await;
+    };
+    for (store, misrouted) in found.into_iter().filter(|(_, misrouted)| *misrouted > 0) {
+        tracing::warn!(%store, misrouted, "keys lie in a store that their route does not name");
+    }
+}
+
+// === impl Tasks ===
+
+impl Tasks {
+    /// Spawns what never ends by itself.
+    fn spawn(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let id = self.running.spawn(work).id();
+        self.names.insert(id, name);
+    }
+
+    /// Spawns what may end.
+    fn spawn_once(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        self.running.spawn(work);
+    }
+
+    /// The name of a task that has ended and should not have.
+    async fn ended(&mut self) -> &'static str {
+        loop {
+            let (id, panicked) = match self.running.join_next_with_id().await {
+                Some(Ok((id, ()))) => (id, false),
+                Some(Err(error)) => (error.id(), true),
+                None => return "all tasks",
+            };
+            match (self.names.remove(&id), panicked) {
+                (Some(name), _) => return name,
+                (None, true) => return "a task of the start",
+                (None, false) => {}
+            }
+        }
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// The node.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Waits until a task has ended that should run as long as the node does. Its name, for people.
+    pub async fn broken(&mut self) -> &'static str {
+        self.tasks.ended().await
+    }
+
+    /// Ends all tasks, keeps where the clock stands, and gives up every store, so that another process may
+    /// have them at once. Whoever serves the node must have stopped.
+    pub async fn close(mut self) {
+        self.tasks.running.shutdown().await;
+        self.node.close().await;
+    }
+}

@@ -1,0 +1,159 @@
+//! What a node is to be made of: data, read off a topology, that opens nothing.
+
+use std::path::Path;
+
+use crate::{
+    route::rule::Rule,
+    topology::{Backend, BackendTls, DEFAULT_NAME, Endpoint, Pool, Topology},
+};
+
+/// A store and how it is reached.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StorePlan {
+    /// The route's name; [`DEFAULT_NAME`] for the default store.
+    pub name: String,
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// How its connections are protected, beside what the endpoint says.
+    pub tls: BackendTls,
+    /// How many connections it may have, and for how long.
+    pub pool: Pool,
+    /// Where it is a node: how many lanes it gets.
+    pub lanes: Option<u16>,
+}
+
+/// A route: which keys, and where they live.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoutePlan {
+    /// Which keys it takes of those that no route before it took.
+    pub rule: Rule,
+    /// Where they live.
+    pub store: StorePlan,
+}
+
+/// A node's stores.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The store that takes what no route does, and keeps what the node must not forget.
+    pub default: StorePlan,
+    /// The routes, in the order in which they are tried.
+    pub routes: Vec<RoutePlan>,
+}
+
+/// What can't be planned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The default store is named twice.
+    #[error(
+        "the default store is given twice, by --endpoint and by `default` in the topology; leave one out"
+    )]
+    TwoDefaults,
+    /// A route goes where the default store is.
+    #[error(
+        "the route `{route}` goes to {place}, which is the default store; give it a store of its own"
+    )]
+    DefaultTaken {
+        /// The route.
+        route: String,
+        /// Where both are.
+        place: String,
+    },
+}
+
+// === impl StorePlan ===
+
+impl StorePlan {
+    fn of(backend: Backend) -> Self {
+        let Backend { name, endpoint, tls, pool, lanes, .. } = backend;
+        Self { name, endpoint, tls, pool, lanes }
+    }
+
+    /// What two that mean the same store share.
+    fn place(&self) -> String {
+        match &self.endpoint {
+            Endpoint::Sqlite { path: Some(path), .. } => {
+                // A file that is not there yet is itself.
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                path.components().collect::<std::path::PathBuf>().display().to_string()
+            }
+            Endpoint::Postgres(database) | Endpoint::Mysql(database) => database.identity(),
+            other => other.to_string(),
+        }
+    }
+
+    /// Whether the store may be a node, which has a life of its own: what speaks etcd's protocol is found
+    /// out when it is reached.
+    pub fn may_be_a_node(&self) -> bool {
+        matches!(self.endpoint, Endpoint::Etcd { .. })
+    }
+}
+
+// === impl Plan ===
+
+impl Plan {
+    /// The plan of a topology, with the default store that the command line names; where nobody does, it
+    /// is a file in `data_dir`.
+    ///
+    /// # Errors
+    /// Where the default store is named twice, or a route goes there.
+    pub fn new(
+        topology: Topology,
+        endpoint: Option<Endpoint>,
+        data_dir: &Path,
+    ) -> Result<Self, PlanError> {
+        let endpoint = match (endpoint, topology.default) {
+            (Some(_), Some(_)) => return Err(PlanError::TwoDefaults),
+            (endpoint, default) => endpoint.or(default),
+        };
+        let default = StorePlan {
+            name: DEFAULT_NAME.to_owned(),
+            endpoint: match endpoint {
+                None | Some(Endpoint::Sqlite { path: None, .. }) => {
+                    Endpoint::Sqlite { path: Some(data_dir.join("pleach.db")), ignored: Vec::new() }
+                }
+                Some(endpoint) => endpoint,
+            },
+            tls: BackendTls::default(),
+            pool: Pool::default(),
+            lanes: None,
+        };
+        let routes = topology
+            .backends
+            .into_iter()
+            .map(|backend| RoutePlan { rule: backend.rule.clone(), store: StorePlan::of(backend) });
+        let routes: Vec<RoutePlan> = routes.collect();
+        let place = default.place();
+        match routes.iter().find(|route| route.store.place() == place) {
+            Some(route) => Err(PlanError::DefaultTaken { route: route.store.name.clone(), place }),
+            None => Ok(Self { default, routes }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topology_becomes_a_plan_with_one_default_store() {
+        let text = "default: sqlite:///a.db\nbackends:\n- {name: pods, endpoint: \"http://h:1\", \
+                    prefix: {prefix: pods}, lanes: 4}\n";
+        let data = Path::new("data");
+        let topology = || Topology::parse(text, "t.yaml").expect("it is a good one");
+        let plan = Plan::new(topology(), None, data).expect("one default");
+        assert_eq!(plan.default.name, DEFAULT_NAME);
+        assert_eq!(plan.routes.len(), 1);
+        assert!(plan.routes[0].store.may_be_a_node() && !plan.default.may_be_a_node());
+        assert_eq!(plan.routes[0].store.lanes, Some(4));
+        let endpoint = Endpoint::parse("sqlite:///b.db").expect("a good endpoint");
+        let two = Plan::new(topology(), Some(endpoint), data);
+        assert_eq!(two, Err(PlanError::TwoDefaults));
+        let alone = Plan::new(Topology::default(), None, data).expect("one default");
+        let file = Some(data.join("pleach.db"));
+        assert!(matches!(alone.default.endpoint, Endpoint::Sqlite { path, .. } if path == file));
+        let text = "backends:\n- {name: same, endpoint: \"sqlite://./d/../d/pleach.db\", prefix: {prefix: a}}\n";
+        let same = Topology::parse(text, "t.yaml").expect("it is a good one");
+        let refused = Plan::new(same, None, Path::new("./d/../d")).expect_err("it is taken");
+        assert!(refused.to_string().contains("`same`"), "{refused}");
+    }
+}
