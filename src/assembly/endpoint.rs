@@ -128,12 +128,7 @@ impl At {
                     self.clock.clone(),
                     self.expected,
                 );
-                match opened.await {
-                    Ok(store) => Ok(store),
-                    Err(error) => {
-                        Err(Refusal { may_pass: error.may_pass(), reason: Box::new(error) })
-                    }
-                }
+                Ok(opened.await.map_err(|error| Refusal::of(error.may_pass(), error))?)
             }
             Endpoint::Postgres(database) => {
                 self.open_remote(Postgres::new(self.database(database))).await
@@ -160,10 +155,7 @@ impl At {
             clock,
             self.incarnation(),
         );
-        match Box::pin(opened).await {
-            Ok(store) => Ok(store),
-            Err(error) => Err(Refusal { may_pass: error.may_pass(), reason: Box::new(error) }),
-        }
+        Ok(Box::pin(opened).await.map_err(|error| Refusal::of(error.may_pass(), error))?)
     }
 
     async fn open_etcd(&self, address: &Address) -> Led {
@@ -171,10 +163,7 @@ impl At {
         let clock = self.clock.clone();
         let opened =
             etcd::open_known(name, &place, address, &self.owner, clock, self.incarnation());
-        match Box::pin(opened).await {
-            Ok(store) => Ok(store),
-            Err(error) => Err(Refusal { may_pass: error.may_pass(), reason: Box::new(error) }),
-        }
+        Ok(Box::pin(opened).await.map_err(|error| Refusal::of(error.may_pass(), error))?)
     }
 
     /// What speaks etcd's protocol, once it is known whether that is a node.

@@ -215,17 +215,17 @@ impl Lanes {
             }
             let is_mine = |giver: &Member| giver.id == me.id;
             // What it holds may be less than what it was assigned meanwhile.
-            let is_taken = |held: &HeldLanes| {
+            let is_taken = holds.is_some_and(|held| {
                 held.giver.as_ref().is_some_and(is_mine)
                     && held.blocks.iter().all(|block| covers(&known.blocks, *block))
-            };
-            let wanted = match holds.is_some_and(is_taken) {
+            });
+            let wanted = match is_taken {
                 true => requested.unwrap_or(0),
                 // It did not take them yet, since they are too few for its children.
                 false => requested.unwrap_or(needed),
             };
             let more = wanted.saturating_sub(count(&known.blocks));
-            if holds.is_some_and(is_taken) || known.requested == requested {
+            if is_taken || known.requested == requested {
                 self.grow(me, child, more)?;
                 is_changed |= more > 0 || self.assigned[at].requested != requested;
                 self.assigned[at].requested = requested;

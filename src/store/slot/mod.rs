@@ -71,6 +71,15 @@ pub struct Refusal {
     pub may_pass: bool,
 }
 
+// === impl Refusal ===
+
+impl Refusal {
+    /// A refusal for `reason`.
+    pub fn of(may_pass: bool, reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { reason: reason.into(), may_pass }
+    }
+}
+
 /// A store, or what stands in for it.
 #[derive(Debug)]
 pub struct Opened {

@@ -512,15 +512,13 @@ impl<D: Driver> Session for RemoteSession<D> {
     async fn release(&mut self) {
         let Ok(title) = self.title() else { return };
         let (tenure, release) = (title.tenure.clone(), title.release.clone());
-        let released = match self.begin_as_owner().await {
-            Ok(_) => {
-                // From then on others may write it.
-                tenure.end();
-                self.number(&release).await.map(drop)
-            }
+        let begun = self.begin_as_owner().await;
+        // Before it is given up: from then on others may write it.
+        tenure.end();
+        let released = match begun {
+            Ok(_) => self.number(&release).await.map(drop),
             Err(error) => Err(error),
         };
-        tenure.end();
         if let Err(error) = released {
             tracing::info!(%error, "the store was not given up; whoever wants it waits until it is free");
         }
