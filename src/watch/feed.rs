@@ -8,7 +8,7 @@ use std::{
 
 use futures::StreamExt as _;
 use tokio::{sync::Notify, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     inbox::{Inbox, Item, Tag},
@@ -27,13 +27,14 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// How long a feed waits before it follows a log again that broke off.
 const RESUME_AFTER: Duration = Duration::from_millis(100);
 
-/// A log and its watchers.
+/// A log and its watchers. It is followed for as long as anyone holds the feed.
 #[derive(Debug)]
 pub(super) struct Feed {
     store: Arc<Router>,
     clock: SharedClock,
     state: Mutex<State>,
     moved: Notify,
+    _following: DropGuard,
 }
 
 #[derive(Debug)]
@@ -85,7 +86,7 @@ pub(super) struct Joined {
 // === impl Feed ===
 
 impl Feed {
-    /// A feed of what `store` commits from now on, until `stopped`.
+    /// A feed of what `store` commits from now on, until `stopped`, or until nobody holds it.
     pub(super) fn start(
         store: Arc<Router>,
         clock: SharedClock,
@@ -96,9 +97,16 @@ impl Feed {
         let closed = store.announce_closed();
         let tail = store.tail(closed);
         let state = State { closed, index: Index::default(), watchers: HashMap::new(), next_id: 0 };
-        let feed = Arc::new(Self { store, clock, state: Mutex::new(state), moved: Notify::new() });
-        let follow = feed.clone().follow(tail);
-        tokio::spawn(async move { stopped.run_until_cancelled(follow).await });
+        let following = stopped.child_token();
+        let feed = Arc::new(Self {
+            store,
+            clock,
+            state: Mutex::new(state),
+            moved: Notify::new(),
+            _following: following.clone().drop_guard(),
+        });
+        let follow = follow(Arc::downgrade(&feed), tail);
+        tokio::spawn(async move { following.run_until_cancelled(follow).await });
         feed
     }
 
@@ -238,15 +246,6 @@ impl Feed {
         });
     }
 
-    async fn follow(self: Arc<Self>, mut tail: Tail) {
-        loop {
-            let error = self.hand_on_all(tail).await;
-            tracing::warn!(store = %self.store.name(), %error, "a feed lost its log, and resumes");
-            tokio::time::sleep(RESUME_AFTER).await;
-            tail = self.resume(matches!(error, StoreError::Compacted { .. }));
-        }
-    }
-
     /// A log to go on with: from where the feed is, or, where the log does not say what was before, from
     /// what was shown: from beyond that nobody comes who reads for himself. Watchers that may lack something
     /// then are sent to find out.
@@ -266,19 +265,6 @@ impl Feed {
         tail
     }
 
-    async fn hand_on_all(&self, mut tail: Tail) -> StoreError {
-        loop {
-            match tail.next().await {
-                Some(Ok(batch)) => self.hand_on(batch),
-                Some(Err(error)) => return error,
-                None => {
-                    let store = self.store.name().clone();
-                    return StoreError::Unavailable { store, reason: "its log ended".into() };
-                }
-            }
-        }
-    }
-
     fn hand_on(&self, batch: LogBatch) {
         {
             let mut state = self.lock();
@@ -289,6 +275,35 @@ impl Feed {
             state.closed = state.closed.max(batch.closed);
         }
         self.moved.notify_waiters();
+    }
+}
+
+/// Hands on what a log yields, and goes on where it broke off, for as long as anyone holds the feed.
+async fn follow(feed: Weak<Feed>, mut tail: Tail) {
+    let mut is_lost = false;
+    loop {
+        let next = tail.next().await;
+        let Some(held) = feed.upgrade() else { return };
+        let error = match next {
+            Some(Ok(batch)) => {
+                is_lost = false;
+                held.hand_on(batch);
+                continue;
+            }
+            Some(Err(error)) => error,
+            None => {
+                let store = held.store.name().clone();
+                StoreError::Unavailable { store, reason: "its log ended".into() }
+            }
+        };
+        if !is_lost {
+            tracing::warn!(store = %held.store.name(), %error, "a feed lost its log, and resumes");
+        }
+        is_lost = true;
+        drop(held);
+        tokio::time::sleep(RESUME_AFTER).await;
+        let Some(held) = feed.upgrade() else { return };
+        tail = held.resume(matches!(error, StoreError::Compacted { .. }));
     }
 }
 

@@ -22,7 +22,7 @@ mod stream;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -42,11 +42,13 @@ use crate::{
 pub struct Hub {
     root: Arc<Router>,
     clock: SharedClock,
-    /// By the name of the stores they follow.
-    feeds: Mutex<HashMap<Arc<str>, Arc<Feed>>>,
+    /// By the name of the stores they follow. Their watchers hold them: a feed ends with its last.
+    feeds: Mutex<Feeds>,
     /// Feeds end with the hub.
     stopped: CancellationToken,
 }
+
+type Feeds = HashMap<Arc<str>, Weak<Feed>>;
 
 // === impl Hub ===
 
@@ -57,16 +59,22 @@ impl Hub {
         Arc::new(Self { root, clock, feeds: Mutex::default(), stopped })
     }
 
+    fn lock(&self) -> MutexGuard<'_, Feeds> {
+        // A map that nothing panics in.
+        self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The feed that serves watchers of a range; made where there is none. Call it in a runtime.
     fn feed(&self, range: &KeyRange) -> Arc<Feed> {
         let store = self.root.narrow(range);
-        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(feed) = feeds.get(store.name()) {
-            return feed.clone();
+        let mut feeds = self.lock();
+        if let Some(feed) = feeds.get(store.name()).and_then(Weak::upgrade) {
+            return feed;
         }
+        feeds.retain(|_, feed| feed.strong_count() > 0);
         let name = store.name().clone();
         let feed = Feed::start(store, self.clock.clone(), self.stopped.clone());
-        feeds.insert(name, feed.clone());
+        feeds.insert(name, Arc::downgrade(&feed));
         feed
     }
 
@@ -78,16 +86,21 @@ impl Hub {
         prefix.put_u8(b'/');
         let range = KeyRange::prefix(prefix.freeze());
         let name = self.root.narrow(&range).name().clone();
-        let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(feed) = feeds.get(&name).cloned() else { return };
-        drop(feeds);
-        feed.push_progress(&range, revision);
+        let feed = self.lock().get(&name).and_then(Weak::upgrade);
+        if let Some(feed) = feed {
+            feed.push_progress(&range, revision);
+        }
     }
 
     /// Watchers that are up to date, over all feeds.
     pub fn watchers(&self) -> usize {
-        let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        feeds.values().map(|feed| feed.watchers()).sum()
+        let feeds: Vec<Arc<Feed>> = self.lock().values().filter_map(Weak::upgrade).collect();
+        feeds.iter().map(|feed| feed.watchers()).sum()
+    }
+
+    /// The logs that are followed.
+    pub fn feeds(&self) -> usize {
+        self.lock().values().filter(|feed| feed.strong_count() > 0).count()
     }
 
     fn current(&self) -> Revision {
@@ -113,4 +126,62 @@ pub struct Filters {
 /// The key that etcd takes an empty one for.
 pub fn watched_key(key: Bytes) -> Bytes {
     if key.is_empty() { Bytes::from_static(b"\0") } else { key }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        clock::{Clock, Lane},
+        store::memory::Memory,
+    };
+
+    fn create(start: Revision) -> Request {
+        let (filters, prev_kv, fragment) = (Filters::default(), false, false);
+        let (range, wants_progress) = (KeyRange::all(), false);
+        Request::Create(Create {
+            watcher: 7,
+            range,
+            start,
+            wants_progress,
+            filters,
+            prev_kv,
+            fragment,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_feed_ends_with_its_last_watcher_and_another_begins_with_the_next() {
+        let clock = SharedClock::new(Clock::new(0, 100, Lane::ALL));
+        let hub = Hub::new(Router::single(Memory::new("m", clock.clone())), clock);
+        let (output, mut responses) = mpsc::channel(8);
+        let (requests, asked) = mpsc::channel(8);
+        let stream = Stream::new(hub.clone(), output, Duration::from_secs(60));
+        let running = tokio::spawn(stream.run(asked));
+        for start in [0, 1] {
+            requests.send(create(start)).await.expect("the stream runs");
+            let made = responses.recv().await;
+            assert!(matches!(made, Some(Response::Created { watcher: 7, .. })), "{made:?}");
+            while hub.watchers() == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(hub.feeds(), 1);
+            requests.send(Request::Cancel(7)).await.expect("the stream runs");
+            let ended = responses.recv().await;
+            assert!(matches!(ended, Some(Response::Canceled { watcher: 7, .. })), "{ended:?}");
+            assert_eq!(hub.feeds(), 0);
+        }
+        // One that goes with its stream.
+        requests.send(create(0)).await.expect("the stream runs");
+        while hub.watchers() == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(requests);
+        running.await.expect("it does not panic");
+        assert_eq!(hub.feeds(), 0);
+    }
 }

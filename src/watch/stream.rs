@@ -137,22 +137,26 @@ enum State {
 /// The task in which a watcher reads the log: of its own, since the stream waits for its client, and
 /// must not hold up who reads, nor wait behind him.
 #[derive(Debug)]
-struct Reader(JoinHandle<()>);
+struct Reader {
+    task: JoinHandle<()>,
+    /// Held until the watcher has its place in it, which it may have got already.
+    _feed: Arc<Feed>,
+}
 
 // === impl Reader ===
 
 impl Reader {
     /// Ends the task; when this returns it sends nothing more.
     async fn end(&mut self) {
-        self.0.abort();
+        self.task.abort();
         // Either it was aborted or it had ended.
-        let _ = (&mut self.0).await;
+        let _ = (&mut self.task).await;
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -223,10 +227,9 @@ impl Stream {
             return self.send(Response::Refused { revision, reason }).await;
         }
         let watcher = self.choose_id(create.watcher);
-        let start = match create.start {
-            0 => self.hub.feed(&create.range).now().await + 1,
-            start => start,
-        };
+        // Held until the watcher does.
+        let feed = self.hub.feed(&create.range);
+        let start = if create.start == 0 { feed.now().await + 1 } else { create.start };
         self.send(Response::Created { watcher, revision }).await?;
         let Create { range, filters, wants_progress, prev_kv, fragment, .. } = create;
         let wanted = Wanted { range, filters, prev_kv, fragment };
@@ -235,7 +238,7 @@ impl Stream {
         self.next_serial = self.next_serial.wrapping_add(1);
         let made = Watcher { tag, wanted, start, wants_progress, was_told: true, told: 0, state };
         self.watchers.insert(watcher, made);
-        self.catch_up(tag, start - 1);
+        self.catch_up(tag, start - 1, feed);
         Ok(())
     }
 
@@ -264,11 +267,10 @@ impl Stream {
     }
 
     /// Joins the feed at once where that is possible, else begins to read the log.
-    fn catch_up(&mut self, tag: Tag, after: Revision) {
+    fn catch_up(&mut self, tag: Tag, after: Revision, feed: Arc<Feed>) {
         let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
             return;
         };
-        let feed = self.hub.feed(&watcher.wanted.range);
         let joining = Joining {
             inbox: self.inbox.clone(),
             watcher: tag,
@@ -282,8 +284,16 @@ impl Stream {
         }
         let wanted = watcher.wanted.clone();
         let (output, turn) = (self.output.clone(), self.reading.clone());
-        let reading = Reading { feed, joining, wanted, output, turn };
-        watcher.state = State::Behind(Reader(tokio::spawn(reading.run(after))));
+        let reading = Reading { feed: feed.clone(), joining, wanted, output, turn };
+        let task = tokio::spawn(reading.run(after));
+        watcher.state = State::Behind(Reader { task, _feed: feed });
+    }
+
+    /// Its feed had no more room for it.
+    fn fall_behind(&mut self, tag: Tag, after: Revision) {
+        let Some(watcher) = self.watchers.get(&tag.id).filter(|it| it.tag == tag) else { return };
+        let feed = self.hub.feed(&watcher.wanted.range);
+        self.catch_up(tag, after, feed);
     }
 
     fn caught_up(&mut self, tag: Tag, joined: Joined, after: Revision) {
@@ -347,7 +357,7 @@ impl Stream {
                     }
                 }
                 Item::Failed { watcher, error } => self.failed(watcher, error).await?,
-                Item::Behind { watcher, after } => self.catch_up(watcher, after),
+                Item::Behind { watcher, after } => self.fall_behind(watcher, after),
                 Item::Commit { .. } => {}
             }
         }
