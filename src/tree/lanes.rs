@@ -22,8 +22,11 @@ use crate::{
     wire::Member,
 };
 
-/// A node assigns a child one part in so many of its own lanes, where the route does not say.
+/// A node assigns a child one part in so many of its own lanes, where the route does not say, and no more
+/// than one part in so many of those that are left: the more children, the smaller their shares. They grow
+/// when they need more.
 const PARTS: u16 = 64;
+const PARTS_LEFT: u16 = 60;
 
 /// The lanes of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -206,7 +209,7 @@ impl Lanes {
             ..HeldLanes::default()
         });
         let own = held.blocks.clone();
-        let share = (count(&own) / PARTS).max(1);
+        let share = (count(&own) / PARTS).min(self.left() / PARTS_LEFT).max(1);
         if let Some(at) = self.assigned.iter().position(|it| it.child.id == child.id) {
             let known = &mut self.assigned[at];
             if known.credential.is_empty() && !fresh.is_empty() {
@@ -457,6 +460,17 @@ mod tests {
             prop_assert!(LaneBlock::check_disjoint(&all).is_ok(), "{:?}", all);
             prop_assert_eq!(Lanes::of_record(&lanes.to_record()), Some(lanes));
         }
+    }
+
+    /// Where no route says `lanes`, a root has room for hundreds of children, and a region among them for more
+    /// tenants than it got lanes at first.
+    #[test]
+    fn hundreds_of_children_fit_below_a_root() {
+        let mut root = Lanes::default();
+        let mut assign =
+            |child| root.assign(&member(0), &member(child), None, None, 0, Bytes::new());
+        let fits = (1..).take_while(|child| assign(*child).is_ok()).count();
+        assert_eq!((fits, root.left()), (261, 0));
     }
 
     #[test]
