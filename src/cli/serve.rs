@@ -219,18 +219,23 @@ impl Serve {
             let (face, stopped) = (face.clone(), stopping.clone().cancelled_owned());
             servers.spawn(async move { Ok(face.serve_admin(listener, stopped).await?) });
         }
-        tokio::select! {
-            name = signals.next() => tracing::info!(signal = name, "stopping"),
-            Some(ended) = servers.join_next() => return ended?,
-            task = running.broken() => bail!("the task to {task} has ended, which is a defect of Pleach; \
-                the log says more"),
-        }
+        let ended = tokio::select! {
+            name = signals.next() => {
+                tracing::info!(signal = name, "stopping");
+                Ok(())
+            }
+            Some(ended) = servers.join_next() => ended.unwrap_or_else(|panic| Err(panic.into())),
+            task = running.broken() => Err(anyhow::anyhow!(
+                "the task to {task} has ended, which is a defect of Pleach; the log says more"
+            )),
+        };
+        // However it ends, clients go elsewhere and others may have the stores.
         stopping.cancel();
         drain(servers, signals).await;
         if tokio::time::timeout(CLOSE_WITHIN, running.close()).await.is_err() {
             tracing::warn!("stopped before every store was given up; who wants them waits");
         }
-        Ok(())
+        ended
     }
 
     /// Listens before the stores are open: a connection that waits costs its client less than one

@@ -110,13 +110,18 @@ impl Services {
         join_all(asked).await
     }
 
-    /// Why the node can't serve, if it can't.
+    /// Why the node is not healthy, if it is not.
     async fn trouble(&self) -> Option<String> {
+        if self.node.is_out_of_space() && !self.stopping.is_cancelled() {
+            return Some("ALARM NOSPACE".to_owned());
+        }
+        self.unanswering().await
+    }
+
+    /// Why the node does not answer, if it does not.
+    pub(super) async fn unanswering(&self) -> Option<String> {
         if self.stopping.is_cancelled() {
             return Some("the node is stopping".to_owned());
-        }
-        if self.node.is_out_of_space() {
-            return Some("ALARM NOSPACE".to_owned());
         }
         let probe = bytes::Bytes::from_static(b"health");
         self.node.get(probe).await.err().map(|error| error.to_string())

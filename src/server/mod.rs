@@ -8,6 +8,7 @@ mod check;
 mod cluster;
 mod election;
 mod failures;
+mod health;
 mod http;
 mod kv;
 mod lease;
@@ -28,6 +29,7 @@ use tonic::{
     service::Routes,
     transport::{Certificate, Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
+use tonic_health::pb::health_server::HealthServer;
 use tower::util::MapRequestLayer;
 
 use self::failures::Failures;
@@ -197,13 +199,6 @@ impl Services {
     pub async fn routes(self) -> Routes {
         // One bound for all: what a write may be, and what stands around it.
         let max = self.limits.request_bytes_max + GRPC_OVERHEAD_BYTES;
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_service_status("", tonic_health::ServingStatus::Serving).await;
-        let stopping = self.stopping.clone();
-        tokio::spawn(async move {
-            stopping.cancelled().await;
-            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-        });
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .build_v1();
@@ -214,7 +209,7 @@ impl Services {
         let face = || self.clone();
         let kv = pb::kv_server::KvServer::new(face()).max_decoding_message_size(max);
         let routes = routes
-            .add_service(health_service)
+            .add_service(HealthServer::new(face()))
             .add_service(kv)
             .add_service(
                 treepb::tree_server::TreeServer::new(face()).max_decoding_message_size(max),

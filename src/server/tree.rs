@@ -194,6 +194,16 @@ impl Services {
         self.node.advance_to(self.believed(revision)?).await.map_err(refused)
     }
 
+    /// Refuses what asks about revisions that neither this node nor its parent, as this request says, has
+    /// reached.
+    fn check_reached(&self, revision: Revision) -> Result<(), Status> {
+        let current = self.node.membership().clock().now();
+        if revision <= current {
+            return Ok(());
+        }
+        Err(refused(StoreError::FutureRevision { current }))
+    }
+
     /// A revision of the parent's; not where that leaps as no tree ever does.
     fn believed(&self, revision: Revision) -> Result<Revision, Status> {
         let now = self.node.membership().clock().now();
@@ -356,6 +366,9 @@ impl pb::tree_server::Tree for Services {
     ) -> Result<Response<pb::EndLeaseResponse>, Status> {
         self.enter(&request).await?;
         let pb::EndLeaseRequest { lease, leases_ended } = *request.get_ref();
+        if lease <= 0 {
+            return Err(Status::invalid_argument("pleach: the lease is missing"));
+        }
         let fence = self.fence(&request, leases_ended);
         let ended = self.node.end_lease_for_parent(lease, fence).await;
         Ok(Response::new(pb::EndLeaseResponse { revision: ended.map_err(refused)? }))
@@ -376,6 +389,7 @@ impl pb::tree_server::Tree for Services {
     ) -> Result<Response<pb::ReadResponse>, Status> {
         self.enter(&request).await?;
         let asked = request.into_inner();
+        self.check_reached(asked.revision)?;
         let read = Query {
             range: KeyRange::from_wire(asked.key, asked.range_end),
             revision: asked.revision,
@@ -398,6 +412,7 @@ impl pb::tree_server::Tree for Services {
     ) -> Result<Response<pb::CountResponse>, Status> {
         self.enter(&request).await?;
         let pb::CountRequest { key, range_end, revision } = request.into_inner();
+        self.check_reached(revision)?;
         let range = KeyRange::from_wire(key, range_end);
         let count = self.node.root().count(&Query::new(range, revision)).await.map_err(refused)?;
         Ok(Response::new(pb::CountResponse { count }))
@@ -409,6 +424,7 @@ impl pb::tree_server::Tree for Services {
     ) -> Result<Response<pb::CompactResponse>, Status> {
         self.enter(&request).await?;
         let pb::CompactRequest { revision, wait } = request.into_inner();
+        self.check_reached(revision)?;
         self.node.root().compact(revision, wait).await.map_err(refused)?;
         Ok(Response::new(pb::CompactResponse {}))
     }

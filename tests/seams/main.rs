@@ -17,6 +17,7 @@ mod support;
 #[path = "../tree/call.rs"]
 mod call;
 
+mod health;
 mod lanes;
 mod leases;
 mod ownership;

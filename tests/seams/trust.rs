@@ -325,6 +325,50 @@ async fn a_join_that_is_refused_moves_no_clock() -> Result<()> {
     Ok(())
 }
 
+/// A parent that is let in asks for no more than its clients may: no lease that is none, nothing beyond what
+/// either has reached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parent_asks_for_nothing_that_no_client_may() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut child = node(folder.path(), "child", &["--parent=root"])?;
+    let channel = child.start().await?;
+    let written = put(&channel, "kept", "without a lease").await?;
+    let mut client = TreeClient::new(channel.clone());
+    let lanes = vec![tree::Lanes { first: 1, count: 16 }];
+    let join = tree::JoinRequest { lanes, credential: "agreed".into() };
+    client.join(forged(join, written, 77)).await?;
+    fn shown<T>(message: T, clock: i64) -> Request<T> {
+        let mut request = forged(message, clock, 77);
+        let credential = MetadataValue::from_bytes(b"agreed");
+        request.metadata_mut().insert_bin("pleach-credential-bin", credential);
+        request
+    }
+    let before = client.leases(shown(tree::LeasesRequest {}, written)).await;
+    before.context("the parent is not let in")?;
+    let far = written + (1 << 30);
+    for lease in [0, -1] {
+        let end = tree::EndLeaseRequest { lease, leases_ended: 0 };
+        let refused = client.end_lease(shown(end, written)).await.err();
+        let refused = refused.with_context(|| format!("lease {lease} was ended"))?;
+        ensure!(refused.code() == tonic::Code::InvalidArgument, "{refused:?}");
+    }
+    let read = tree::ReadRequest { revision: far, range_end: "\0".into(), ..Default::default() };
+    let count = tree::CountRequest { revision: far, range_end: "\0".into(), ..Default::default() };
+    let compact = tree::CompactRequest { revision: far, wait: false };
+    for refused in [
+        client.read(shown(read, written)).await.map(drop),
+        client.count(shown(count, written)).await.map(drop),
+        client.compact(shown(compact, written)).await.map(drop),
+    ] {
+        let refused = refused.err().context("what lies ahead of both was answered")?;
+        ensure!(refused.code() == tonic::Code::OutOfRange, "{refused:?}");
+    }
+    ensure!(get(&channel, "kept").await?.is_some(), "a key without a lease is gone");
+    let after = put(&channel, "own", "x").await?;
+    ensure!(after < far, "the clock leapt from {written} to {after}");
+    Ok(())
+}
+
 /// A clock that was driven up goes back with the documented command, where nothing was written there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_was_driven_up_is_mended_by_a_command() -> Result<()> {
