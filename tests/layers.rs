@@ -26,7 +26,11 @@ const ROOMS: &[Room] = &[
         &["proto", "model", "clock", "store", "store/attach", "store/records"],
         &["async_trait", "tokio", "tokio_util"],
     ),
-    ("store/led", &["model", "store"], &["bytes", "rustix", "tokio"]),
+    (
+        "store/led",
+        &["model", "clock", "store", "store/attach"],
+        &["async_trait", "bytes", "rustix", "tokio"],
+    ),
     (
         "store/memory",
         &["model", "clock", "store", "store/led", "store/attach"],
@@ -34,12 +38,12 @@ const ROOMS: &[Room] = &[
     ),
     (
         "store/sql",
-        &["proto", "model", "clock", "wire", "net", "store", "store/led", "store/attach"],
+        &["proto", "model", "clock", "wire", "net", "store", "store/led"],
         &["async_trait", "bytes", "prost", "rusqlite", "sqlx", "tokio"],
     ),
     (
         "store/etcd",
-        &["proto", "model", "clock", "wire", "net", "store", "store/led", "store/attach"],
+        &["proto", "model", "clock", "wire", "net", "store", "store/led"],
         &["async_trait", "bytes", "prost", "tokio", "tokio_stream", "tonic"],
     ),
     (
@@ -296,6 +300,7 @@ const CRATES: &[&str] = &[
     "http",
     "hyper",
     "hyper_util",
+    "mimalloc",
     "opentelemetry",
     "opentelemetry_otlp",
     "opentelemetry_sdk",
@@ -324,12 +329,46 @@ const CRATES: &[&str] = &[
     "x509_parser",
 ];
 
+/// The sources but for files of tests alone.
 fn all() -> Vec<(String, String)> {
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).expect("a source is text");
         (module(&path), text)
     };
-    sources(&root()).into_iter().map(read).collect()
+    let is_code = |path: &PathBuf| path.file_name().is_none_or(|name| name != "tests.rs");
+    sources(&root()).into_iter().filter(is_code).map(read).collect()
+}
+
+/// A crate that is not listed could be named everywhere.
+#[test]
+fn every_crate_of_the_package_is_listed() {
+    let manifest = root().with_file_name("Cargo.toml");
+    let manifest = fs::read_to_string(manifest).expect("the manifest is text");
+    let dependencies = manifest.split_once("\n[dependencies]\n").expect("there are some").1;
+    let dependencies = dependencies.split("\n[").next().unwrap_or_default();
+    let names = dependencies.lines().filter_map(|line| line.split_once(" =")).map(|(name, _)| name);
+    let names: BTreeSet<String> = names.map(|name| name.trim().replace('-', "_")).collect();
+    let unlisted: Vec<&String> =
+        names.iter().filter(|name| !CRATES.contains(&name.as_str())).collect();
+    assert!(names.len() > 20 && unlisted.is_empty(), "{unlisted:?} of {names:?}");
+}
+
+/// What ARCHITECTURE.md tells people of the rooms is what holds.
+#[test]
+fn the_architecture_lists_the_same_rooms() {
+    let page = root().with_file_name("ARCHITECTURE.md");
+    let page = fs::read_to_string(page).expect("the page is text");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    let told: BTreeMap<&str, &str> = rows.collect();
+    for (room, rooms, crates) in ROOMS {
+        let list = |names: &[&str]| match names {
+            [] => "–".to_owned(),
+            names => names.join(", "),
+        };
+        let row = told.get(room).unwrap_or_else(|| panic!("{room} is not in the table"));
+        let ours = format!("| {} | {} |", list(rooms), list(crates));
+        assert!(row.ends_with(&ours), "the row of {room} ends with `{row}`, not `{ours}`");
+    }
 }
 
 #[test]

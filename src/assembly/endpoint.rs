@@ -14,8 +14,8 @@ use crate::{
         connect::Address,
     },
     store::{
-        Expected, RecordStore, Store, etcd,
-        slot::{Opener, Refusal},
+        Expected, RecordStore, etcd,
+        slot::{Occupant, Opener, Refusal},
         sql::{
             mysql::Mysql,
             postgres::Postgres,
@@ -30,6 +30,9 @@ use crate::{
 /// How long a connection that reads is used, where the topology does not say: servers behind a
 /// balancer are spread anew.
 const READER_LIFE_TIME_MAX: Duration = Duration::from_secs(30 * 60);
+
+/// How long one is kept that nobody needs, likewise.
+const READER_IDLE_TIME_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// How long a start waits for a child to be attached.
 const CHILD_WAIT_MAX: Duration = Duration::from_secs(3);
@@ -55,17 +58,14 @@ impl Opens for Endpoints {
         let expected = Expected { incarnation: None, adopts };
         let at =
             At { plan: plan.clone(), owner: self.owner.clone(), clock: clock.clone(), expected };
-        match &plan.endpoint {
-            Endpoint::Etcd { urls, login, .. } => {
-                let address = etcd_address(urls, login.clone(), &plan.tls);
-                let place = plan.endpoint.to_string();
-                match answerer(&place, &address).await? {
-                    (_, Answerer::Node) => Err(refusal(&place, DEFAULT_IS_A_NODE, false)),
-                    (_, Answerer::Other) => at.open_etcd(&address).await,
-                }
+        if let Endpoint::Etcd { urls, login, .. } = &plan.endpoint {
+            let address = etcd_address(urls, login.clone(), &plan.tls);
+            let place = plan.endpoint.to_string();
+            if let (_, Answerer::Node) = answerer(&place, &address).await? {
+                return Err(refusal(&place, DEFAULT_IS_A_NODE, false));
             }
-            _ => at.open_led().await,
         }
+        at.open_led().await
     }
 
     fn opener(&self, route: &RoutePlan, context: Context) -> Opener {
@@ -86,7 +86,7 @@ impl Opens for Endpoints {
                         let terms = Terms { lanes, ranges, ..Terms::default() };
                         at.open_etcd_or_node(&address, context, terms).await
                     }
-                    _ => Ok(at.open_led().await? as Arc<dyn Store>),
+                    _ => Ok(Occupant::owned(at.open_led().await?)),
                 }
             })
         })
@@ -116,7 +116,7 @@ impl At {
         Database { must_exist, ..protected(database, &self.plan.tls) }
     }
 
-    /// Opens what needs nobody to find out what it is.
+    /// Opens a store that this node writes alone.
     async fn open_led(&self) -> Led {
         match &self.plan.endpoint {
             Endpoint::Sqlite { path, .. } => {
@@ -128,7 +128,7 @@ impl At {
                     self.clock.clone(),
                     self.expected,
                 );
-                Ok(opened.await.map_err(|error| Refusal::of(error.may_pass(), error))?)
+                opened.await.map_err(|error| Refusal::of(error.may_pass(), error))
             }
             Endpoint::Postgres(database) => {
                 self.open_remote(Postgres::new(self.database(database))).await
@@ -155,7 +155,7 @@ impl At {
             clock,
             self.incarnation(),
         );
-        Ok(Box::pin(opened).await.map_err(|error| Refusal::of(error.may_pass(), error))?)
+        Box::pin(opened).await.map_err(|error| Refusal::of(error.may_pass(), error))
     }
 
     async fn open_etcd(&self, address: &Address) -> Led {
@@ -163,7 +163,7 @@ impl At {
         let clock = self.clock.clone();
         let opened =
             etcd::open_known(name, &place, address, &self.owner, clock, self.incarnation());
-        Ok(Box::pin(opened).await.map_err(|error| Refusal::of(error.may_pass(), error))?)
+        Box::pin(opened).await.map_err(|error| Refusal::of(error.may_pass(), error))
     }
 
     /// What speaks etcd's protocol, once it is known whether that is a node.
@@ -172,13 +172,13 @@ impl At {
         address: &Address,
         context: Context,
         terms: Terms,
-    ) -> Result<Arc<dyn Store>, Refusal> {
+    ) -> Result<Occupant, Refusal> {
         let (name, place) = (&self.plan.name, self.plan.endpoint.to_string());
         let (connections, answers) = answerer(&place, address).await?;
         let Some(attach_state) = context.attach_state.filter(|_| answers == Answerer::Node) else {
             // An etcd is not pinged as often as a node.
             drop(connections);
-            return Ok(self.open_etcd(address).await? as Arc<dyn Store>);
+            return Ok(Occupant::owned(self.open_led().await?));
         };
         if address.urls.len() > 1 {
             return Err(refusal(&place, NODE_OF_MANY, false));
@@ -190,7 +190,7 @@ impl At {
         let store = NodeStore::open(name, connections, membership, attach_state.clone(), terms);
         // Where it can't be attached it is away, and says why.
         let _ = timeout(CHILD_WAIT_MAX, attach_state.reachable()).await;
-        Ok(store as Arc<dyn Store>)
+        Ok(Occupant::child(store))
     }
 }
 
@@ -261,6 +261,12 @@ fn readers(pool: &Pool) -> Readers {
     let open_max = pool.open_max.filter(|max| *max > 0).and_then(|max| usize::try_from(max).ok());
     // One of them writes.
     let open_max = open_max.map_or(READERS_MAX, |max| max.saturating_sub(1).max(1));
-    let life_time_max = pool.life_time_max.filter(|time| !time.is_zero());
-    Readers { open_max, life_time_max: life_time_max.unwrap_or(READER_LIFE_TIME_MAX) }
+    let idle_max = pool.idle_max.filter(|max| *max > 0).and_then(|max| usize::try_from(max).ok());
+    let time = |time: Option<Duration>| time.filter(|time| !time.is_zero());
+    Readers {
+        open_max,
+        idle_max: idle_max.unwrap_or(open_max),
+        life_time_max: time(pool.life_time_max).unwrap_or(READER_LIFE_TIME_MAX),
+        idle_time_max: time(pool.idle_time_max).unwrap_or(READER_IDLE_TIME_MAX),
+    }
 }

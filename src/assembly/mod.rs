@@ -9,6 +9,7 @@
 //! program and the simulated network use the same. Only the default store is needed; what else can't be
 //! opened is refused by its route's name, and tried again. A task that ends is noticed: none of them may.
 
+mod compaction;
 mod endpoint;
 mod plan;
 mod repair;
@@ -23,6 +24,7 @@ use tokio::{
 };
 
 pub use self::{
+    compaction::AutoCompaction,
     endpoint::Endpoints,
     plan::{Plan, PlanError, RoutePlan, StorePlan},
     repair::{ClockReset, ResetError, reset_clock},
@@ -173,6 +175,12 @@ pub async fn start(
     let slots = join_all(opening).await.into_iter().collect::<Result<Vec<Slot>, StoreError>>()?;
     let unknown = slots.iter().filter(|slot| slot.opened.is_late);
     let unknown: Vec<Arc<str>> = unknown.map(|slot| slot.opened.store.name().clone()).collect();
+    let compacting = plan
+        .routes
+        .iter()
+        .zip(&slots)
+        .filter_map(|(route, slot)| Some((slot.opened.store.clone(), route.store.compaction?)));
+    let compacting: Vec<_> = compacting.collect();
     let routes = plan.routes.into_iter().zip(&slots).map(|(route, slot)| Route {
         has_other_writers: route.store.may_be_a_node(),
         rule: route.rule,
@@ -191,6 +199,10 @@ pub async fn start(
             let store = slot.opened.store.clone();
             tasks.spawn("supervise a store", state.clone().supervise(store, grace));
         }
+    }
+    for (store, how) in compacting {
+        let (node, entropy) = (node.clone(), node.membership().entropy().clone());
+        tasks.spawn("compact a store", compaction::compact_by_itself(store, node, how, entropy));
     }
     tasks.spawn("keep how far stores are", keep_progress(slots, node.clone()));
     tasks.spawn("end dead leases", end_dead_leases(router.clone(), node.clone()));

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::AutoCompaction;
 use crate::{
     route::rule::Rule,
     topology::{Backend, BackendTls, DEFAULT_NAME, Endpoint, Pool, Topology},
@@ -18,6 +19,8 @@ pub struct StorePlan {
     pub tls: BackendTls,
     /// How many connections it may have, and for how long.
     pub pool: Pool,
+    /// How it compacts by itself; `None` where only clients have it compacted.
+    pub compaction: Option<AutoCompaction>,
     /// Where it is a node: how many lanes it gets.
     pub lanes: Option<u16>,
 }
@@ -64,8 +67,9 @@ pub enum PlanError {
 
 impl StorePlan {
     fn of(backend: Backend) -> Self {
-        let Backend { name, endpoint, tls, pool, lanes, .. } = backend;
-        Self { name, endpoint, tls, pool, lanes }
+        let Backend { name, endpoint, tls, pool, compaction, lanes, .. } = backend;
+        let compaction = AutoCompaction::of(&compaction);
+        Self { name, endpoint, tls, pool, compaction, lanes }
     }
 
     /// What two that mean the same store share.
@@ -115,6 +119,7 @@ impl Plan {
             },
             tls: BackendTls::default(),
             pool: Pool::default(),
+            compaction: None,
             lanes: None,
         };
         let routes = topology

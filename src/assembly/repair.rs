@@ -77,13 +77,13 @@ pub async fn reset_clock(plan: Plan, opens: &dyn Opens) -> Result<ClockReset, Re
             attach_state: None,
             expected: Expected { incarnation: None, adopts: true },
         };
-        let store =
+        let occupant =
             opens.opener(route, context)().await.map_err(|refusal| ResetError::Unknown {
                 name: route.store.name.clone(),
                 reason: refusal.reason.to_string(),
             })?;
-        newest = newest.max(store.head().newest);
-        opened.push(store);
+        newest = newest.max(occupant.store.head().newest);
+        opened.push(occupant.store);
     }
     let kept: Option<Reservation> = records.get().await.map_err(StartError::from)?;
     let done = reset(&records, kept, newest).await;

@@ -8,6 +8,10 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, pending},
+};
 
 use super::{
     Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
@@ -279,6 +283,10 @@ impl RecordStore for Memory {
         let from_prefix = state.records.range(prefix.to_owned()..);
         let named = from_prefix.take_while(|(name, _)| name.starts_with(prefix));
         Ok(named.map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
+    fn fenced(&self) -> BoxFuture<'static, ()> {
+        pending().boxed()
     }
 }
 

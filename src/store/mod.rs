@@ -54,7 +54,7 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::{future::BoxFuture, stream::BoxStream};
 
 pub use crate::proto::tree::Route as Described;
 
@@ -199,6 +199,9 @@ pub trait RecordStore: Store {
     /// # Errors
     /// Where the store can't be reached.
     async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>>;
+
+    /// Ends when another node has taken the store: from then on it refuses everything, and its tails end.
+    fn fenced(&self) -> BoxFuture<'static, ()>;
 }
 
 /// The commits of a store as they come; see [`Store::tail`].

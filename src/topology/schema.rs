@@ -117,6 +117,9 @@ fn draft(item: &Node, walk: &Walk, doubts: &Walk) -> Draft {
     let disable_storage_level_filtering = fields.flag("disableStorageLevelFiltering");
     let lanes = fields.number("lanes", 1..=LANES_MAX);
     let lanes = lanes.and_then(|lanes| u16::try_from(lanes).ok());
+    if let Some((endpoint, _)) = &endpoint {
+        check_effects(endpoint, &fields, doubts);
+    }
     let backend = match (&name, &endpoint, &rule) {
         (Some(name), Some((endpoint, _)), Some((rule, _))) => Some(Backend {
             name: name.clone(),
@@ -131,6 +134,28 @@ fn draft(item: &Node, walk: &Walk, doubts: &Walk) -> Draft {
         _ => None,
     };
     Draft { name, endpoint, rule, backend, place }
+}
+
+/// What is set and changes nothing for a store of this kind.
+fn check_effects(endpoint: &Endpoint, fields: &Fields<'_, '_>, doubts: &Walk) {
+    let idle = |key: &str, reason: &str| {
+        if fields.node(key).is_some_and(|node| !node.is_null())
+            && let Some(place) = fields.key_place(key)
+        {
+            doubts.note(Mistake::new(place, format!("`{key}` has no effect: {reason}")));
+        }
+    };
+    let is_server = matches!(endpoint, Endpoint::Postgres(_) | Endpoint::Mysql(_));
+    if !is_server {
+        idle("connectionPool", "only PostgreSQL, MySQL and MariaDB have connections to pool");
+    }
+    if matches!(endpoint, Endpoint::Sqlite { .. }) {
+        idle("backendTLS", "a file has no connection");
+    }
+    if !matches!(endpoint, Endpoint::Etcd { .. }) {
+        idle("lanes", "a database has none; they are for routes to other nodes");
+    }
+    idle("compactBatchSize", "compaction works in small steps between writes");
 }
 
 fn check_name(name: &str, place: Place, walk: &Walk) -> bool {

@@ -71,6 +71,9 @@ fn harikubes_documented_file_runs_as_it_is() {
         topology.yaml:8:13: `caFile` is not used: `skipVerify` takes any certificate
          8 |     caFile: /etc/ca.pem
            |             ^
+        topology.yaml:32:3: `compactBatchSize` has no effect: compaction works in small steps between writes
+         32 |   compactBatchSize: 1000
+            |   ^
         ");
     let line = |b: &Backend| format!("{}: {} -> {}", b.name, b.rule, b.endpoint);
     let lines: Vec<String> = topology.backends.iter().map(line).collect();
@@ -87,6 +90,38 @@ fn harikubes_documented_file_runs_as_it_is() {
     assert_eq!(pods.compaction.timeout, Some(Duration::from_secs(5)));
     assert_eq!(pods.compaction.interval_jitter, Some(0));
     assert!(shirts.disable_storage_level_filtering);
+}
+
+#[test]
+fn what_changes_nothing_for_a_store_is_warned_of() {
+    let settings = "  prefix: {prefix: PLACE}\n  connectionPool: {maxOpen: 1}\n  backendTLS: {skipVerify: true}\n  \
+                    lanes: 2\n  compactInterval: 1m\n";
+    let mut text = "backends:\n".to_owned();
+    for (name, endpoint) in [
+        ("file", "sqlite://a.db"),
+        ("database", "mysql://u@h:1/d"),
+        ("other", "postgres://u@h:1/d"),
+        ("child", "https://h:1"),
+    ] {
+        text += &format!("- name: {name}\n  endpoint: {endpoint}\n");
+        text += &settings.replace("PLACE", name);
+    }
+    let warnings = parse(&text).warnings.to_string();
+    let places: Vec<&str> =
+        warnings.lines().filter(|line| line.contains("has no effect")).collect();
+    let places: Vec<&str> = places.iter().filter_map(|line| line.split(':').nth(3)).collect();
+    assert_eq!(
+        places,
+        [
+            " `connectionPool` has no effect",
+            " `backendTLS` has no effect",
+            " `lanes` has no effect",
+            " `lanes` has no effect",
+            " `lanes` has no effect",
+            " `connectionPool` has no effect"
+        ],
+        "{warnings}"
+    );
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! `check` and `explain`.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
+use pleach::proto::etcdserverpb as pb;
 use tempfile::TempDir;
+use tonic::Code;
 
-use crate::call::pleach;
+use crate::{
+    call::{client, pleach, put},
+    support::{node::Node, process::eventually},
+};
 
 const BAD: &str = "\
 backends:
@@ -110,5 +115,42 @@ async fn ensure_explained(key: &str, parts: &[&str]) -> Result<()> {
     for part in parts {
         ensure!(ended.stdout.contains(part), "{key}: {part} is not in:\n{}", ended.stdout);
     }
+    Ok(())
+}
+
+/// A store whose route says `compact…` gives up its past by itself, all but what it is to retain; no other
+/// store does.
+#[tokio::test]
+async fn a_store_compacts_by_itself_where_its_route_says_so() -> Result<()> {
+    const RETAINED: i64 = 20;
+    let folder = TempDir::new()?;
+    let topology = "backends:\n- name: events\n  endpoint: sqlite://DB\n  prefix:\n    \
+                    prefix: events\n  compactInterval: 200ms\n  compactIntervalJitter: 100\n  \
+                    compactMinRetain: 20\n";
+    let file = folder.path().join("events.db").display().to_string();
+    let topology = topology.replace("DB", &file);
+    let mut node = Node::new(folder.path(), &[])?.with_topology(&topology)?;
+    let channel = node.start().await?;
+    let key = "/registry/events/a";
+    let first = put(&channel, key, "0").await?;
+    let beside = put(&channel, "/registry/pods/a", "0").await?;
+    let mut last = beside;
+    for value in 1..60 {
+        last = put(&channel, key, value.to_string()).await?;
+    }
+    let at = async |key: &'static str, revision| {
+        let read = pb::RangeRequest { key: key.into(), revision, ..Default::default() };
+        client(&channel).range(read).await
+    };
+    eventually("the past is given up", Duration::from_secs(20), async || {
+        let read = at(key, first).await;
+        ensure!(read.as_ref().is_err_and(|status| status.code() == Code::OutOfRange), "{read:?}");
+        Ok(())
+    })
+    .await?;
+    for revision in last - RETAINED..=last {
+        ensure!(at(key, revision).await.is_ok(), "revision {revision} of {last} is gone");
+    }
+    ensure!(at("/registry/pods/a", beside).await.is_ok(), "another store was compacted");
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pleach::{
     model::KeyRange,
+    store::sql::remote::Readers,
     topology::{Endpoint, endpoint::Host},
 };
 
@@ -15,7 +16,7 @@ use crate::{
         proxy::{Mode, Proxy},
     },
     words::{bytes, key, list, put},
-    world::{DATABASE, fresh_clock, new_prefix, open_database},
+    world::{DATABASE, fresh_clock, new_prefix, open_database, open_pooled},
 };
 
 /// What an answer takes, and far less than a silent host is waited for.
@@ -24,7 +25,41 @@ const QUICKLY: Duration = Duration::from_secs(2);
 on_every_database! {
     a_silent_first_host_does_not_hide_the_second,
     reads_go_where_the_writer_went_and_stay_there,
-    reads_refuse_another_server_at_the_address,
+    another_store_at_the_address_is_neither_read_nor_written,
+    connections_that_nobody_needs_are_closed,
+}
+
+/// As many as `maxIdle` says stay at once, and none longer than `maxIdleLifeTime` says.
+async fn connections_that_nobody_needs_are_closed(bed: Bed) {
+    let readers = Readers {
+        open_max: 4,
+        idle_max: 2,
+        life_time_max: Duration::MAX,
+        idle_time_max: Duration::from_millis(300),
+    };
+    let endpoint = endpoint(&bed.server, &bed.proxy, &new_prefix());
+    let before = bed.proxy.connections();
+    let clock = fresh_clock();
+    let store = open_pooled("pods", &endpoint, &clock, readers).await.expect("it can be opened");
+    let revision = put(&*store, key(1, "a"), bytes("1")).await;
+    let asked = (0..16).map(|_| list(&*store, KeyRange::all(), revision));
+    for page in futures::future::join_all(asked).await {
+        page.expect("it answers");
+    }
+    // The writer's, and those that may stay.
+    soon("most are closed", async {
+        while bed.proxy.connections() > before + 3 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    soon("all that read are closed", async {
+        while bed.proxy.connections() > before + 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(list(&*store, KeyRange::all(), revision).await.expect("it answers").kvs.len(), 1);
 }
 
 /// The endpoint of a bed with one more host before its own.
@@ -92,27 +127,60 @@ async fn reads_go_where_the_writer_went_and_stay_there(bed: Bed) {
     assert!(page.kvs.is_empty());
 }
 
-async fn reads_refuse_another_server_at_the_address(bed: Bed) {
+async fn another_store_at_the_address_is_neither_read_nor_written(bed: Bed) {
     bed.try_put("a", "1").await.expect("all is well");
-    // Another server with the same tables, whose owner was another one.
+    // Another server with the same tables, of the same epoch, and further on.
     let other = DatabaseServer::new(bed.server.kind()).expect("a folder can be made");
     let mut other = other.without_sync();
     Box::pin(other.start()).await.expect("the server starts");
     other.create_database(DATABASE).await.expect("a database can be made");
     let there = Proxy::start(other.address()).await.expect("a proxy can listen");
     let copy = endpoint(&other, &there, &bed.prefix);
-    open_database("pods", &copy, &fresh_clock()).await.expect("it can be opened");
-    let epoch = "UPDATE pleach_meta SET value = 77 WHERE name = 'epoch';";
-    let epoch = epoch.replace("pleach_", &bed.prefix);
-    other.sql(DATABASE, &epoch).await.expect("the administrator is answered");
+    let theirs = open_database("pods", &copy, &fresh_clock()).await.expect("it can be opened");
+    for _ in 0..20 {
+        put(&*theirs, key(1, "a"), bytes("theirs")).await;
+    }
 
     // The writer stays where it is, and no read has a connection yet.
     bed.proxy.redirect(other.address());
     let error = list(&*bed.router, KeyRange::all(), bed.clock.shown()).await;
     let error = error.expect_err("another server has other keys");
     assert!(is_unavailable(&error), "{error}");
-    assert!(error.to_string().contains("epoch 77"), "{error}");
+    assert!(error.to_string().contains("what answers at its address is not the store"), "{error}");
+    bed.others_go_on().await;
+    // The writer goes there too.
+    bed.proxy.cut().await;
+    soon("what is there is found out", async {
+        loop {
+            let error = bed.try_put("a", "ours").await.expect_err("it is another store");
+            assert!(is_unavailable(&error), "{error}");
+            if error.to_string().contains("is another store: it was") {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(list(&*bed.router, KeyRange::all(), bed.clock.shown()).await.is_err());
     bed.others_go_on().await;
     bed.proxy.redirect(bed.server.address());
+    soon("the right one is there again", async {
+        while bed.try_put("b", "2").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     assert_eq!(bed.value("a").await.as_deref(), Some("1"));
+    let clock = fresh_clock();
+    drop(theirs);
+    let theirs = soon("it is given up", async {
+        loop {
+            if let Ok(theirs) = open_database("pods", &copy, &clock).await {
+                break theirs;
+            }
+        }
+    })
+    .await;
+    let found = list(&*theirs, KeyRange::all(), clock.shown()).await.expect("it is there");
+    assert_eq!((found.kvs.len(), &found.kvs[0].value[..]), (1, &b"theirs"[..]));
 }

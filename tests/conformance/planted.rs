@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture};
 use pleach::{
     clock::SharedClock,
     model::{KeyRange, LeaseId, Revision, error::Result, txn::Txn},
@@ -194,6 +194,10 @@ impl<S: RecordStore + ?Sized> RecordStore for Defective<S> {
 
     async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
         self.inner.scan_records(prefix).await
+    }
+
+    fn fenced(&self) -> BoxFuture<'static, ()> {
+        self.inner.fenced()
     }
 }
 

@@ -412,7 +412,22 @@ pub(crate) async fn open_database(
     endpoint: &Endpoint,
     clock: &SharedClock,
 ) -> Result<Arc<dyn RecordStore>, remote::OpenError> {
-    let readers = remote::Readers { open_max: 4, life_time_max: Duration::MAX };
+    let readers = remote::Readers {
+        open_max: 4,
+        idle_max: 4,
+        life_time_max: Duration::MAX,
+        idle_time_max: Duration::from_secs(600),
+    };
+    open_pooled(name, endpoint, clock, readers).await
+}
+
+/// The same with so many connections that read.
+pub(crate) async fn open_pooled(
+    name: &str,
+    endpoint: &Endpoint,
+    clock: &SharedClock,
+    readers: remote::Readers,
+) -> Result<Arc<dyn RecordStore>, remote::OpenError> {
     let (place, clock) = (endpoint.to_string(), clock.clone());
     match endpoint.clone() {
         Endpoint::Postgres(database) => {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _, future::BoxFuture};
 use pleach::{
     clock::{Lane, SharedClock},
     model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
@@ -232,5 +232,9 @@ impl<S: RecordStore + ?Sized> RecordStore for Faulty<S> {
 
     async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
         self.inner.scan_records(prefix).await
+    }
+
+    fn fenced(&self) -> BoxFuture<'static, ()> {
+        self.inner.fenced()
     }
 }

@@ -13,7 +13,7 @@ use pleach::{
         RecordStore, Store,
         attach::AttachState,
         memory::{Kept, Memory},
-        slot::{Opener, Refusal},
+        slot::{Occupant, Opener, Refusal},
     },
     topology::{Endpoint, Topology},
     tree::{
@@ -130,7 +130,7 @@ impl Opens for Simulated {
                 let (state, terms) = (attach_state.clone(), Terms::default());
                 let store = NodeStore::open(&name, connections, membership, state, terms);
                 let _ = timeout(CHILD_WAIT_MAX, attach_state.reachable()).await;
-                Ok(fault::store(fault, store, &clock))
+                Ok(Occupant::child(fault::store(fault, store, &clock)))
             })
         })
     }

@@ -12,7 +12,7 @@ use tonic::{Streaming, transport::Channel};
 const SAID_WITHIN: Duration = Duration::from_secs(20);
 
 pub(crate) struct Watch {
-    _requests: mpsc::Sender<pb::WatchRequest>,
+    requests: mpsc::Sender<pb::WatchRequest>,
     responses: Streaming<pb::WatchResponse>,
 }
 
@@ -42,12 +42,24 @@ impl Watch {
         let mut responses = WatchClient::new(channel.clone()).watch(sent).await?.into_inner();
         let created = responses.message().await?.context("the stream ended")?;
         ensure!(created.created, "{created:?}");
-        Ok(Self { _requests: requests, responses })
+        Ok(Self { requests, responses })
+    }
+
+    /// Asks how far all watches of the stream are.
+    pub(crate) async fn ask_progress(&self) -> Result<()> {
+        let request_union = Some(RequestUnion::ProgressRequest(pb::WatchProgressRequest {}));
+        Ok(self.requests.send(pb::WatchRequest { request_union }).await?)
     }
 
     pub(crate) async fn next(&mut self) -> Result<pb::WatchResponse> {
         let next = tokio::time::timeout(SAID_WITHIN, self.responses.message()).await;
         next.context("nothing is said")??.context("the stream ended")
+    }
+
+    /// It is ended as compacted, whatever comes before that.
+    pub(crate) async fn ensure_ends_compacted(mut self) -> Result<()> {
+        while self.next().await?.compact_revision == 0 {}
+        Ok(())
     }
 
     /// It is ended as compacted, with no event before that.

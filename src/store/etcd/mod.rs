@@ -33,16 +33,11 @@ mod writer;
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
     counted::Counted,
@@ -57,14 +52,8 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Coverage, Described, Head, LogBatch, PAGE_BYTES_MAX, Page, Query, RecordStore, Size, Store,
-    Tail, Written,
-    attach::AttachState,
-    journal::{Journal, Log},
-    led::{
-        mailbox::{Task, Ticket, Write},
-        page_sizer::PageSizer,
-    },
+    Head, LogBatch, PAGE_BYTES_MAX, Page, Query, RecordStore, Size,
+    led::{self, Engine, Led, leaf::Leaf, page_sizer::PageSizer},
 };
 use crate::{
     clock::SharedClock,
@@ -72,42 +61,21 @@ use crate::{
     net::connect::Address,
 };
 
-/// The most writes that wait for the writer; who comes later waits to be let in.
-const QUEUE_WRITES_MAX: usize = 1_024;
-
-/// How long a measurement of the size may hold up whoever asks; then the last one has to do.
-const SIZE_WAIT_MAX: Duration = Duration::from_secs(1);
-
 /// The oldest etcd that compares ranges and nests transactions as this store needs it.
 const VERSION_MIN: (u32, u32) = (3, 4);
-
-/// A store in an etcd.
-#[derive(Debug)]
-pub struct EtcdStore {
-    shared: Arc<Shared>,
-    queue: mpsc::Sender<Task>,
-}
 
 /// What reads and the writer share.
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    leaf: Leaf,
     wire: Arc<Wire>,
-    clock: SharedClock,
-    journal: Arc<Journal>,
     numbers: Mutex<Arc<Numbers>>,
     history: History,
     recent: Recent,
     counted: Counted,
     seen: Arc<Seen>,
     tenure: Arc<Tenure>,
-    compacted: AtomicI64,
     page_sizer: PageSizer,
-    incarnation: u64,
-    /// Why it can't be used at present.
-    trouble: watch::Sender<Option<StoreError>>,
-    /// The size as it was last measured.
-    size: Mutex<Size>,
 }
 
 /// An etcd that can't be a store, or can't be one now.
@@ -228,7 +196,7 @@ pub async fn open(
     address: &Address,
     owner: &str,
     clock: SharedClock,
-) -> Result<Arc<EtcdStore>, OpenError> {
+) -> Result<Arc<dyn RecordStore>, OpenError> {
     open_known(name, place, address, owner, clock, None).await
 }
 
@@ -243,7 +211,7 @@ pub async fn open_known(
     owner: &str,
     clock: SharedClock,
     incarnation: Option<u64>,
-) -> Result<Arc<EtcdStore>, OpenError> {
+) -> Result<Arc<dyn RecordStore>, OpenError> {
     let failed = |reason: Reason| OpenError::Failed { place: place.to_owned(), reason };
     let thread = Thread::start(name).map_err(|error| {
         failed(Reason {
@@ -265,15 +233,15 @@ pub async fn open_known(
     let newest = record.last.max(about.attached).max(about.compacted);
     // Others may have written it while this node went on without it: the slot sees to that.
     let joined = clock.join_apart(newest).await;
-    let slot = joined.map_err(|error| failed(error.to_string().into()))?;
+    let seat = joined.map_err(|error| failed(error.to_string().into()))?;
+    let head = Head { incarnation: about.incarnation, newest, is_exact: true, witnessed: 0 };
+    let compacted = if about.compacted == 0 { -1 } else { about.compacted };
     let known = found.known;
     let entry = Entry { etcd, base: record.base, last: record.last, ..Entry::default() };
     let seen = Seen::new(known);
     let shared = Arc::new(Shared {
-        name: name.into(),
+        leaf: Leaf::new(name, clock, seat, head, compacted),
         wire: wire.clone(),
-        journal: Arc::new(Journal::new(name, clock.clone(), slot, newest)),
-        clock,
         numbers: Mutex::new(Arc::new(Numbers {
             attached: about.attached,
             gaps: about.gaps.clone(),
@@ -284,13 +252,9 @@ pub async fn open_known(
         counted: Counted::default(),
         seen: seen.clone(),
         tenure: tenure.clone(),
-        compacted: AtomicI64::new(if about.compacted == 0 { -1 } else { about.compacted }),
         page_sizer: PageSizer::new(true),
-        incarnation: about.incarnation,
-        trouble: watch::Sender::new(None),
-        size: Mutex::default(),
     });
-    let (queue, tasks) = mpsc::channel(QUEUE_WRITES_MAX);
+    let (queue, tasks) = led::mailbox();
     let helpers = vec![
         tokio::spawn(observer::observe(wire.clone(), seen, record.epoch)),
         tokio::spawn(owner::keep(wire, tenure)),
@@ -310,9 +274,9 @@ pub async fn open_known(
     };
     writer.begin().await.map_err(failed)?;
     let floor = shared.floor().await.map_err(|error| failed(error.into()))?;
-    shared.compacted.fetch_max(floor, Ordering::AcqRel);
+    shared.leaf.raise_compacted(floor);
     shared.wire.writer_runtime().spawn(writer.run());
-    Ok(Arc::new(EtcdStore { shared, queue }))
+    Ok(Led::new(shared, queue))
 }
 
 fn parsed(version: &str) -> Option<(u32, u32)> {
@@ -320,159 +284,52 @@ fn parsed(version: &str) -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
-// === impl EtcdStore ===
-
-impl EtcdStore {
-    async fn ask<T>(&self, task: Task, answer: oneshot::Receiver<T>) -> Result<T> {
-        let gone = || StoreError::Unavailable {
-            store: self.shared.name.clone(),
-            reason: "its writer has stopped".into(),
-        };
-        self.shared.check_usable()?;
-        self.queue.send(task).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())
-    }
-}
-
 #[async_trait]
-impl Store for EtcdStore {
-    fn name(&self) -> &Arc<str> {
-        &self.shared.name
+impl Engine for Shared {
+    fn leaf(&self) -> &Leaf {
+        &self.leaf
     }
 
-    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
-        let (answer, written) = Ticket::new();
-        self.ask(Task::Write(Write::Txn { txn, dead_leases }, answer), written).await?
-    }
-
-    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
-        let (answer, written) = Ticket::new();
-        let written = self.ask(Task::Write(Write::EndLease(lease), answer), written).await??;
-        Ok(written.revision)
-    }
-
-    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
-        self.shared.leases().await.map_err(|error| self.shared.error(&error))
-    }
-
-    async fn read(&self, read: &Query) -> Result<Page> {
-        let shared = &self.shared;
-        let read = &read.at(shared.journal.shown());
-        shared.wait_readable(read.revision).await?;
-        let page = shared.page(read).await;
-        shared.read_result(page, read.revision).await
-    }
-
-    async fn count(&self, query: &Query) -> Result<u64> {
-        let (range, revision) = (&query.range, query.revision);
-        let shared = &self.shared;
-        shared.wait_readable(revision).await?;
-        let count = shared.count_at(range, revision).await;
-        shared.read_result(count, revision).await
-    }
-
-    fn tail(&self, after: Revision) -> Tail {
-        self.shared.journal.clone().tail(after, self.shared.clone())
-    }
-
-    fn covers(&self, _after: Revision) -> bool {
-        true
-    }
-
-    fn check_resume(&self, _after: Revision) -> Result<()> {
+    fn check_txn(&self, _txn: &Txn) -> Result<()> {
+        // The etcd itself says what it does not take.
         Ok(())
     }
 
-    fn attach_states(&self) -> &[Arc<AttachState>] {
-        &[]
+    fn check_owned(&self) -> Result<()> {
+        self.tenure.check().map_err(|error| self.error(&error))
     }
 
-    fn announce_closed(&self) -> Revision {
-        self.shared.journal.closed()
+    async fn page_at(&self, query: &Query) -> Result<Page> {
+        let page = self.page(query).await;
+        self.answer(page).await
     }
 
-    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
-        self.shared.journal.advance_closed(revision, ahead).await
+    async fn count_at(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
+        let count = self.count(range, revision).await;
+        self.answer(count).await
     }
 
-    async fn read_index(&self, _range: &KeyRange, _coverage: Coverage) -> Result<Revision> {
-        Ok(self.shared.journal.shown())
+    async fn log_after(&self, after: Revision, through: Revision) -> Result<LogBatch> {
+        let page = self.log_page(after, through).await;
+        self.answer(page).await
     }
 
-    async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
-        let (answer, accepted) = oneshot::channel();
-        let (done, finished) = oneshot::channel();
-        self.ask(Task::Compact(revision, answer, done), accepted).await??;
-        if wait { finished.await.unwrap_or(Ok(())) } else { Ok(()) }
-    }
-
-    fn compacted(&self) -> Revision {
-        self.shared.compacted.load(Ordering::Acquire)
-    }
-
-    async fn size(&self) -> Result<Size> {
-        let shared = &self.shared;
-        let measure = tokio::time::timeout(SIZE_WAIT_MAX, shared.wire.status());
-        let measured = match shared.check_usable() {
-            Ok(()) => measure.await.ok().and_then(WireResult::ok),
-            Err(_) => None,
-        };
-        let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
-        let measured = measured
-            .map(|found| Size { total: bytes(found.db_size), in_use: bytes(found.db_size_in_use) });
-        let mut last = shared.size.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = measured.unwrap_or(*last);
-        Ok(*last)
-    }
-
-    fn head(&self) -> Head {
-        let Shared { incarnation, journal, .. } = &*self.shared;
-        let (incarnation, newest) = (*incarnation, journal.newest());
-        Head { incarnation, newest, is_exact: true, witnessed: 0 }
-    }
-
-    async fn close(&self) {
-        let (done, closed) = oneshot::channel();
-        if self.queue.send(Task::Close(done)).await.is_ok() {
-            // Where the writer has ended, there is nothing to close.
-            let _ = closed.await;
-        }
-    }
-
-    async fn describe(&self) -> Vec<Described> {
-        let trouble = self.shared.check_usable().err().map(|error| error.to_string());
-        let (name, trouble) = (self.name().to_string(), trouble.unwrap_or_default());
-        vec![Described { name, trouble, node: None }]
-    }
-}
-
-#[async_trait]
-impl RecordStore for EtcdStore {
-    async fn put_records(&self, changes: Vec<(String, Option<Bytes>)>) -> Result<()> {
-        let (answer, done) = oneshot::channel();
-        self.ask(Task::Records(changes, answer), done).await?
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        self.live_leases().await.map_err(|error| self.error(&error))
     }
 
     async fn get_record(&self, name: &str) -> Result<Option<Bytes>> {
-        let found = self.shared.record(name).await;
-        found.map_err(|error| self.shared.error(&error))
+        self.record(name).await.map_err(|error| self.error(&error))
     }
 
     async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
-        self.shared.records(prefix).await.map_err(|error| self.shared.error(&error))
-    }
-}
-
-#[async_trait]
-impl Log for Shared {
-    async fn page(&self, after: Revision, through: Revision) -> Result<LogBatch> {
-        self.check_readable(after + 1)?;
-        let page = self.log_page(after, through).await;
-        self.read_result(page, after + 1).await
+        self.records(prefix).await.map_err(|error| self.error(&error))
     }
 
-    fn compacted(&self) -> Revision {
-        self.compacted.load(Ordering::Acquire)
+    async fn measure(&self) -> Result<Size> {
+        let found = self.wire.status().await.map_err(|error| self.error(&error))?;
+        let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
+        Ok(Size { total: bytes(found.db_size), in_use: bytes(found.db_size_in_use) })
     }
 }
 
@@ -488,48 +345,18 @@ impl Shared {
         self.lock_numbers().clone()
     }
 
-    /// From now on nothing is asked of it: others may have it soon.
-    fn stop(&self) {
-        let (store, reason) = (self.name.clone(), "this node is stopping".into());
-        self.trouble.send_replace(Some(StoreError::Unavailable { store, reason }));
-    }
-
-    fn check_usable(&self) -> Result<()> {
-        self.trouble.borrow().clone().map_or(Ok(()), Err)
-    }
-
-    fn check_readable(&self, revision: Revision) -> Result<()> {
-        let compacted = self.compacted.load(Ordering::Acquire);
-        if revision < compacted { Err(StoreError::Compacted { compacted }) } else { Ok(()) }
-    }
-
-    /// Waits until the store has closed `revision`, but for no store that is in trouble or lost.
-    async fn wait_readable(&self, revision: Revision) -> Result<()> {
-        let mut trouble = self.trouble.subscribe();
-        tokio::select! {
-            biased;
-            Ok(error) = trouble.wait_for(Option::is_some) => {
-                return error.clone().map_or(Ok(()), Err);
-            }
-            closed = self.journal.wait_closed(revision) => drop(closed?),
-        }
-        self.tenure.check().map_err(|error| self.error(&error))?;
-        self.check_readable(revision)
-    }
-
-    /// What a read found, unless compaction has passed it meanwhile: ours, or somebody else's.
-    async fn read_result<T>(&self, found: WireResult<T>, revision: Revision) -> Result<T> {
+    /// What was found. Where somebody else compacted the etcd, the line is moved up to where it is now.
+    async fn answer<T>(&self, found: WireResult<T>) -> Result<T> {
         if matches!(found, Err(WireError::Compacted))
             && let Ok(floor) = self.floor().await
         {
-            self.compacted.fetch_max(floor, Ordering::AcqRel);
+            self.leaf.raise_compacted(floor);
         }
-        self.check_readable(revision)?;
         found.map_err(|error| self.error(&error))
     }
 
     fn error(&self, error: &WireError) -> StoreError {
-        StoreError::Unavailable { store: self.name.clone(), reason: error.to_string().into() }
+        self.leaf.unavailable(error.to_string())
     }
 
     /// The commits of `after < revision <= through`, as many as a page holds, from the etcd's history.

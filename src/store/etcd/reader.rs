@@ -137,7 +137,7 @@ impl Shared {
     }
 
     /// How many keys a range had at a revision.
-    pub(super) async fn count_at(&self, range: &KeyRange, revision: Revision) -> WireResult<u64> {
+    pub(super) async fn count(&self, range: &KeyRange, revision: Revision) -> WireResult<u64> {
         if range.is_empty() {
             return Ok(0);
         }
@@ -159,7 +159,7 @@ impl Shared {
     }
 
     /// The leases of live keys.
-    pub(super) async fn leases(&self) -> WireResult<BTreeSet<LeaseId>> {
+    pub(super) async fn live_leases(&self) -> WireResult<BTreeSet<LeaseId>> {
         let mut range = all_leases();
         let mut leases = BTreeSet::new();
         loop {

@@ -13,11 +13,7 @@
 mod prepare;
 mod recovery;
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use prost::Message as _;
@@ -153,11 +149,16 @@ impl Writer {
         let is_restored = self.about.cluster != shared.wire.cluster();
         if is_restored {
             tracing::warn!(
-                store = %shared.name,
+                store = %shared.leaf.name,
                 "the etcd was restored from a snapshot or moved: clients of before list anew"
             );
-            let far = shared.clock.now() + RESTORED_AHEAD;
-            shared.clock.advance_to(far).await.map_err(|full| Reason::from(full.to_string()))?;
+            let far = shared.leaf.clock.now() + RESTORED_AHEAD;
+            shared
+                .leaf
+                .clock
+                .advance_to(far)
+                .await
+                .map_err(|full| Reason::from(full.to_string()))?;
             self.about.cluster = shared.wire.cluster();
         }
         let begun = match is_restored {
@@ -187,7 +188,8 @@ impl Writer {
         loop {
             let goes_on = match self.next().await {
                 Next::Tasks(tasks) => {
-                    let span = || tracing::info_span!("batch", pleach.route = &*self.shared.name);
+                    let span =
+                        || tracing::info_span!("batch", pleach.route = &*self.shared.leaf.name);
                     let span = shared_span(&tasks, span);
                     self.process(tasks).instrument(span).await
                 }
@@ -198,7 +200,7 @@ impl Writer {
                 },
                 Next::Trouble(trouble) => self.take_trouble(trouble).await,
                 Next::Close(done) => {
-                    self.shared.stop();
+                    self.shared.leaf.stop();
                     self.release().await;
                     let _ = done.send(());
                     return;
@@ -298,7 +300,7 @@ impl Writer {
         let error = self.shared.trouble_error(&trouble);
         if tasks.is_empty() {
             // Nobody asked, so nobody slows this down.
-            tracing::warn!(store = %self.shared.name, %error, "what others did was not taken up");
+            tracing::warn!(store = %self.shared.leaf.name, %error, "what others did was not taken up");
             tokio::time::sleep(RECOVER_PAUSE_MIN).await;
         }
         tasks.into_iter().for_each(|task| task.refuse(error.clone()));
@@ -308,7 +310,7 @@ impl Writer {
 
     fn give_up(&mut self) {
         self.spare.clear();
-        self.shared.journal.abort();
+        self.shared.leaf.journal.abort();
     }
 
     /// Waits until all that others did up to an etcd revision was seen.
@@ -332,7 +334,7 @@ impl Writer {
     fn allocate(&mut self) -> Result<Revision> {
         match self.spare.pop_front() {
             Some(revision) => Ok(revision),
-            None => self.shared.journal.allocate(),
+            None => self.shared.leaf.journal.allocate(),
         }
     }
 
@@ -404,7 +406,7 @@ impl Writer {
         }
         if let Some(revision) = compact {
             self.about.compacted = self.about.compacted.max(revision);
-            self.shared.compacted.fetch_max(revision, Ordering::AcqRel);
+            self.shared.leaf.raise_compacted(revision);
         }
         for (task, answer) in tasks.into_iter().zip(answers) {
             match task {
@@ -469,9 +471,9 @@ impl Writer {
         }
         self.spare.clear();
         if commits.is_empty() {
-            self.shared.journal.abort();
+            self.shared.leaf.journal.abort();
         } else {
-            self.shared.journal.publish(&commits);
+            self.shared.leaf.journal.publish(&commits);
         }
         Ok(())
     }
@@ -550,7 +552,7 @@ impl Drop for Writer {
     /// Whatever ends the writer, nothing it had in flight will come, and no read may wait for it.
     fn drop(&mut self) {
         self.helpers.iter().for_each(JoinHandle::abort);
-        self.shared.journal.abort();
+        self.shared.leaf.journal.abort();
     }
 }
 
@@ -573,7 +575,7 @@ impl std::fmt::Display for Trouble {
 
 impl Shared {
     fn trouble_error(&self, trouble: &Trouble) -> StoreError {
-        let store = self.name.clone();
+        let store = self.leaf.name.clone();
         match trouble {
             Trouble::Wire(WireError::TooLarge) => StoreError::TooLarge(store),
             Trouble::Wire(WireError::Full) => {
@@ -585,8 +587,8 @@ impl Shared {
     }
 
     fn note_trouble(&self, trouble: &Trouble) {
-        tracing::warn!(store = %self.name, error = %trouble, "the store can't be used");
-        self.trouble.send_replace(Some(self.trouble_error(trouble)));
+        tracing::warn!(store = %self.leaf.name, error = %trouble, "the store can't be used");
+        self.leaf.enter_trouble(self.trouble_error(trouble));
     }
 
     /// Lets the etcd forget what nobody may ask for any more.
@@ -595,7 +597,7 @@ impl Shared {
             // Others may have compacted it further.
             Ok(()) | Err(WireError::Compacted) => Ok(()),
             Err(error) => {
-                tracing::warn!(store = %self.name, %error, "the etcd was not compacted");
+                tracing::warn!(store = %self.leaf.name, %error, "the etcd was not compacted");
                 Err(self.trouble_error(&error.into()))
             }
         };

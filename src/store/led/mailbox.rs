@@ -25,7 +25,7 @@ pub(in crate::store) enum Write {
 
 /// Something to do. It is answered when it is durable.
 #[derive(Debug)]
-pub(in crate::store) enum Task<E = StoreError> {
+pub(in crate::store) enum Task {
     /// Change keys.
     Write(Write, Ticket<Result<Written>>),
     /// Keep or forget records.
@@ -33,7 +33,7 @@ pub(in crate::store) enum Task<E = StoreError> {
     /// Let the store go. Whoever asks is told when that is done.
     Close(oneshot::Sender<()>),
     /// Give up the past below a revision; the second channel hears when the work is done.
-    Compact(Revision, oneshot::Sender<Result<()>>, oneshot::Sender<Result<(), E>>),
+    Compact(Revision, oneshot::Sender<Result<()>>, oneshot::Sender<Result<()>>),
 }
 
 /// Whoever waits for an answer, and the span that it is waited for in.
@@ -45,8 +45,8 @@ pub(in crate::store) struct Ticket<T> {
 
 /// The span of what is done at once for several requests: a child of the first that is traced, and
 /// linked with those of the others, both ways.
-pub(in crate::store) fn shared_span<'t, E: 't>(
-    tasks: impl IntoIterator<Item = &'t Task<E>>,
+pub(in crate::store) fn shared_span<'t>(
+    tasks: impl IntoIterator<Item = &'t Task>,
     make: impl FnOnce() -> Span,
 ) -> Span {
     let spans = tasks.into_iter().filter_map(Task::span);
@@ -77,7 +77,7 @@ impl<T> Ticket<T> {
 
 // === impl Task ===
 
-impl<E> Task<E> {
+impl Task {
     /// Answers that it was not done, or may not have been.
     pub(in crate::store) fn refuse(self, error: StoreError) {
         // Whoever asked may have gone.

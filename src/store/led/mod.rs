@@ -1,5 +1,258 @@
-//! What every leaf shares that this node owns and writes alone.
+//! The shell of every leaf that this node owns and writes alone.
+//!
+//! ```text
+//!   Store, RecordStore ──> Led ──> mailbox ──> the engine's writer ──> Journal, Leaf
+//!                           └────> Engine: pages as of a revision, the log, records, size
+//! ```
+//!
+//! A [`Led`] store is an [`Engine`] behind one bounded queue. What is asked for, when it may be asked, what is
+//! waited for and what is checked around each read stands here, once; an engine only reads and writes.
 
+pub(super) mod leaf;
 pub(super) mod mailbox;
 pub(super) mod page_sizer;
 pub(super) mod process;
+
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use self::{
+    leaf::Leaf,
+    mailbox::{Task, Ticket, Write},
+};
+use super::{
+    Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
+    attach::AttachState, journal::Log,
+};
+use crate::model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn};
+
+/// The most writes that wait for the writer; who comes later waits to be let in.
+const QUEUE_WRITES_MAX: usize = 1_024;
+
+/// How long a measurement of the size may hold up whoever asks; then the last one has to do.
+const SIZE_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// What reads of a store. Its writer is a task of its own, which takes [`Task`]s from the queue.
+#[async_trait]
+pub(super) trait Engine: fmt::Debug + Send + Sync + 'static {
+    fn leaf(&self) -> &Leaf;
+
+    /// Refuses a transaction that the store can't keep, whatever it holds.
+    fn check_txn(&self, txn: &Txn) -> Result<()>;
+
+    /// Whether the store is certainly still this node's, so that what it answers is the present.
+    fn check_owned(&self) -> Result<()>;
+
+    /// A page as of a revision that is closed. Compaction may come in between: that is checked afterwards.
+    async fn page_at(&self, query: &Query) -> Result<Page>;
+
+    /// How many keys a range has as of a revision, likewise.
+    async fn count_at(&self, range: &KeyRange, revision: Revision) -> Result<u64>;
+
+    /// Some first commits of those in `after < revision <= through`; see [`Log::page`].
+    async fn log_after(&self, after: Revision, through: Revision) -> Result<LogBatch>;
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>>;
+
+    async fn get_record(&self, name: &str) -> Result<Option<Bytes>>;
+
+    async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>>;
+
+    async fn measure(&self) -> Result<Size>;
+}
+
+/// An engine, and the queue to its writer.
+#[derive(Debug)]
+pub(super) struct Led<E> {
+    engine: Arc<E>,
+    queue: mpsc::Sender<Task>,
+}
+
+/// The queue to a writer.
+pub(super) fn mailbox() -> (mpsc::Sender<Task>, mpsc::Receiver<Task>) {
+    mpsc::channel(QUEUE_WRITES_MAX)
+}
+
+#[async_trait]
+impl<E: Engine> Log for E {
+    async fn page(&self, after: Revision, through: Revision) -> Result<LogBatch> {
+        self.leaf().check_readable(after + 1)?;
+        let batch = self.log_after(after, through).await;
+        self.leaf().check_readable(after + 1)?;
+        // A server that answers meanwhile is not known to be the right one.
+        self.leaf().check_usable()?;
+        batch
+    }
+
+    fn compacted(&self) -> Revision {
+        self.leaf().compacted()
+    }
+}
+
+// === impl Led ===
+
+impl<E: Engine> Led<E> {
+    pub(super) fn new(engine: Arc<E>, queue: mpsc::Sender<Task>) -> Arc<Self> {
+        Arc::new(Self { engine, queue })
+    }
+
+    fn leaf(&self) -> &Leaf {
+        self.engine.leaf()
+    }
+
+    fn gone(&self) -> StoreError {
+        self.leaf().unavailable("its writer has stopped")
+    }
+
+    async fn ask<T>(&self, task: Task, answer: oneshot::Receiver<T>) -> Result<T> {
+        self.leaf().check_usable()?;
+        self.queue.send(task).await.map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())
+    }
+
+    async fn write(&self, write: Write) -> Result<Written> {
+        let (answer, written) = Ticket::new();
+        self.ask(Task::Write(write, answer), written).await?
+    }
+
+    /// Waits until a read as of `revision` finds all that it must find.
+    async fn wait_readable(&self, revision: Revision) -> Result<()> {
+        self.leaf().wait_closed(revision).await?;
+        self.engine.check_owned()?;
+        self.leaf().check_readable(revision)
+    }
+}
+
+#[async_trait]
+impl<E: Engine> Store for Led<E> {
+    fn name(&self) -> &Arc<str> {
+        &self.leaf().name
+    }
+
+    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
+        self.engine.check_txn(&txn)?;
+        self.write(Write::Txn { txn, dead_leases }).await
+    }
+
+    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+        Ok(self.write(Write::EndLease(lease)).await?.revision)
+    }
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        self.engine.leases().await
+    }
+
+    async fn read(&self, query: &Query) -> Result<Page> {
+        let query = query.at(self.leaf().journal.shown());
+        self.wait_readable(query.revision).await?;
+        let page = self.engine.page_at(&query).await;
+        // Compaction may have dropped what was needed, while it was read.
+        self.leaf().check_readable(query.revision)?;
+        page
+    }
+
+    async fn count(&self, query: &Query) -> Result<u64> {
+        self.wait_readable(query.revision).await?;
+        let count = self.engine.count_at(&query.range, query.revision).await;
+        self.leaf().check_readable(query.revision)?;
+        count
+    }
+
+    fn tail(&self, after: Revision) -> Tail {
+        let tail = self.leaf().journal.clone().tail(after, self.engine.clone());
+        let ended = stream::once(self.leaf().fenced().map(Err));
+        // Once another node has the store, nothing more is closed.
+        stream::select_with_strategy(ended, tail, |(): &mut ()| stream::PollNext::Left).boxed()
+    }
+
+    fn covers(&self, _after: Revision) -> bool {
+        true
+    }
+
+    fn check_resume(&self, _after: Revision) -> Result<()> {
+        Ok(())
+    }
+
+    fn attach_states(&self) -> &[Arc<AttachState>] {
+        &[]
+    }
+
+    fn announce_closed(&self) -> Revision {
+        self.leaf().journal.closed()
+    }
+
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        if let Err(fenced @ StoreError::Fenced { .. }) = self.leaf().check_usable() {
+            return Err(fenced);
+        }
+        self.leaf().journal.advance_closed(revision, ahead).await
+    }
+
+    async fn read_index(&self, _range: &KeyRange, _coverage: Coverage) -> Result<Revision> {
+        Ok(self.leaf().journal.shown())
+    }
+
+    async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
+        let (answer, accepted) = oneshot::channel();
+        let (done, finished) = oneshot::channel();
+        self.ask(Task::Compact(revision, answer, done), accepted).await??;
+        if wait { finished.await.unwrap_or_else(|_| Err(self.gone())) } else { Ok(()) }
+    }
+
+    fn compacted(&self) -> Revision {
+        self.leaf().compacted()
+    }
+
+    async fn size(&self) -> Result<Size> {
+        let measured = match self.leaf().check_usable() {
+            Ok(()) => timeout(SIZE_WAIT_MAX, self.engine.measure()).await.ok().and_then(Result::ok),
+            Err(_) => None,
+        };
+        Ok(self.leaf().note_size(measured))
+    }
+
+    fn head(&self) -> Head {
+        self.leaf().head()
+    }
+
+    async fn describe(&self) -> Vec<Described> {
+        let trouble = self.leaf().check_usable().err().map(|error| error.to_string());
+        let (name, trouble) = (self.name().to_string(), trouble.unwrap_or_default());
+        vec![Described { name, trouble, node: None }]
+    }
+
+    async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.queue.send(Task::Close(done)).await.is_ok() {
+            // Where the writer has ended, there is nothing to close.
+            let _ = closed.await;
+        }
+    }
+}
+
+#[async_trait]
+impl<E: Engine> RecordStore for Led<E> {
+    async fn put_records(&self, changes: Vec<(String, Option<Bytes>)>) -> Result<()> {
+        let (answer, done) = oneshot::channel();
+        self.ask(Task::Records(changes, answer), done).await?
+    }
+
+    async fn get_record(&self, name: &str) -> Result<Option<Bytes>> {
+        self.engine.get_record(name).await
+    }
+
+    async fn scan_records(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        self.engine.scan_records(prefix).await
+    }
+
+    fn fenced(&self) -> BoxFuture<'static, ()> {
+        self.leaf().fenced().map(drop).boxed()
+    }
+}

@@ -11,10 +11,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    session::{Arg, Columns, DbError, DbResult, Session},
+    session::{Arg, Columns, DbResult, Session},
     statements::Statements,
 };
-use crate::model::Revision;
+use crate::model::{Revision, StoreError, error::Result};
 
 /// The rows of one step: it must not hold up the writes that wait behind it.
 const STEP_ROWS_MAX: i64 = 256;
@@ -25,7 +25,7 @@ pub(super) struct Compaction {
     /// Everything below was walked; what is at it may have to be walked again.
     walked: Revision,
     target: Revision,
-    waiting: Vec<oneshot::Sender<DbResult<()>>>,
+    waiting: Vec<oneshot::Sender<Result<()>>>,
     is_paused: bool,
 }
 
@@ -52,7 +52,7 @@ impl Compaction {
 
     /// Tells when all that is due is done; at once, where nothing is. What was given up before is
     /// tried again for who asks.
-    pub(super) fn tell(&mut self, done: oneshot::Sender<DbResult<()>>) {
+    pub(super) fn tell(&mut self, done: oneshot::Sender<Result<()>>) {
         self.is_paused = false;
         self.waiting.push(done);
         if !self.is_due() {
@@ -61,7 +61,7 @@ impl Compaction {
     }
 
     /// Tells those who wait. The work goes on where it is not done.
-    pub(super) fn answer(&mut self, result: &DbResult<()>) {
+    pub(super) fn answer(&mut self, result: &Result<()>) {
         for waiting in self.waiting.drain(..) {
             // Whoever waited may have gone.
             let _ = waiting.send(result.clone());
@@ -73,7 +73,7 @@ impl Compaction {
     }
 
     /// Leaves the rest to the next compaction.
-    pub(super) fn give_up(&mut self, error: DbError) {
+    pub(super) fn give_up(&mut self, error: StoreError) {
         self.is_paused = true;
         self.answer(&Err(error));
     }

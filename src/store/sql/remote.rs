@@ -6,6 +6,7 @@
 //! ```text
 //!   lock of the connection   held while the owner's connection lives: who else starts is refused
 //!   epoch                    checked in every transaction: an owner that lost the store writes nothing
+//!   incarnation              checked with it: another store that answers at the address is left alone
 //!   note, until              who has it, and a number that grows whenever it says that it lives
 //!   home                     where the owner's connection goes: what reads elsewhere, or was opened
 //!                            before the owner's, is thrown away
@@ -17,7 +18,7 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,7 +26,7 @@ use std::{
 
 use tokio::{
     sync::Semaphore,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 pub use self::opening::{OpenError, open, open_known};
@@ -122,24 +123,33 @@ pub struct Remote<D: Driver> {
     driver: Arc<D>,
     tenure: Arc<Tenure>,
     permits: Semaphore,
-    free: Mutex<Vec<RemoteSession<D>>>,
-    /// How long a connection that reads is used.
-    life_time_max: Duration,
+    free: Arc<Free<D>>,
+    readers: Readers,
 }
 
-/// How many connections read, and how long each is used.
+/// Connections that nobody needs at present, the one that was used last behind the others.
+#[derive(Debug)]
+struct Free<D: Driver>(Mutex<Vec<(RemoteSession<D>, Instant)>>);
+
+/// How many connections read, and how long each is used or kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Readers {
     /// The most at once.
     pub open_max: usize,
+    /// The most that are kept while nobody needs them.
+    pub idle_max: usize,
     /// How long a connection is used.
     pub life_time_max: Duration,
+    /// How long a connection is kept that nobody needs.
+    pub idle_time_max: Duration,
 }
 
 /// Until when the store is this node's for certain, and where it is.
 #[derive(Debug)]
 struct Tenure {
     epoch: i64,
+    /// Which store it is.
+    incarnation: u64,
     /// The connection that the writer is on.
     home: Mutex<Home>,
     begin: Instant,
@@ -186,6 +196,19 @@ struct Title {
     release: Sql,
 }
 
+/// In a condition: which store it is, to be compared with a number.
+const IS_IT: &str = "(SELECT value FROM pleach_meta WHERE name = 'incarnation') =";
+
+/// A server that answers for another. Nothing is read of it or written to it, and it is waited for the
+/// right one. `found` is 0 for one that holds no store.
+fn another_store(expected: u64, found: u64) -> DbError {
+    let found = if found == 0 { "no store at all".to_owned() } else { format!("{found:x}") };
+    DbError::Lost(format!(
+        "what answers at its address is another store: it was {expected:x} and is {found}; make the right \
+         server answer there, or start the node with --adopt ROUTE where that is meant"
+    ))
+}
+
 /// What went wrong while connecting, where it is about certificates and lasts; the driver has a
 /// handshake that failed as an error of input.
 pub(super) fn failure_of_tls(error: &sqlx::Error) -> Option<DbError> {
@@ -213,9 +236,9 @@ pub(super) fn failure_of_connection(error: &sqlx::Error) -> DbError {
 // === impl Tenure ===
 
 impl Tenure {
-    fn new(epoch: i64, home: Home) -> Self {
-        let (home, until_ms) = (Mutex::new(home), AtomicU64::new(0));
-        Self { epoch, home, begin: Instant::now(), until_ms, is_over: AtomicBool::new(false) }
+    fn new(epoch: i64, incarnation: u64, home: Home) -> Self {
+        let (home, until_ms, begin) = (Mutex::new(home), AtomicU64::new(0), Instant::now());
+        Self { epoch, incarnation, home, begin, until_ms, is_over: AtomicBool::new(false) }
     }
 
     fn home(&self) -> Home {
@@ -250,21 +273,24 @@ impl Tenure {
 impl<D: Driver> Remote<D> {
     /// The database that a session owns.
     fn new(writer: &RemoteSession<D>, readers: Readers) -> DbResult<Self> {
+        let free = Arc::new(Free(Mutex::default()));
+        tokio::spawn(Free::close_idle(Arc::downgrade(&free), readers.idle_time_max));
         Ok(Self {
             driver: writer.driver.clone(),
             tenure: writer.title()?.tenure.clone(),
             permits: Semaphore::new(readers.open_max),
-            free: Mutex::default(),
-            life_time_max: readers.life_time_max,
+            free,
+            readers,
         })
     }
 
     /// Runs a job on a free connection, and once more on a new one where that turns out to be dead.
     async fn run<T: Send>(&self, job: &Job<RemoteSession<D>, T>) -> DbResult<T> {
         loop {
-            let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let free = self.free.lock().pop().map(|(session, _)| session);
             let is_good = |session: &RemoteSession<D>| {
-                session.opened.elapsed() < self.life_time_max && session.home == self.tenure.home()
+                let is_young = session.opened.elapsed() < self.readers.life_time_max;
+                is_young && session.home == self.tenure.home()
             };
             let free = free.filter(is_good);
             let is_new = free.is_none();
@@ -278,11 +304,34 @@ impl<D: Driver> Remote<D> {
                 // The writer went on elsewhere, and this may have been read behind it.
                 Ok(_) if session.home != self.tenure.home() => {}
                 result => {
-                    if session.connection.is_some() {
-                        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+                    let mut free = self.free.lock();
+                    if session.connection.is_some() && free.len() < self.readers.idle_max {
+                        free.push((session, Instant::now()));
                     }
                     return result;
                 }
+            }
+        }
+    }
+}
+
+// === impl Free ===
+
+impl<D: Driver> Free<D> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(RemoteSession<D>, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes what nobody has needed for so long, as long as the store is there.
+    async fn close_idle(free: Weak<Self>, idle_time_max: Duration) {
+        loop {
+            let oldest = match free.upgrade() {
+                Some(free) => free.lock().first().map(|(_, since)| *since),
+                None => return,
+            };
+            sleep_until(oldest.unwrap_or_else(Instant::now) + idle_time_max).await;
+            if let Some(free) = free.upgrade() {
+                free.lock().retain(|(_, since)| since.elapsed() < idle_time_max);
             }
         }
     }
@@ -329,14 +378,15 @@ impl<D: Driver> RemoteSession<D> {
     }
 
     /// Makes it the writer of the store that it took at `started`.
-    fn own(&mut self, epoch: i64, started: Instant) {
+    fn own(&mut self, epoch: i64, incarnation: u64, started: Instant) {
         let check = format!(
-            "SELECT CASE WHEN value = {epoch} THEN (SELECT coalesce(max(seq), 0) FROM pleach_log) \
+            "SELECT CASE WHEN value = {epoch} AND {IS_IT} {incarnation} \
+             THEN (SELECT coalesce(max(seq), 0) FROM pleach_log) \
              ELSE -1 - value END FROM pleach_meta WHERE name = 'epoch' FOR UPDATE"
         );
         let beat = self.beat();
         let extend = format!("UPDATE pleach_meta SET value = {beat} WHERE name = 'until'; COMMIT");
-        let tenure = Arc::new(Tenure::new(epoch, self.home));
+        let tenure = Arc::new(Tenure::new(epoch, incarnation, self.home));
         tenure.extend(started);
         let dialect = self.driver.dialect();
         self.role = Role::Writes(Title {
@@ -405,19 +455,20 @@ impl<D: Driver> RemoteSession<D> {
         let host = hosts.get(self.home.host).ok_or_else(|| DbError::Lost("it moved".to_owned()))?;
         let connecting = Box::pin(self.driver.connect(host));
         let mut connection = in_time("accept a connection", connecting).await?;
-        let epoch = "SELECT value FROM pleach_meta WHERE name = 'epoch'";
-        let epoch = self.driver.dialect().write(epoch);
+        let Tenure { incarnation, .. } = *tenure;
+        let epoch = "SELECT value FROM pleach_meta WHERE name = 'epoch' AND";
+        let epoch = self.driver.dialect().write(&format!("{epoch} {IS_IT} {incarnation}"));
         let found = in_time("answer", D::run(&mut connection, &epoch)).await;
         let found = found.map_err(|error| DbError::Lost(error.to_string()))?;
         if found == Some(tenure.epoch) {
             return Ok(connection);
         }
-        let found = found.map_or("none".to_owned(), |found| found.to_string());
-        Err(DbError::Lost(format!(
-            "what answers is not the store that this node owns (epoch {found}, not {}): another node \
-             took it, or another server answers at its address",
-            tenure.epoch
-        )))
+        Err(DbError::Lost(match found {
+            Some(found) => {
+                format!("another node took it (epoch {found}; this one has {})", tenure.epoch)
+            }
+            None => format!("what answers at its address is not the store {incarnation:x}"),
+        }))
     }
 
     /// Keeps the connection where it can be used again.
@@ -441,12 +492,20 @@ impl<D: Driver> RemoteSession<D> {
         match self.number(&begin).await? {
             Some(last_seq) if last_seq >= 0 => Ok(last_seq),
             found => {
+                let incarnation = "SELECT value FROM pleach_meta WHERE name = 'incarnation'";
+                let incarnation = self.driver.dialect().write(incarnation);
+                let there = self.number(&incarnation).await;
+                self.rollback().await;
+                let there = there.ok().flatten().filter(|_| found.is_some()).unwrap_or(0);
+                if there.cast_unsigned() != tenure.incarnation {
+                    // The next one may go to the right server.
+                    self.connection = None;
+                    return Err(another_store(tenure.incarnation, there.cast_unsigned()));
+                }
                 // From now on it reads nothing either: whoever has the store may have written it.
                 tenure.end();
-                self.rollback().await;
-                let epoch = tenure.epoch;
-                let found = found.map_or("nobody".to_owned(), |it| format!("epoch {}", -1 - it));
-                Err(DbError::Fenced(format!("another node ({found}; this one has {epoch})")))
+                let (epoch, found) = (tenure.epoch, -1 - found.unwrap_or(-1));
+                Err(DbError::Fenced(format!("another node (epoch {found}; this one has {epoch})")))
             }
         }
     }

@@ -22,7 +22,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ToSql, types::ToSqlOutput}
 use tokio::sync::Semaphore;
 
 use super::{
-    SqlStore, Witnessed,
+    Witnessed,
     checkpoint::{Checkpoints, checkpoint},
     session::{
         Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask,
@@ -31,7 +31,7 @@ use super::{
 use crate::{
     clock::{Entropy, SharedClock},
     model::Revision,
-    store::Expected,
+    store::{Expected, RecordStore},
 };
 
 /// The schema that this version reads and writes.
@@ -213,7 +213,7 @@ pub async fn open(
     path: &Path,
     owner: &str,
     clock: SharedClock,
-) -> Result<Arc<SqlStore<Sqlite>>, OpenError> {
+) -> Result<Arc<dyn RecordStore>, OpenError> {
     open_known(name, path, owner, clock, Expected::default()).await
 }
 
@@ -227,7 +227,7 @@ pub async fn open_known(
     owner: &str,
     clock: SharedClock,
     expected: Expected,
-) -> Result<Arc<SqlStore<Sqlite>>, OpenError> {
+) -> Result<Arc<dyn RecordStore>, OpenError> {
     let opening = Opening { name, path, shown: path.display().to_string(), expected };
     let (file, witness) = opening.lock()?;
     let (writer, witnessed) = opening.open(file, witness, owner)?;
@@ -237,7 +237,7 @@ pub async fn open_known(
         permits: Arc::new(Semaphore::new(READERS_MAX)),
     };
     let database = Sqlite { name: name.to_owned(), readers: Arc::new(readers) };
-    let opened = SqlStore::open(name, database, writer, clock, witnessed).await;
+    let opened = super::open(name, database, writer, clock, witnessed).await;
     opened.map_err(|error| opening.failed(error))
 }
 

@@ -11,7 +11,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
@@ -36,7 +36,7 @@ use crate::{
     },
     store::{
         PAGE_ROWS_MAX, Query, Written,
-        led::mailbox::{self, Ticket, Write, shared_span},
+        led::mailbox::{Task, Ticket, Write, shared_span},
     },
 };
 
@@ -52,9 +52,6 @@ const SETTLE_WAIT_MAX: Duration = Duration::from_secs(2);
 /// The pauses between attempts to get a lost store back.
 const RECOVER_PAUSE_MIN: Duration = Duration::from_millis(100);
 const RECOVER_PAUSE_MAX: Duration = Duration::from_secs(2);
-
-/// What the writer is asked for.
-pub(super) type Task = mailbox::Task<DbError>;
 
 /// The writer.
 #[derive(Debug)]
@@ -134,7 +131,7 @@ impl<S: Session> Writer<S> {
             };
             let batch = match first {
                 Task::Close(done) => {
-                    self.shared.stop();
+                    self.shared.leaf.stop();
                     self.session.release().await;
                     // With it goes what it holds of the database.
                     drop(self);
@@ -205,7 +202,7 @@ impl<S: Session> Writer<S> {
 
     async fn process(&mut self, tasks: Vec<Task>) {
         let mut batch = WriteBatch {
-            run: Run::new(self.shared.clock.shown()),
+            run: Run::new(self.shared.leaf.clock.shown()),
             work: Work { records: Vec::new(), compact: None, compacted: Vec::new() },
             answers: Vec::with_capacity(tasks.len()),
             next_seq: self.next_seq,
@@ -252,7 +249,7 @@ impl<S: Session> Writer<S> {
                 Task::Close(done) => drop(done.send(())),
                 Task::Compact(revision, answer, done) => {
                     // The line never goes back: what is below is gone.
-                    if revision > self.shared.compacted.load(Ordering::Acquire) {
+                    if revision > self.shared.leaf.compacted() {
                         batch.work.compact = batch.work.compact.max(Some(revision));
                     }
                     batch.work.compacted.push(done);
@@ -275,18 +272,18 @@ impl<S: Session> Writer<S> {
             self.session.witness(self.newest);
         }
         if let Some(revision) = batch.work.compact {
-            self.shared.compacted.fetch_max(revision, Ordering::AcqRel);
+            self.shared.leaf.raise_compacted(revision);
             self.compaction.aim(revision);
         }
         batch.work.compacted.into_iter().for_each(|done| self.compaction.tell(done));
-        self.shared.journal.publish(&batch.run.commits);
+        self.shared.leaf.journal.publish(&batch.run.commits);
         batch.answers.into_iter().for_each(Answer::send);
     }
 
     /// Nothing of the batch was applied.
     fn refuse(&self, batch: WriteBatch, error: &DbError) {
-        tracing::error!(store = %self.shared.name, %error, "a batch of writes failed");
-        self.shared.journal.abort();
+        tracing::error!(store = %self.shared.leaf.name, %error, "a batch of writes failed");
+        self.shared.leaf.journal.abort();
         let error = self.shared.error(error.clone());
         // Refusals too: they were worked out on changes that are not there.
         batch.answers.into_iter().for_each(|answer| answer.fail(error.clone()));
@@ -295,7 +292,7 @@ impl<S: Session> Writer<S> {
     /// After a commit that failed: asks the database whether it happened all the same. Until that is
     /// known nothing else is written, and nobody is told more than that it is not known.
     async fn settle(&mut self, batch: WriteBatch, error: DbError) {
-        tracing::error!(store = %self.shared.name, %error, "a commit failed");
+        tracing::error!(store = %self.shared.leaf.name, %error, "a commit failed");
         let expected = batch.run.commits.last().map(|commit| commit.revision);
         let asked = match self.session.keep_interval() {
             None => self.look(expected).await,
@@ -352,11 +349,11 @@ impl<S: Session> Writer<S> {
     /// The commit of a batch that changed no key: there is no revision to find out by whether its
     /// records are there.
     fn leave_unknown(&self, batch: WriteBatch, error: &DbError) {
-        self.shared.journal.abort();
+        self.shared.leaf.journal.abort();
         let refused = self.shared.error(error.clone());
         let reason: Arc<str> = error.to_string().into();
         for answer in batch.answers {
-            let store = self.shared.name.clone();
+            let store = self.shared.leaf.name.clone();
             let error = match answer {
                 Answer::Written(..) => refused.clone(),
                 Answer::Done(..) => StoreError::UnknownOutcome { store, reason: reason.clone() },
@@ -368,7 +365,7 @@ impl<S: Session> Writer<S> {
     /// The outcome of a commit stays unknown: its revisions stay open until it is known.
     async fn await_outcome(&mut self, batch: WriteBatch, error: &DbError, second: DbError) {
         let unknown = StoreError::UnknownOutcome {
-            store: self.shared.name.clone(),
+            store: self.shared.leaf.name.clone(),
             reason: format!("{error}; then {second}").into(),
         };
         let WriteBatch { run, work, answers, next_seq } = batch;
@@ -383,7 +380,7 @@ impl<S: Session> Writer<S> {
             Ok((_, newest)) if expected.is_some_and(|expected| newest >= expected) => {
                 self.conclude(batch);
             }
-            Ok(_) => self.shared.journal.abort(),
+            Ok(_) => self.shared.leaf.journal.abort(),
             Err(again) => Box::pin(self.await_outcome(batch, error, again)).await,
         }
     }
@@ -402,16 +399,16 @@ impl<S: Session> Writer<S> {
         let mut trouble = first;
         let mut pause = Duration::ZERO;
         loop {
-            tracing::warn!(store = %self.shared.name, error = %trouble, "the store can't be used");
+            tracing::warn!(store = %self.shared.leaf.name, error = %trouble, "the store can't be used");
             let error = self.shared.error(trouble.clone());
-            self.shared.trouble.send_replace(Some(error.clone()));
+            self.shared.leaf.enter_trouble(error.clone());
             // The work itself goes on when the store is back.
-            self.compaction.answer(&Err(trouble.clone()));
+            self.compaction.answer(&Err(error.clone()));
             if let Some(task) = self.held.take() {
                 task.refuse(error.clone());
             }
             if matches!(trouble, DbError::Fenced(_)) {
-                self.shared.journal.abort();
+                self.shared.leaf.journal.abort();
                 while let Some(task) = self.queue.recv().await {
                     task.refuse(error.clone());
                 }
@@ -428,8 +425,8 @@ impl<S: Session> Writer<S> {
             }
             pause = (pause * 2).clamp(RECOVER_PAUSE_MIN, RECOVER_PAUSE_MAX);
         }
-        tracing::info!(store = %self.shared.name, "the store is back");
-        self.shared.trouble.send_replace(None);
+        tracing::info!(store = %self.shared.leaf.name, "the store is back");
+        self.shared.leaf.leave_trouble();
         true
     }
 
@@ -509,7 +506,7 @@ impl<S: Session> Writer<S> {
     /// One write on the rows of the batch; refused or not. Fails where the database does.
     async fn execute_write(&mut self, write: Write, run: &mut Run) -> DbResult<Result<Written>> {
         let shared = self.shared.clone();
-        let mut allocate = || shared.journal.allocate();
+        let mut allocate = || shared.leaf.journal.allocate();
         match write {
             Write::Txn { txn, dead_leases } => {
                 self.load_ranges(run, &txn).await?;
@@ -519,7 +516,7 @@ impl<S: Session> Writer<S> {
                     before: run.before,
                     dead_leases: &dead_leases,
                 };
-                let compacted = shared.compacted.load(Ordering::Acquire);
+                let compacted = shared.leaf.compacted();
                 let outcome = execute(&txn, place, compacted, &mut allocate);
                 Ok(outcome.map(|outcome| {
                     run.add(outcome.commit);
@@ -602,9 +599,9 @@ impl<S: Session> Writer<S> {
     async fn compact_step(&mut self) {
         let step = self.compaction.step(&mut self.session, &self.shared.statements).await;
         if let Err(error) = step {
-            tracing::warn!(store = %self.shared.name, %error, "a step of compaction failed");
+            tracing::warn!(store = %self.shared.leaf.name, %error, "a step of compaction failed");
             // The next compaction takes up where this one stopped.
-            self.compaction.give_up(error.clone());
+            self.compaction.give_up(self.shared.error(error.clone()));
             self.take_trouble(error).await;
         }
     }
@@ -613,7 +610,7 @@ impl<S: Session> Writer<S> {
 impl<S> Drop for Writer<S> {
     /// Whatever ends the writer, nothing it had in flight will come, and no read may wait for it.
     fn drop(&mut self) {
-        self.shared.journal.abort();
+        self.shared.leaf.journal.abort();
     }
 }
 
@@ -631,7 +628,7 @@ fn note_statements(statements: &[&Sql], end: &'static str) {
 struct Work {
     records: Vec<(String, Option<Bytes>)>,
     compact: Option<Revision>,
-    compacted: Vec<oneshot::Sender<DbResult<()>>>,
+    compacted: Vec<oneshot::Sender<Result<()>>>,
 }
 
 // === impl Work ===

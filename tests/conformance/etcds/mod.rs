@@ -87,7 +87,7 @@ async fn try_open_at(
     address: &Address,
     clock: &SharedClock,
 ) -> Result<Arc<dyn RecordStore>, etcd::OpenError> {
-    Ok(etcd::open("etcd", &address.urls[0], address, OWNER, clock.clone()).await?)
+    etcd::open("etcd", &address.urls[0], address, OWNER, clock.clone()).await
 }
 
 /// Opens a store once whoever had it has let it go.

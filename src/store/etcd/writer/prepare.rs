@@ -1,10 +1,7 @@
 //! From tasks to a batch: what they look at is read at once, and then each is executed on what those
 //! before it have left.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    sync::atomic::Ordering,
-};
+use std::collections::{HashSet, VecDeque};
 
 use prost::Message as _;
 
@@ -117,7 +114,7 @@ impl Writer {
     ) -> Result<Work, Trouble> {
         let shared = self.shared.clone();
         self.known = self.known.max(shared.seen.revision());
-        let mut batch = Batch::new(self.known, shared.numbers(), shared.clock.shown());
+        let mut batch = Batch::new(self.known, shared.numbers(), shared.leaf.clock.shown());
         let has_room = self.adopt(&mut batch).await?;
         let mut work = Work { batch, answers: Vec::new(), compact: None };
         if !has_room {
@@ -224,7 +221,7 @@ impl Writer {
         match look.task {
             Task::Write(Write::Txn { txn, dead_leases }, _) => {
                 if look.changes.puts.iter().any(|key| is_reserved(key)) {
-                    let store = self.shared.name.clone();
+                    let store = self.shared.leaf.name.clone();
                     let error = StoreError::KeyReserved { store, prefix: RESERVED_TEXT.into() };
                     return Ok(Some(Err(error)));
                 }
@@ -269,7 +266,7 @@ impl Writer {
             Task::Close(_) => Ok(Some(Ok(done))),
             Task::Compact(revision, ..) => {
                 // The line never goes back: what is below is gone.
-                let compacted = self.shared.compacted.load(Ordering::Acquire);
+                let compacted = self.shared.leaf.compacted();
                 if *revision > compacted.max(work.compact.unwrap_or(compacted)) {
                     work.compact = Some(*revision);
                     let about = About { compacted: *revision, ..self.about.clone() };
@@ -291,7 +288,7 @@ impl Writer {
         }
         for (range, revision) in &needs.past {
             // One that can't be read is refused by the transaction itself.
-            if *revision <= batch.before && self.shared.check_readable(*revision).is_ok() {
+            if *revision <= batch.before && self.shared.leaf.check_readable(*revision).is_ok() {
                 let kvs = self.shared.all_at(range, *revision).await?;
                 batch.past.insert((range.clone(), *revision), kvs);
             }
@@ -305,7 +302,7 @@ impl Writer {
         txn: &Txn,
         dead_leases: &[i64],
     ) -> Result<Written> {
-        let compacted = self.shared.compacted.load(Ordering::Acquire);
+        let compacted = self.shared.leaf.compacted();
         let before = batch.before;
         let place = Workspace { rows: &mut batch.rows, past: &batch.past, before, dead_leases };
         let outcome = execute(txn, place, compacted, &mut || self.allocate())?;

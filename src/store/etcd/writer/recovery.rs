@@ -1,11 +1,7 @@
 //! What the writer does when its transactions get no answer, when it is told that the log is not as it left
 //! it, when others did what can't be followed, and when it may not be the owner any more.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use prost::Message as _;
 
@@ -95,7 +91,7 @@ impl Writer {
             match self.replace(&work.batch).await {
                 Ok(Some(etcd)) => {
                     let tasks = waiting.take().unwrap_or_default();
-                    self.shared.trouble.send_replace(None);
+                    self.shared.leaf.leave_trouble();
                     return self.conclude(work, tasks, etcd).await;
                 }
                 Ok(None) => {
@@ -103,7 +99,7 @@ impl Writer {
                     let tasks = waiting.into_iter().flatten();
                     tasks.for_each(|task| task.refuse(error.clone()));
                     self.give_up();
-                    self.shared.trouble.send_replace(None);
+                    self.shared.leaf.leave_trouble();
                     return true;
                 }
                 Err(Trouble::Fenced) => {
@@ -138,7 +134,7 @@ impl Writer {
     }
 
     pub(super) fn unknown(&self, reason: &str) -> StoreError {
-        let (store, reason) = (self.shared.name.clone(), reason.into());
+        let (store, reason) = (self.shared.leaf.name.clone(), reason.into());
         StoreError::UnknownOutcome { store, reason }
     }
 
@@ -215,7 +211,7 @@ impl Writer {
             return Err(Blind::Overrun.into());
         }
         let etcd = answer.header.map_or(0, |header| header.revision);
-        tracing::warn!(store = %shared.name, revision, "others changed more than can be told");
+        tracing::warn!(store = %shared.leaf.name, revision, "others changed more than can be told");
         (self.about, self.record, self.log_etcd) = (about, record, etcd);
         self.known = found.now;
         {
@@ -225,7 +221,7 @@ impl Writer {
             numbers.adopted.clear();
         }
         shared.recent.clear();
-        shared.compacted.fetch_max(revision, Ordering::AcqRel);
+        shared.leaf.raise_compacted(revision);
         shared.seen.restart(found.now);
         let record = self.record.clone();
         // Half done, it must be done again: tails would go on over what was missed.
@@ -233,7 +229,7 @@ impl Writer {
             Trouble::Fenced => Trouble::Fenced,
             _ => Blind::Overrun.into(),
         })?;
-        shared.journal.cut(revision);
+        shared.leaf.journal.cut(revision);
         Ok(())
     }
 
@@ -290,8 +286,8 @@ impl Writer {
             }
             pause = (pause * 2).clamp(RECOVER_PAUSE_MIN, RECOVER_PAUSE_MAX);
         }
-        tracing::info!(store = %self.shared.name, "the store is back");
-        self.shared.trouble.send_replace(None);
+        tracing::info!(store = %self.shared.leaf.name, "the store is back");
+        self.shared.leaf.leave_trouble();
         true
     }
 
@@ -303,8 +299,7 @@ impl Writer {
 
     /// Lets some time pass, refusing all that is asked. Says whether anybody may still ask.
     async fn wait_refusing(&mut self, pause: Duration) -> bool {
-        let error = self.shared.trouble.borrow().clone();
-        let Some(error) = error else { return true };
+        let Err(error) = self.shared.leaf.check_usable() else { return true };
         self.held.drain(..).for_each(|task| task.refuse(error.clone()));
         let pause = tokio::time::sleep(pause);
         tokio::pin!(pause);

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        SqlStore, Witnessed,
+        self as sql, Witnessed,
         session::{Arg, Columns, DbError, DbResult, Session, Sql},
     },
     Driver, LEASE, Readers, Remote, RemoteSession, Role,
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     clock::{Entropy, SharedClock},
     proto::records::Owner,
-    store::led::process,
+    store::{RecordStore, led::process},
 };
 
 /// The schema that this version reads and writes.
@@ -115,7 +115,7 @@ struct Claim {
 /// How an attempt to take the store ended.
 enum Taken {
     /// It is this node's, from this epoch on.
-    Ours(i64),
+    Ours { epoch: i64, incarnation: u64 },
     /// Somebody has it.
     Held(Claim),
     /// It is another one, of this incarnation; 0 where it was never used.
@@ -133,7 +133,7 @@ pub async fn open<D: Driver>(
     readers: Readers,
     owner: &str,
     clock: SharedClock,
-) -> Result<Arc<SqlStore<Remote<D>>>, OpenError> {
+) -> Result<Arc<dyn RecordStore>, OpenError> {
     open_known(name, place, driver, readers, owner, clock, None).await
 }
 
@@ -149,12 +149,12 @@ pub async fn open_known<D: Driver>(
     owner: &str,
     clock: SharedClock,
     incarnation: Option<u64>,
-) -> Result<Arc<SqlStore<Remote<D>>>, OpenError> {
+) -> Result<Arc<dyn RecordStore>, OpenError> {
     let opening = Opening { place, driver: Arc::new(driver), owner, incarnation };
     let failed = |error| OpenError::new(place, error);
     let session = opening.take().await?;
     let remote = Remote::new(&session, readers).map_err(failed)?;
-    SqlStore::open(name, remote, session, clock, Witnessed::default()).await.map_err(failed)
+    sql::open(name, remote, session, clock, Witnessed::default()).await.map_err(failed)
 }
 
 /// What an owner wrote about itself; versions before this wrote a text.
@@ -222,8 +222,8 @@ impl<D: Driver> Opening<'_, D> {
             };
             let taken = self.claim(&mut session, is_over).await;
             let claim = match taken.map_err(|error| self.failed(error))? {
-                Taken::Ours(epoch) => {
-                    session.own(epoch, started);
+                Taken::Ours { epoch, incarnation } => {
+                    session.own(epoch, incarnation, started);
                     return Ok(session);
                 }
                 Taken::Another(found) => {
@@ -334,8 +334,9 @@ impl<D: Driver> Opening<'_, D> {
              UPDATE pleach_meta SET value = {} WHERE name = 'until'",
             session.beat()
         );
+        let mut incarnation = found;
         if schema < SCHEMA_VERSION {
-            let incarnation = self.incarnation.unwrap_or_else(|| Entropy::system().id());
+            incarnation = self.incarnation.unwrap_or_else(|| Entropy::system().id());
             take += &format!(
                 "; INSERT INTO pleach_meta (name, value) VALUES ('incarnation', {incarnation}); \
                  UPDATE pleach_meta SET value = {SCHEMA_VERSION} WHERE name = 'schema'"
@@ -343,6 +344,6 @@ impl<D: Driver> Opening<'_, D> {
         }
         session.number(&self.sql(&take)).await?;
         session.commit().await?;
-        Ok(Taken::Ours(epoch))
+        Ok(Taken::Ours { epoch, incarnation })
     }
 }

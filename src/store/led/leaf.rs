@@ -1,0 +1,131 @@
+//! What a store knows of itself whose writes are all its node's own: its log, its line, its trouble.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use futures::future::pending;
+use tokio::sync::watch;
+
+use crate::{
+    clock::{ClockSeat, SharedClock},
+    model::{Revision, StoreError, error::Result},
+    store::{Head, Size, journal::Journal},
+};
+
+/// What reads, tails and the writer of one store share.
+#[derive(Debug)]
+pub(in crate::store) struct Leaf {
+    pub name: Arc<str>,
+    pub clock: SharedClock,
+    pub journal: Arc<Journal>,
+    incarnation: u64,
+    /// How far it had come by what lies beside it.
+    witnessed: Revision,
+    compacted: AtomicI64,
+    /// Why it can't be used at present.
+    trouble: watch::Sender<Option<StoreError>>,
+    /// The size as it was last measured.
+    size: Mutex<Size>,
+}
+
+// === impl Leaf ===
+
+impl Leaf {
+    /// A store with its seat in the clock; `head` says how far it has come, `compacted` is its line.
+    pub(in crate::store) fn new(
+        name: &str,
+        clock: SharedClock,
+        seat: ClockSeat,
+        head: Head,
+        compacted: Revision,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            journal: Arc::new(Journal::new(name, clock.clone(), seat, head.newest)),
+            clock,
+            incarnation: head.incarnation,
+            witnessed: head.witnessed,
+            compacted: AtomicI64::new(compacted),
+            trouble: watch::Sender::new(None),
+            size: Mutex::default(),
+        }
+    }
+
+    pub(in crate::store) fn head(&self) -> Head {
+        let (incarnation, witnessed) = (self.incarnation, self.witnessed);
+        Head { incarnation, newest: self.journal.newest(), is_exact: true, witnessed }
+    }
+
+    /// The oldest revision that can be read.
+    pub(in crate::store) fn compacted(&self) -> Revision {
+        self.compacted.load(Ordering::Acquire)
+    }
+
+    /// From now on nothing below can be read. The line never goes back.
+    pub(in crate::store) fn raise_compacted(&self, revision: Revision) {
+        self.compacted.fetch_max(revision, Ordering::AcqRel);
+    }
+
+    pub(in crate::store) fn check_readable(&self, revision: Revision) -> Result<()> {
+        let compacted = self.compacted();
+        if revision < compacted { Err(StoreError::Compacted { compacted }) } else { Ok(()) }
+    }
+
+    /// All that is asked from now on is answered with this.
+    pub(in crate::store) fn enter_trouble(&self, trouble: StoreError) {
+        self.trouble.send_replace(Some(trouble));
+    }
+
+    pub(in crate::store) fn leave_trouble(&self) {
+        self.trouble.send_replace(None);
+    }
+
+    /// From now on nothing is asked of it: others may have it soon.
+    pub(in crate::store) fn stop(&self) {
+        self.enter_trouble(self.unavailable("this node is stopping"));
+    }
+
+    pub(in crate::store) fn check_usable(&self) -> Result<()> {
+        self.trouble.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    /// Waits until another node has taken the store. It does not keep the store.
+    pub(super) fn fenced(&self) -> impl Future<Output = StoreError> + Send + use<> {
+        let mut trouble = self.trouble.subscribe();
+        async move {
+            let is_fenced =
+                |trouble: &Option<_>| matches!(trouble, Some(StoreError::Fenced { .. }));
+            match trouble.wait_for(is_fenced).await.map(|fenced| fenced.clone()) {
+                Ok(Some(fenced)) => fenced,
+                // The store is gone, with all who ask.
+                Ok(None) | Err(_) => pending().await,
+            }
+        }
+    }
+
+    /// Waits until the store has closed `revision`, but for no store that is in trouble.
+    pub(in crate::store) async fn wait_closed(&self, revision: Revision) -> Result<()> {
+        let mut trouble = self.trouble.subscribe();
+        tokio::select! {
+            biased;
+            Ok(error) = trouble.wait_for(Option::is_some) => error.clone().map_or(Ok(()), Err),
+            closed = self.journal.wait_closed(revision) => closed.map(drop),
+        }
+    }
+
+    /// The size as measured now, else as measured last.
+    pub(super) fn note_size(&self, measured: Option<Size>) -> Size {
+        let mut last = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = measured.unwrap_or(*last);
+        *last
+    }
+
+    pub(in crate::store) fn unavailable(&self, reason: impl Into<Arc<str>>) -> StoreError {
+        StoreError::Unavailable { store: self.name.clone(), reason: reason.into() }
+    }
+}
