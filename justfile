@@ -8,7 +8,7 @@ _list:
 check:
     cargo fmt --all --check
     cargo clippy --locked --all-targets -- -D warnings
-    cargo test --locked --lib --test layers
+    cargo test --locked --lib --test layers --test tidy
 
 # All tests, and what they need is installed first. `just test fast` runs those that need no peers.
 test which="all":

@@ -13,6 +13,7 @@ mod compaction;
 mod endpoint;
 mod plan;
 mod repair;
+mod witness;
 
 use std::{collections::HashMap, error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
@@ -23,6 +24,7 @@ use tokio::{
     time::sleep,
 };
 
+use self::witness::Witnesses;
 pub use self::{
     compaction::AutoCompaction,
     endpoint::Endpoints,
@@ -153,26 +155,17 @@ pub async fn start(
     let default =
         default.map_err(|refusal| StartError::Default { name, source: refusal.reason })?;
     let head = default.head();
-    let went_back = head.witnessed > head.newest;
-    if went_back {
-        tracing::error!(
-            store = %default.name(), held = head.witnessed, newest = head.newest,
-            "the default store went back: what it did between these revisions is lost, with leases and \
-             lanes of that time; clients list afresh"
-        );
-        // What was promised to a tree beside that went with it.
-        let far = head.witnessed + RESTORED_AHEAD;
-        clock.observe(far).map_err(|full| StoreError::Unavailable {
-            store: default.name().clone(),
-            reason: full.to_string().into(),
-        })?;
-    }
+    let mut went_back = leap_where_back(&*default, head.witnessed, &clock)?;
     let records = Records::open(default.clone()).await?;
     let Settings { name, tree, node: options, grace, adopt, entropy } = settings;
     let membership = Membership::load(records, clock, entropy, &name, tree).await?;
     // At once, so that silent ones are waited for together.
     let opening = plan.routes.iter().map(|route| open_slot(route, opens, &membership, &adopt));
     let slots = join_all(opening).await.into_iter().collect::<Result<Vec<Slot>, StoreError>>()?;
+    let kept = slots.iter().filter_map(|slot| slot.opened.records.clone());
+    let witnesses = Witnesses::new(default.clone(), kept).await;
+    went_back =
+        leap_where_back(&*default, witnesses.newest().await, membership.clock())? || went_back;
     let unknown = slots.iter().filter(|slot| slot.opened.is_late);
     let unknown: Vec<Arc<str>> = unknown.map(|slot| slot.opened.store.name().clone()).collect();
     let compacting = plan
@@ -204,7 +197,7 @@ pub async fn start(
         let (node, entropy) = (node.clone(), node.membership().entropy().clone());
         tasks.spawn("compact a store", compaction::compact_by_itself(store, node, how, entropy));
     }
-    tasks.spawn("keep how far stores are", keep_progress(slots, node.clone()));
+    tasks.spawn("keep how far stores are", keep_progress(slots, witnesses, node.clone()));
     tasks.spawn("end dead leases", end_dead_leases(router.clone(), node.clone()));
     tasks.spawn_once(survey(router, node.clone()));
     Ok(Running { node, tasks })
@@ -236,8 +229,33 @@ async fn open_slot(
     Ok(Slot { opened, record })
 }
 
+/// Goes on far above all that was ever shown where the default store had come as far as `held`, and holds less
+/// now. Says whether it does.
+fn leap_where_back(
+    default: &dyn RecordStore,
+    held: Revision,
+    clock: &SharedClock,
+) -> Result<bool, StoreError> {
+    let (store, newest) = (default.name(), default.head().newest);
+    if held <= newest {
+        return Ok(false);
+    }
+    tracing::error!(
+        %store, held, newest,
+        "the default store went back: what it did between these revisions is lost, with leases and lanes of \
+         that time; clients list afresh"
+    );
+    // What was promised to a tree beside that went with it.
+    let leapt = clock.observe(held + RESTORED_AHEAD);
+    leapt.map_err(|full| StoreError::Unavailable {
+        store: store.clone(),
+        reason: full.to_string().into(),
+    })?;
+    Ok(true)
+}
+
 /// Keeps how far each store has come, so that one that went back while the node was down is noticed.
-async fn keep_progress(slots: Vec<Slot>, node: Arc<Node>) {
+async fn keep_progress(slots: Vec<Slot>, witnesses: Witnesses, node: Arc<Node>) {
     let clock = node.membership().clock().clone();
     let mut seen = 0;
     loop {
@@ -253,7 +271,7 @@ async fn keep_progress(slots: Vec<Slot>, node: Arc<Node>) {
                 tracing::debug!(%store, %error, "how far a store is was not kept");
             }
         });
-        join_all(kept).await;
+        futures::join!(join_all(kept), witnesses.tell());
         sleep(PROGRESS_EVERY).await;
     }
 }

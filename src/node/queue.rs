@@ -3,7 +3,7 @@
 //! Who enters the line puts a key `name/<lease in hex>`; the line's order is that of create revisions.
 //! The first of the line holds the lock, or leads.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::StreamExt as _;
@@ -41,6 +41,9 @@ struct Waiting {
     is_head: bool,
 }
 
+/// How long it takes until a place that could not be left is left again.
+const LEAVE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         if self.is_head {
@@ -48,8 +51,14 @@ impl Drop for Waiting {
         }
         let (node, place) = (self.node.clone(), self.place.clone());
         tokio::spawn(async move {
-            if let Err(error) = node.leave_line(&place).await {
-                tracing::warn!(%error, "a place in a line stays until its lease ends");
+            // Those behind it wait for it to go.
+            let mut is_logged = false;
+            while let Err(error) = node.leave_line(&place).await {
+                if !is_logged {
+                    tracing::warn!(%error, "a place in a line could not be left yet");
+                }
+                is_logged = true;
+                tokio::time::sleep(LEAVE_AGAIN_AFTER).await;
             }
         });
     }

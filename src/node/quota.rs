@@ -79,7 +79,10 @@ impl Quota {
         }
         self.is_alarmed.store(true, Ordering::Relaxed);
         tracing::error!(quota_bytes = self.bytes_max, "the storage quota is used up");
-        records.write(Changes::default().put_at(NOSPACE, &Alarm {})).await?;
+        // Whoever asked may go meanwhile.
+        let records = records.clone();
+        let raised = Changes::default().put_at(NOSPACE, &Alarm {});
+        to_the_end(async move { records.write(raised).await }).await?;
         Err(no_space())
     }
 

@@ -1,6 +1,12 @@
 //! etcd's wire types and those between nodes, generated from `proto/` at build time. Names follow the
 //! packages.
-#![allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::unwrap_used)]
+#![allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all,
+    clippy::unwrap_used,
+    reason = "what is generated is as its generator writes it"
+)]
 
 /// The descriptor set of every service, as gRPC reflection serves it.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

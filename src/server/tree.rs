@@ -22,6 +22,7 @@ use tracing::Instrument as _;
 
 use super::{Services, check, failures::Failures, patience, status, trace};
 use crate::{
+    clock::REVISION_MAX,
     model::{Commit, Event, KeyRange, Revision, StoreError},
     node::{Fence, Node},
     proto::tree::{self as pb, tree_server::SERVICE_NAME},
@@ -207,7 +208,9 @@ impl Services {
     /// A revision of the parent's; not where that leaps as no tree ever does.
     fn believed(&self, revision: Revision) -> Result<Revision, Status> {
         let now = self.node.membership().clock().now();
-        if revision > now.saturating_add(LEAD_MAX) {
+        // However many leaps there were, the node keeps room for itself.
+        let far = now.saturating_add(LEAD_MAX).min(REVISION_MAX - LEAD_MAX);
+        if revision > far {
             let reason = format!(
                 "its parent says to be at revision {revision}, and this node is at {now}; a clock that was \
                  driven up is put right with `pleach repair clock`"

@@ -188,9 +188,10 @@ impl Lanes {
     }
 
     /// Assigns lanes to a child that says what it `holds`: those that it was assigned before, or holds
-    /// of a parent before this, or new ones, `requested` of them, or at least `needed`. What it was assigned and has not taken
-    /// it gets anew where the route asks for another number now; what it has taken grows, and never
-    /// shrinks. `fresh` is the credential of a child that is new here. Returns whether anything changed.
+    /// of a parent before this, or new ones, `requested` of them, or at least `needed`. What it was
+    /// assigned and has not taken it gets anew where the route asks for another number now; what it has
+    /// taken grows, and never shrinks. `fresh` is the credential of a child that is new here. Returns
+    /// whether anything changed.
     ///
     /// # Errors
     /// See [`LanesError`].

@@ -12,6 +12,7 @@ mod support;
 mod compaction;
 mod copy;
 mod ledger;
+mod power;
 mod stop;
 mod witness;
 mod world;

@@ -6,8 +6,10 @@
 //! oracle itself. `PLEACH_ORACLE_SHRINK=0` reports a failing run as it was, not its shortest form.
 //!
 //! Not asked: HashKV and Hash (the hash covers etcd's file), Snapshot, the member changes, auth.
-// A test binary exports nothing: `pub` means "to the other modules" here.
-#![allow(unreachable_pub)]
+#![allow(
+    unreachable_pub,
+    reason = "a test binary exports nothing: `pub` means to the other modules here"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -27,11 +29,11 @@ use std::{
     collections::{BTreeMap, VecDeque},
     env,
     sync::atomic::{AtomicUsize, Ordering},
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use pleach::proto::etcdserverpb as pb;
+use pleach::{clock::Entropy, proto::etcdserverpb as pb};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -252,10 +254,7 @@ fn lines(steps: &[Step]) -> String {
 
 fn seed() -> u64 {
     let given = env::var("PLEACH_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.map_or(0, |now| now.as_nanos() as u64)
-    });
+    let seed = given.unwrap_or_else(|| Entropy::system().bits());
     println!("PLEACH_SEED={seed}");
     seed
 }

@@ -263,6 +263,93 @@ async fn a_default_store_in_a_file_that_was_put_back_is_noticed() -> Result<()> 
     Ok(())
 }
 
+/// How a default store is put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// The files of its server.
+    Files,
+    /// From what the database's own program has dumped.
+    Dump,
+}
+
+/// The default store is put back while the node is down. With a route beside it, that store knows how far it had
+/// come, however it was put back; a dump is noticed with no route too.
+async fn default_goes_back(mut store: Kept, how: How, has_route: bool) -> Result<()> {
+    let folder = TempDir::new()?;
+    let copy = folder.path().join("copy");
+    let endpoint = format!("--endpoint={}", store.endpoint());
+    let mut node = Node::new(folder.path(), &[&endpoint])?;
+    if has_route {
+        let beside = format!("sqlite://{}", folder.path().join("beside.db").display());
+        node = node.with_routes_to(&[("/a/", beside)])?;
+    }
+    let channel = node.start().await?;
+    let kept = put(&channel, "key", "kept").await?;
+    node.signal("TERM")?;
+    node.ended().await?;
+    let dump = match (&store, how) {
+        (Kept::Database(server), How::Dump) => Some(server.dump(DATABASE).await?),
+        _ => None,
+    };
+    store.copy(&copy).await?;
+    let channel = node.start().await?;
+    let mut lost = put(&channel, "key", "lost").await?;
+    for at in 0..20 {
+        lost = put(&channel, "key", &format!("lost {at}")).await?;
+    }
+    // How far it is, is kept within a second.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    lost = lost.max(put(&channel, "key", "lost too").await?);
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    node.kill()?;
+    match (&store, dump) {
+        (Kept::Database(server), Some(dump)) => drop(server.sql(DATABASE, &dump).await?),
+        _ => store.restore(&copy).await?,
+    }
+
+    let channel = node.start().await?;
+    ensure!(get(&channel, "key").await?.as_deref() == Some("kept"), "it is not what was restored");
+    ensure!(!guarded(&channel, "key", lost).await?, "a guard on what is gone holds");
+    let first = put(&channel, "key", "again").await?;
+    ensure!(first > lost, "{how:?}: revision {first} was given before: {lost} was");
+    for start in [kept + 1, lost, lost + 1] {
+        Watch::start(&channel, start).await?.ensure_compacted().await?;
+    }
+    ensure!(node.log().contains("the default store went back"), "{}", node.log());
+    // And the next start has nothing to say of it.
+    node.kill()?;
+    let before = node.log().matches("went back").count();
+    let channel = node.start().await?;
+    let second = put(&channel, "key", "and again").await?;
+    ensure!(second > first && second < first + (1 << 29), "revision {second} after {first}");
+    ensure!(node.log().matches("went back").count() == before, "it is said again");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_default_store_that_was_restored_from_a_dump_is_noticed() -> Result<()> {
+    for kind in [Kind::Postgres, Kind::MariaDb] {
+        let store = Kept::database(kind).await?;
+        let done = Box::pin(default_goes_back(store, How::Dump, false)).await;
+        done.with_context(|| format!("{kind:?}"))?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_default_store_whose_files_were_put_back_is_noticed_by_the_store_of_a_route() -> Result<()>
+{
+    for kind in [Kind::Postgres, Kind::MariaDb] {
+        let store = Kept::database(kind).await?;
+        let done = Box::pin(default_goes_back(store, How::Files, true)).await;
+        done.with_context(|| format!("{kind:?}"))?;
+    }
+    let mut etcd = Etcd::hasty()?;
+    etcd.start().await?;
+    let done = Box::pin(default_goes_back(Kept::Etcd(etcd), How::Files, true)).await;
+    done.context("an etcd")
+}
+
 /// The node ends by itself, and says that it failed.
 async fn ensure_refused(node: &mut Node) -> Result<()> {
     node.spawn()?;

@@ -28,6 +28,7 @@ pub(crate) struct Node {
     data_dir: PathBuf,
     port: u16,
     flags: Vec<String>,
+    env: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -38,7 +39,7 @@ impl Node {
     pub(crate) fn new(folder: &Path, flags: &[&str]) -> Result<Self> {
         let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
         let (folder, data_dir) = (folder.to_owned(), folder.join("data"));
-        Ok(Self { folder, data_dir, port: free_port()?, flags, child: None })
+        Ok(Self { folder, data_dir, port: free_port()?, flags, env: Vec::new(), child: None })
     }
 
     /// Gives it a route for each prefix, to a file of its own.
@@ -87,6 +88,11 @@ impl Node {
         self
     }
 
+    /// Sets a variable of its environment from the next start on.
+    pub(crate) fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -116,6 +122,7 @@ impl Node {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
         command.arg("serve").arg(format!("--listen-client-urls={}", self.url()));
         command.arg(format!("--data-dir={}", self.data_dir.display())).args(&self.flags);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child = Some(command.spawn().context("the node does not start")?);
         Ok(())

@@ -2,11 +2,11 @@
 
 use std::{
     env,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use pleach::proto::etcdserverpb as pb;
+use pleach::{clock::Entropy, proto::etcdserverpb as pb};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -303,7 +303,7 @@ fn report(history: &History, log: &Log) {
 fn seed() -> Result<u64> {
     match env::var("PLEACH_SEED") {
         Ok(seed) => seed.parse().context("PLEACH_SEED is no number"),
-        Err(_) => Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_micros() as u64),
+        Err(_) => Ok(Entropy::system().bits() >> 1),
     }
 }
 

@@ -21,7 +21,7 @@ use prost::Message;
 use super::RecordStore;
 use crate::{
     model::{LeaseId, StoreError, error::Result},
-    proto::records::{Alarm, Envelope, Format, Identity, Lanes, Lease, Reservation, Slot},
+    proto::records::{Alarm, Envelope, Format, Identity, Lanes, Lease, Reservation, Slot, Witness},
 };
 
 /// The format that this version reads and writes.
@@ -56,6 +56,9 @@ impl Record for Alarm {
 }
 impl Record for Slot {
     const KIND: &'static str = "slot";
+}
+impl Record for Witness {
+    const KIND: &'static str = "witness";
 }
 
 /// The records of a node; see the module.

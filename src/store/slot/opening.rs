@@ -36,6 +36,8 @@ pub type Attempt = BoxFuture<'static, Result<Occupant, Refusal>>;
 pub struct Occupant {
     /// The store.
     pub store: Arc<dyn Store>,
+    /// The same where this node owns it, so that it can keep records.
+    pub records: Option<Arc<dyn RecordStore>>,
     /// Ends when another node has taken it.
     pub fenced: BoxFuture<'static, ()>,
 }
@@ -56,6 +58,8 @@ pub struct Opened {
     pub store: Arc<dyn Store>,
     /// Whether its store is not there yet.
     pub is_late: bool,
+    /// The store that it began with, where that can keep records.
+    pub records: Option<Arc<dyn RecordStore>>,
 }
 
 /// Opens the store of the slot `record`, or has it opened later: what is in the way of a route's store is
@@ -83,9 +87,10 @@ pub async fn open(
             // What is this node's alone needs no state of attachment.
             let attach_state = attach_state.filter(|_| !store.attach_states().is_empty());
             let state = State::Open { store, broken_at: None };
+            let records = occupant.records.clone();
             let slot = Slot::new(name, clock.clone(), attach_state, record, state);
             slot.hold(|shared| shared.keep(First::Open(occupant), opener));
-            return Ok(Opened { store: slot, is_late: false });
+            return Ok(Opened { store: slot, is_late: false, records });
         }
         Ok(Err(refusal)) => {
             let reason = refusal.reason.to_string();
@@ -99,7 +104,7 @@ pub async fn open(
     let state = State::Waiting(reason.into());
     let slot = Slot::new(name, clock.clone(), attach_state, record, state);
     slot.hold(|shared| shared.keep(First::Attempt(attempt), opener));
-    Ok(Opened { store: slot, is_late: true })
+    Ok(Opened { store: slot, is_late: true, records: None })
 }
 
 /// What a slot begins with.
@@ -203,12 +208,12 @@ fn reachable(store: &dyn Store, attach_state: Option<&Arc<AttachState>>) {
 impl Occupant {
     /// A store that this node owns, until another takes it.
     pub fn owned(store: Arc<dyn RecordStore>) -> Self {
-        Self { fenced: store.fenced(), store }
+        Self { fenced: store.fenced(), records: Some(store.clone()), store }
     }
 
     /// A store that has no owner.
     pub fn child(store: Arc<dyn Store>) -> Self {
-        Self { store, fenced: pending().boxed() }
+        Self { store, records: None, fenced: pending().boxed() }
     }
 }
 
@@ -250,7 +255,7 @@ impl Shared {
                 attach_state.set_reachable(false);
             }
             occupant.store.close().await;
-            drop(occupant.store);
+            drop((occupant.store, occupant.records));
             occupant = self.open(opener(), &mut opener, Some(closed)).await;
         }
     }

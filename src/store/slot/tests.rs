@@ -264,7 +264,7 @@ async fn a_store_that_another_node_took_is_closed_no_further_until_it_is_back_an
                 None => std::future::pending().await,
             }
         };
-        let occupant = Occupant { store, fenced: fenced.boxed() };
+        let occupant = Occupant { store, records: None, fenced: fenced.boxed() };
         ready(if is_open { Ok(occupant) } else { Err(refusal(true)) }).boxed()
     });
     let opened = opened("pods", &clock, opener).await;

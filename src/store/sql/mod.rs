@@ -2,8 +2,8 @@
 //!
 //! [`statements`] says how rows are kept, `writer` how they change, `reader` how they are read as of
 //! a revision, `compact` how the past is given up. [`session`] is all that they ask of a database;
-//! [`sqlite`] gives it for a file, [`remote`] for a server. Revisions come from the node's clock and stand in the rows, so that the
-//! database alone is the store: a process keeps nothing that it could lose.
+//! [`sqlite`] gives it for a file, [`remote`] for a server. Revisions come from the node's clock and stand in
+//! the rows, so that the database alone is the store: a process keeps nothing that it could lose.
 
 mod checkpoint;
 mod compact;
@@ -14,6 +14,8 @@ pub mod remote;
 pub mod session;
 pub mod sqlite;
 pub mod statements;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -44,8 +46,8 @@ use crate::{
 pub struct Witnessed {
     /// The greatest revision that it held; 0 where nothing is known.
     pub newest: Revision,
-    /// Whether that was another store.
-    pub is_another: bool,
+    /// Whether what is there is certainly not what was left: another store, or one made from a copy.
+    pub went_back: bool,
 }
 
 /// What reads need.
@@ -88,7 +90,7 @@ async fn open<D: Database>(
     let incarnation = reader::meta(&mut session, &statements, "incarnation").await?;
     let incarnation = incarnation.and_then(|it| u64::try_from(it).ok()).unwrap_or(0);
     // One more than there is counts as gone back: another store breaks what was promised, whatever it has.
-    let witnessed = witnessed.newest.max(if witnessed.is_another { newest + 1 } else { 0 });
+    let witnessed = witnessed.newest.max(if witnessed.went_back { newest + 1 } else { 0 });
     session.witness(newest.max(witnessed));
     // Others may have written it while this node went on without it: the slot sees to that.
     let seat = clock.join_apart(newest).await;

@@ -155,6 +155,9 @@ impl Driver for Mysql {
             schema: schema.map(str::to_owned).to_vec(),
             has_kine: format!("{tables} 'kine'"),
             has_tables: format!("{tables} 'pleach_meta'"),
+            // In MariaDB also a time of the table's file, which no copy keeps.
+            made: "SELECT CAST(UNIX_TIMESTAMP(create_time) AS SIGNED) FROM information_schema.tables \
+                WHERE table_schema = DATABASE() AND table_name = 'pleach_log'",
             lock: "SELECT GET_LOCK(CONCAT('pleach ', \
                 LEFT(MD5(CONCAT(DATABASE(), '/pleach_')), 24)), 0)"
                 .to_owned(),

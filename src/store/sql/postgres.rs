@@ -189,6 +189,10 @@ impl Driver for Postgres {
             schema: schema.collect(),
             has_kine: format!("{tables} 'kine'"),
             has_tables: format!("{tables} 'pleach_meta'"),
+            // The table, the cluster, and its timeline.
+            made: "SELECT 'pleach_log'::regclass::oid::bigint # \
+                (SELECT system_identifier FROM pg_control_system()) # \
+                (('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint << 31)",
             lock: "SELECT pg_try_advisory_lock(\
                 hashtextextended(current_schema() || '/pleach_', 0))::int"
                 .to_owned(),

@@ -109,6 +109,9 @@ pub struct Texts {
     pub has_kine: String,
     /// Yields 1 where the tables are there.
     pub has_tables: String,
+    /// Yields a number that changes when the tables are made anew, as from a dump, and when the server goes on
+    /// from a copy, as far as it knows that itself. An error where it says nothing.
+    pub made: &'static str,
     /// Takes the lock of the connection; yields 1 where it was free.
     pub lock: String,
     /// The database's time, in milliseconds since 1970.

@@ -43,7 +43,7 @@ const READERS_MAX: usize = 4;
 /// Compiled statements that a connection keeps.
 const STATEMENTS_MAX: usize = 64;
 
-const SCHEMA: &str = "
+pub(super) const SCHEMA: &str = "
     CREATE TABLE pleach_meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE pleach_record (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE pleach_key (
@@ -60,7 +60,7 @@ const SCHEMA: &str = "
     INSERT INTO pleach_meta (name, value) VALUES ('schema', 1), ('epoch', 0);
 ";
 
-fn dialect() -> Dialect {
+pub(super) fn dialect() -> Dialect {
     Dialect {
         system: "sqlite",
         prefix: "pleach_".to_owned(),
@@ -308,7 +308,7 @@ impl Opening<'_> {
         let known = Some(witness).filter(|witness| witness.incarnation != 0);
         let witnessed = Witnessed {
             newest: known.map_or(0, |witness| witness.newest),
-            is_another: known.is_some_and(|witness| witness.incarnation != incarnation),
+            went_back: known.is_some_and(|witness| witness.incarnation != incarnation),
         };
         let lock = Lock::new(file, owner, Witness { incarnation, ..witness });
         let lock = lock.map_err(|error| self.failed(error))?;
@@ -486,13 +486,18 @@ impl Readers {
         connection.busy_timeout(Duration::from_secs(10))?;
         connection.pragma_update(None, "mmap_size", 256 << 20)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-        Ok(SqliteSession { connection, ownership: None })
+        Ok(SqliteSession::reading(connection))
     }
 }
 
 // === impl SqliteSession ===
 
 impl SqliteSession {
+    /// A session that owns nothing.
+    pub(super) fn reading(connection: Connection) -> Self {
+        Self { connection, ownership: None }
+    }
+
     fn begin_now(&mut self) -> DbResult<i64> {
         if self.ownership.as_ref().is_some_and(|ownership| ownership.checkpoints.take_rest()) {
             checkpoint(&self.connection).map_err(|error| failure(&error))?;

@@ -47,6 +47,13 @@ pub(super) fn administrator(server: &DatabaseServer, database: &str) -> tokio::p
     mariadb
 }
 
+pub(super) fn dump(server: &DatabaseServer, database: &str) -> tokio::process::Command {
+    let mut dump = tokio::process::Command::new("mariadb-dump");
+    dump.args(["--no-defaults", "--hex-blob", "--user", ADMINISTRATOR]);
+    dump.arg(format!("--socket={}", socket(server))).arg(database);
+    dump
+}
+
 pub(super) fn user_at(address: SocketAddr, database: &str) -> tokio::process::Command {
     let mut mariadb = mariadb(database);
     mariadb.args(["--protocol=tcp", "--user", USER]).env("MYSQL_PWD", PASSWORD);

@@ -282,6 +282,15 @@ impl DatabaseServer {
         ask(client, text).await
     }
 
+    /// What `sql` brings a database back by, whatever is in it then.
+    pub(crate) async fn dump(&self, database: &str) -> Result<String> {
+        let client = match self.kind {
+            Kind::Postgres => postgres::dump(self, database)?,
+            Kind::MariaDb => mariadb::dump(self, database),
+        };
+        ask(client, "").await
+    }
+
     /// What the server behind `address` answers to the store's user, by the database's own client.
     pub(crate) async fn sql_at(
         &self,

@@ -59,6 +59,13 @@ pub(super) fn administrator(server: &DatabaseServer, database: &str) -> tokio::p
     psql
 }
 
+pub(super) fn dump(server: &DatabaseServer, database: &str) -> Result<tokio::process::Command> {
+    let mut dump = tokio::process::Command::new(program("pg_dump")?);
+    dump.args(["--clean", "--if-exists", "--no-password", "--username", ADMINISTRATOR]);
+    dump.arg("--host").arg(server.folder()).arg(format!("--port={}", server.port)).arg(database);
+    Ok(dump)
+}
+
 pub(super) fn user_at(address: SocketAddr, database: &str) -> tokio::process::Command {
     let mut psql = psql(database);
     psql.arg(format!("--host={}", address.ip())).arg(format!("--port={}", address.port()));

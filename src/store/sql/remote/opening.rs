@@ -115,7 +115,7 @@ struct Claim {
 /// How an attempt to take the store ended.
 enum Taken {
     /// It is this node's, from this epoch on.
-    Ours { epoch: i64, incarnation: u64 },
+    Ours { epoch: i64, incarnation: u64, is_restored: bool },
     /// Somebody has it.
     Held(Claim),
     /// It is another one, of this incarnation; 0 where it was never used.
@@ -152,9 +152,10 @@ pub async fn open_known<D: Driver>(
 ) -> Result<Arc<dyn RecordStore>, OpenError> {
     let opening = Opening { place, driver: Arc::new(driver), owner, incarnation };
     let failed = |error| OpenError::new(place, error);
-    let session = opening.take().await?;
+    let (session, went_back) = opening.take().await?;
     let remote = Remote::new(&session, readers).map_err(failed)?;
-    sql::open(name, remote, session, clock, Witnessed::default()).await.map_err(failed)
+    let witnessed = Witnessed { went_back, ..Witnessed::default() };
+    sql::open(name, remote, session, clock, witnessed).await.map_err(failed)
 }
 
 /// What an owner wrote about itself; versions before this wrote a text.
@@ -199,12 +200,14 @@ impl<D: Driver> Opening<'_, D> {
         OpenError::new(self.place, error)
     }
 
-    /// A session that owns the store.
-    async fn take(&self) -> Result<RemoteSession<D>, OpenError> {
+    /// A session that owns the store, and whether that was restored from a copy since it was owned last.
+    async fn take(&self) -> Result<(RemoteSession<D>, bool), OpenError> {
         let files = self.driver.database().check_files().await;
         files.map_err(|reason| self.failed(DbError::Failed(reason)))?;
         let mut session = RemoteSession::new(self.driver.clone(), Role::Opens);
         self.prepare(&mut session).await?;
+        // What is no database of its own kind quite may not say.
+        let made = session.number(&self.sql(self.driver.texts().made)).await.ok().flatten();
         let begun = Instant::now();
         // What was seen first, and since when it has not changed, by this node's own clock: that of the
         // database may be set back and forth.
@@ -220,11 +223,11 @@ impl<D: Driver> Opening<'_, D> {
                         is_free && before == claim && since.elapsed() >= LEASE
                     })
             };
-            let taken = self.claim(&mut session, is_over).await;
+            let taken = self.claim(&mut session, made, is_over).await;
             let claim = match taken.map_err(|error| self.failed(error))? {
-                Taken::Ours { epoch, incarnation } => {
+                Taken::Ours { epoch, incarnation, is_restored } => {
                     session.own(epoch, incarnation, started);
-                    return Ok(session);
+                    return Ok((session, is_restored));
                 }
                 Taken::Another(found) => {
                     let expected = self.incarnation.unwrap_or(0);
@@ -292,6 +295,7 @@ impl<D: Driver> Opening<'_, D> {
     async fn claim(
         &self,
         session: &mut RemoteSession<D>,
+        made: Option<i64>,
         is_over: impl Fn(&Claim) -> bool,
     ) -> DbResult<Taken> {
         session.number(&self.sql("BEGIN")).await?;
@@ -302,6 +306,7 @@ impl<D: Driver> Opening<'_, D> {
         let beat = session.number(&meta("until")).await?.unwrap_or(0);
         let incarnation = session.number(&meta("incarnation")).await?;
         let schema = session.number(&meta("schema")).await?.unwrap_or(1);
+        let made_before = session.number(&meta("made")).await?;
         let mut owner = Owner::default();
         let mut each = |columns: &dyn Columns| {
             owner = owner_of(&columns.bytes(0));
@@ -342,8 +347,15 @@ impl<D: Driver> Opening<'_, D> {
                  UPDATE pleach_meta SET value = {SCHEMA_VERSION} WHERE name = 'schema'"
             );
         }
+        if let Some(made) = made {
+            let on_conflict = session.driver.dialect().on_name_conflict;
+            take += &format!(
+                "; INSERT INTO pleach_meta (name, value) VALUES ('made', {made}) {on_conflict}"
+            );
+        }
         session.number(&self.sql(&take)).await?;
         session.commit().await?;
-        Ok(Taken::Ours { epoch, incarnation })
+        let is_restored = made_before.zip(made).is_some_and(|(before, now)| before != now);
+        Ok(Taken::Ours { epoch, incarnation, is_restored })
     }
 }
