@@ -93,6 +93,7 @@ const ROOMS: &[Room] = &[
             "hyper",
             "prometheus",
             "prost",
+            "rustls",
             "serde_json",
             "tokio",
             "tokio_stream",
@@ -134,7 +135,7 @@ const ROOMS: &[Room] = &[
             "server",
             "telemetry",
         ],
-        &["anyhow", "bytes", "clap", "gethostname", "tokio", "tokio_util", "tonic"],
+        &["anyhow", "bytes", "clap", "gethostname", "rustix", "tokio", "tokio_util", "tonic"],
     ),
 ];
 

@@ -21,7 +21,7 @@ use crate::{
     assembly::{self, Endpoints, Plan, Running, Settings},
     clock::Entropy,
     node::{DEFAULT_NAME, Options},
-    server::{Limits, Services, Tls},
+    server::{Limits, Services, Tls, TlsPart},
     store::attach::GRACE,
     telemetry::{self, Telemetry},
     topology::{self, Endpoint, Topology},
@@ -48,9 +48,9 @@ pub struct Serve {
     /// What clients are told to reach this node by; what they used, unless given.
     #[arg(long, env = "PLEACH_ADVERTISE_CLIENT_URLS", value_delimiter = ',')]
     advertise_client_urls: Vec<String>,
-    /// Where health, version and metrics are served besides.
-    #[arg(long, env = "PLEACH_LISTEN_METRICS_URLS")]
-    listen_metrics_urls: Option<Url>,
+    /// Where health, version and metrics are served besides: http(s)://HOST:PORT, several with commas.
+    #[arg(long, env = "PLEACH_LISTEN_METRICS_URLS", value_delimiter = ',')]
+    listen_metrics_urls: Vec<Url>,
     /// The node's name.
     #[arg(long, env = "PLEACH_NAME", default_value = DEFAULT_NAME)]
     name: String,
@@ -84,10 +84,11 @@ pub struct Serve {
     /// The certificate's key (PEM).
     #[arg(long, env = "PLEACH_KEY_FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
-    /// The authority that signs clients' certificates (PEM).
+    /// The authority that signs clients' certificates (PEM). With it, only clients with such a certificate are
+    /// admitted, as by etcd.
     #[arg(long, env = "PLEACH_TRUSTED_CA_FILE")]
     trusted_ca_file: Option<PathBuf>,
-    /// Admit only clients with a certificate of --trusted-ca-file.
+    /// Admit only clients with a certificate of --trusted-ca-file, which must be given.
     #[arg(long, env = "PLEACH_CLIENT_CERT_AUTH", num_args = 0..=1, require_equals = true,
           default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     client_cert_auth: bool,
@@ -193,8 +194,10 @@ impl Serve {
     async fn serve(self) -> anyhow::Result<()> {
         // Asked for before anything is open, so that no signal is missed.
         let mut signals = Signals::new()?;
+        raise_open_files();
         let tls = self.tls()?;
-        let listeners = self.listen(tls.is_some()).await?;
+        let listeners = listen("--listen-client-urls", &self.listen_client_urls, &tls).await?;
+        let admin = listen("--listen-metrics-urls", &self.listen_metrics_urls, &tls).await?;
         let mut running = self.start(listeners.iter().all(|(_, it)| is_local(it))).await?;
         let node = running.node().clone();
         let stopping = CancellationToken::new();
@@ -214,10 +217,10 @@ impl Serve {
             servers.spawn(async move { Ok(face.serve(listener, tls, stopped).await?) });
             tracing::info!(%address, tls = url.is_tls, revision = node.revision(), "serving");
         }
-        if let Some(url) = &self.listen_metrics_urls {
-            let listener = bind(url).await?;
+        for (url, listener) in admin {
+            let tls = tls.clone().filter(|_| url.is_tls);
             let (face, stopped) = (face.clone(), stopping.clone().cancelled_owned());
-            servers.spawn(async move { Ok(face.serve_admin(listener, stopped).await?) });
+            servers.spawn(async move { Ok(face.serve_admin(listener, tls, stopped).await?) });
         }
         let ended = tokio::select! {
             name = signals.next() => {
@@ -236,22 +239,6 @@ impl Serve {
             tracing::warn!("stopped before every store was given up; who wants them waits");
         }
         ended
-    }
-
-    /// Listens before the stores are open: a connection that waits costs its client less than one
-    /// that is refused.
-    async fn listen(&self, has_tls: bool) -> anyhow::Result<Vec<(Url, TcpListener)>> {
-        let mut listeners = Vec::new();
-        for url in &self.listen_client_urls {
-            if url.is_tls && !has_tls {
-                bail!(
-                    "--listen-client-urls has https://{}, which needs --cert-file and --key-file",
-                    url.host
-                );
-            }
-            listeners.push((url.clone(), bind(url).await?));
-        }
-        Ok(listeners)
     }
 
     async fn start(&self, is_local: bool) -> anyhow::Result<Running> {
@@ -300,26 +287,75 @@ impl Serve {
         Ok(assembly::start(plan, &opens, settings).await?)
     }
 
+    /// What the node shows, and whom it admits: read, and looked at before anything is opened.
     fn tls(&self) -> anyhow::Result<Option<Tls>> {
         let read = |flag: &str, path: &Path| {
             std::fs::read(path).with_context(|| format!("{flag} {}", path.display()))
         };
         let (Some(certificate), Some(key)) = (&self.cert_file, &self.key_file) else {
-            if self.client_cert_auth {
-                bail!("--client-cert-auth needs --cert-file and --key-file, and https:// URLs");
+            let flags = [
+                ("--client-cert-auth", self.client_cert_auth),
+                ("--trusted-ca-file", self.trusted_ca_file.is_some()),
+            ];
+            if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
+                bail!("{flag} needs --cert-file and --key-file, and https:// URLs");
             }
             return Ok(None);
         };
         let authority = match (self.client_cert_auth, &self.trusted_ca_file) {
-            (true, Some(path)) => Some(read("--trusted-ca-file", path)?),
+            (_, Some(path)) => Some(read("--trusted-ca-file", path)?),
             (true, None) => bail!("--client-cert-auth needs --trusted-ca-file"),
-            (false, _) => None,
+            (false, None) => None,
         };
-        Ok(Some(Tls {
+        let tls = Tls {
             certificate: read("--cert-file", certificate)?,
             key: read("--key-file", key)?,
             client_authority: authority,
-        }))
+        };
+        tls.check().map_err(|wrong| {
+            let (flag, path) = match wrong.part {
+                TlsPart::Certificate => ("--cert-file", certificate),
+                TlsPart::Key => ("--key-file", key),
+                TlsPart::Authority => {
+                    ("--trusted-ca-file", self.trusted_ca_file.as_ref().unwrap_or(certificate))
+                }
+            };
+            anyhow::anyhow!("{flag} {}: {}", path.display(), wrong.reason)
+        })?;
+        Ok(Some(tls))
+    }
+}
+
+/// Listens before the stores are open: a connection that waits costs its client less than one that is refused.
+async fn listen(
+    flag: &str,
+    urls: &[Url],
+    tls: &Option<Tls>,
+) -> anyhow::Result<Vec<(Url, TcpListener)>> {
+    let mut listeners = Vec::new();
+    for url in urls {
+        if url.is_tls && tls.is_none() {
+            bail!("{flag} has https://{}, which needs --cert-file and --key-file", url.host);
+        }
+        listeners.push((url.clone(), bind(url).await?));
+    }
+    Ok(listeners)
+}
+
+/// Each connection is an open file: as etcd does, a node takes as many as it may.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    match raised {
+        Ok(()) => tracing::debug!(before = ?limit.current, now = ?limit.maximum, "open files"),
+        Err(error) => tracing::warn!(
+            %error, limit = ?limit.current,
+            "the limit of open files could not be raised: each connection takes one"
+        ),
     }
 }
 
@@ -350,6 +386,7 @@ fn is_local(listener: &TcpListener) -> bool {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 // === impl Signals ===
@@ -359,6 +396,8 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            // The terminal is gone: what was started there ends in order.
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
@@ -366,6 +405,7 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
         }
     }
 }

@@ -1,13 +1,13 @@
 //! What is not gRPC: health, version, metrics; on the clients' port as in etcd, and on an admin port.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{RawQuery, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    extract::{FromRequestParts, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{any, get},
 };
 use futures::future::join_all;
 use serde_json::json;
@@ -19,15 +19,75 @@ use super::{ETCD_VERSION, STORAGE_VERSION, Services, metrics};
 /// How long a store may take to say whether it is there.
 const STORE_TIME_MAX: Duration = Duration::from_secs(1);
 
+/// The checks of `/livez` and `/readyz`, by etcd's names. Each is a path of its own, too.
+const LIVE: &[&str] = &["serializable_read"];
+const READY: &[&str] =
+    &["data_corruption", "serializable_read", "linearizable_read", "non_learner"];
+
 /// The routes over HTTP.
 pub(super) fn routes(face: Services) -> Router {
-    Router::new()
-        .route("/health", get(health))
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
+    let mut router = Router::new()
+        .route("/health", any(health))
+        .route("/livez", any(livez))
+        .route("/readyz", any(readyz))
         .route("/version", get(version))
-        .route("/metrics", get(scrape))
-        .with_state(face)
+        .route("/metrics", get(scrape));
+    for (path, checks, reads) in [("livez", LIVE, false), ("readyz", READY, true)] {
+        for &check in checks {
+            let probe = async move |State(face): State<Services>, asked: Asked| {
+                face.probe(&asked, Probe { checks: &[check], reads, has_stores: false }).await
+            };
+            router = router.route(&format!("/{path}/{check}"), any(probe));
+        }
+    }
+    router.with_state(face)
+}
+
+/// What a probe looks at.
+#[derive(Clone, Copy, Debug)]
+struct Probe<'a> {
+    checks: &'a [&'a str],
+    /// Whether a read is tried. Not for whether the process is worth keeping: a store that is away is no
+    /// reason against that.
+    reads: bool,
+    has_stores: bool,
+}
+
+/// How a probe is asked for.
+#[derive(Debug)]
+struct Asked {
+    is_get: bool,
+    exclude: Vec<String>,
+    is_verbose: bool,
+}
+
+impl<S: Sync> FromRequestParts<S> for Asked {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        let query = parts.uri.query().unwrap_or_default();
+        let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let of = |name: &'static str| pairs.clone().filter(move |(key, _)| *key == name);
+        Ok(Self {
+            is_get: parts.method == Method::GET,
+            exclude: of("exclude").map(|(_, value)| value.to_owned()).collect(),
+            is_verbose: of("verbose").next().is_some(),
+        })
+    }
+}
+
+// === impl Asked ===
+
+impl Asked {
+    fn excludes(&self, name: &str) -> bool {
+        self.exclude.iter().any(|it| it == name)
+    }
+}
+
+/// As etcd answers what is no GET.
+fn not_allowed() -> Response {
+    let allow = [(header::ALLOW, "GET")];
+    (StatusCode::METHOD_NOT_ALLOWED, allow, "Method Not Allowed\n").into_response()
 }
 
 /// What is nowhere: 404 to who speaks HTTP, UNIMPLEMENTED to who speaks gRPC.
@@ -39,45 +99,32 @@ pub(super) async fn missing(headers: HeaderMap) -> Response {
     }
 }
 
-/// As etcd answers: healthy where a read works and no alarm is raised.
-async fn health(State(face): State<Services>) -> Response {
-    let (code, health, reason) = match face.trouble().await {
+/// As etcd answers: healthy where a read works and no alarm is raised that `exclude` does not name.
+async fn health(State(face): State<Services>, asked: Asked) -> Response {
+    if !asked.is_get {
+        return not_allowed();
+    }
+    let alarm = face.node.is_out_of_space() && !asked.excludes("NOSPACE");
+    let trouble = match alarm {
+        true => Some("ALARM NOSPACE".to_owned()),
+        false => face.unanswering().await,
+    };
+    let (code, health, reason) = match trouble {
         None => (StatusCode::OK, "true", String::new()),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, "false", reason),
     };
     (code, Json(json!({ "health": health, "reason": reason }))).into_response()
 }
 
-/// The process answers: that is all there is to being alive.
-async fn livez() -> &'static str {
-    "ok\n"
+/// Whether to start the node again: never for what a restart does not mend, such as a store that is away.
+async fn livez(State(face): State<Services>, asked: Asked) -> Response {
+    face.probe(&asked, Probe { checks: LIVE, reads: false, has_stores: false }).await
 }
 
-/// Ready where the node can serve; `verbose` adds a line for each store. With `--ready-requires-all` every
-/// route's store must be there, else only the default one.
-async fn readyz(State(face): State<Services>, RawQuery(query): RawQuery) -> Response {
-    let is_verbose =
-        query.is_some_and(|query| query.split('&').any(|it| it.starts_with("verbose")));
-    let trouble = face.trouble().await;
-    let mut lines = String::new();
-    let mut is_ready = trouble.is_none();
-    if is_verbose || face.limits.ready_requires_all {
-        for (name, trouble) in face.stores().await {
-            is_ready &= trouble.is_empty() || !face.limits.ready_requires_all;
-            lines += &match trouble.as_str() {
-                "" => format!("[+]store {name} ok\n"),
-                trouble => format!("[-]store {name}: {trouble}\n"),
-            };
-        }
-    }
-    let said = match (&trouble, is_ready) {
-        (Some(reason), _) => format!("{lines}{reason}\n"),
-        (None, true) if is_verbose => format!("{lines}ok\n"),
-        (None, true) => "ok\n".to_owned(),
-        (None, false) => format!("{lines}not ready: a store is not there\n"),
-    };
-    let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, said).into_response()
+/// Whether to send clients here. An alarm does not count, as in etcd: reads, deletions and compaction are
+/// served. With `--ready-requires-all` every route's store must be there, else only the default one.
+async fn readyz(State(face): State<Services>, asked: Asked) -> Response {
+    face.probe(&asked, Probe { checks: READY, reads: true, has_stores: true }).await
 }
 
 async fn version() -> Json<serde_json::Value> {
@@ -110,12 +157,44 @@ impl Services {
         join_all(asked).await
     }
 
-    /// Why the node is not healthy, if it is not.
-    async fn trouble(&self) -> Option<String> {
-        if self.node.is_out_of_space() && !self.stopping.is_cancelled() {
-            return Some("ALARM NOSPACE".to_owned());
+    /// The answer to a probe of some checks, with a line for each where one fails or `verbose` is said; with
+    /// the stores behind them where they are asked for too.
+    async fn probe(&self, asked: &Asked, probe: Probe<'_>) -> Response {
+        if !asked.is_get {
+            return not_allowed();
         }
-        self.unanswering().await
+        let Probe { checks, reads, has_stores } = probe;
+        let (mut lines, mut is_good) = (String::new(), true);
+        for check in checks.iter().filter(|check| !asked.excludes(check)) {
+            let trouble = match *check {
+                "linearizable_read" | "serializable_read" if reads => self.unanswering().await,
+                // Nothing here is ever corrupt, or learns.
+                _ => None,
+            };
+            is_good &= trouble.is_none();
+            lines += &match trouble {
+                None => format!("[+]{check} ok\n"),
+                Some(trouble) => format!("[-]{check} failed: {trouble}\n"),
+            };
+        }
+        if has_stores && (asked.is_verbose || self.limits.ready_requires_all) {
+            for (name, trouble) in self.stores().await {
+                is_good &= trouble.is_empty() || !self.limits.ready_requires_all;
+                lines += &match trouble.as_str() {
+                    "" => format!("[+]store {name} ok\n"),
+                    trouble => format!("[-]store {name} failed: {trouble}\n"),
+                };
+            }
+        }
+        let text = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+        let said = match (is_good, asked.is_verbose) {
+            (true, false) => "ok\n".to_owned(),
+            (true, true) => lines + "ok\n",
+            (false, _) => lines,
+        };
+        let code = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let kind = [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+        (code, text, kind, said).into_response()
     }
 
     /// Why the node does not answer, if it does not.

@@ -8,7 +8,7 @@ use crate::{node::Node, store::Store as _};
 pub(super) async fn text(node: &Node) -> Result<String, String> {
     let size = node.size().await.map_err(|error| error.to_string())?;
     let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let gauges = [
+    let mut gauges = vec![
         ("etcd_server_has_leader", "Whether the node serves: always 1.", 1),
         ("etcd_mvcc_db_total_size_in_bytes", "Bytes on disk of all stores.", signed(size.total)),
         (
@@ -27,13 +27,16 @@ pub(super) async fn text(node: &Node) -> Result<String, String> {
             "Watchers that are up to date.",
             signed(node.hub().watchers() as u64),
         ),
-        (
-            "etcd_server_quota_backend_bytes",
-            "Bytes on disk after which puts are refused; 0 for no bound.",
-            signed(node.quota_bytes()),
-        ),
         ("pleach_leases", "Leases that are alive.", signed(node.leases().len() as u64)),
     ];
+    // Where there is none the line is left out: alerts divide by it.
+    if node.quota_bytes() > 0 {
+        gauges.push((
+            "etcd_server_quota_backend_bytes",
+            "Bytes on disk after which puts are refused.",
+            signed(node.quota_bytes()),
+        ));
+    }
     render(&gauges).map_err(|error| error.to_string())
 }
 

@@ -17,6 +17,7 @@ mod maintenance;
 mod metrics;
 mod patience;
 pub mod status;
+mod tls;
 mod trace;
 mod tree;
 mod watch;
@@ -26,13 +27,15 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{
+    codec::CompressionEncoding,
     service::Routes,
-    transport::{Certificate, Identity, Server, ServerTlsConfig, server::TcpIncoming},
+    transport::{Server, server::TcpIncoming},
 };
 use tonic_health::pb::health_server::HealthServer;
 use tower::util::MapRequestLayer;
 
 use self::failures::Failures;
+pub use self::tls::{Tls, TlsPart, WrongTls};
 use crate::{
     model::Revision,
     node::Node,
@@ -75,17 +78,6 @@ pub struct Limits {
     pub ready_requires_all: bool,
 }
 
-/// Certificates, as PEM.
-#[derive(Clone)]
-pub struct Tls {
-    /// The node's certificate chain.
-    pub certificate: Vec<u8>,
-    /// Its key.
-    pub key: Vec<u8>,
-    /// Clients must show a certificate of this authority.
-    pub client_authority: Option<Vec<u8>>,
-}
-
 /// All that the services share.
 #[derive(Clone, Debug)]
 pub struct Services {
@@ -95,16 +87,6 @@ pub struct Services {
     advertised: Vec<String>,
     scheme: &'static str,
     stopping: CancellationToken,
-}
-
-// === impl Tls ===
-
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The key must not reach a log.
-        let is_mutual = self.client_authority.is_some();
-        f.debug_struct("Tls").field("is_mutual", &is_mutual).finish_non_exhaustive()
-    }
 }
 
 // === impl Services ===
@@ -157,22 +139,10 @@ impl Services {
         tls: Option<Tls>,
         stopped: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
-        let mut server = Server::builder()
-            .accept_http1(true)
-            .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
-            .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
-            .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
-            .initial_stream_window_size(2 << 20)
-            .initial_connection_window_size(8 << 20);
-        if let Some(tls) = tls {
+        if tls.is_some() {
             self.scheme = "https";
-            let identity = Identity::from_pem(tls.certificate, tls.key);
-            let mut config = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIME_MAX);
-            if let Some(authority) = tls.client_authority {
-                config = config.client_ca_root(Certificate::from_pem(authority));
-            }
-            server = server.tls_config(config)?;
         }
+        let mut server = listening(tls)?;
         // Answers are small and waited for.
         let incoming = TcpIncoming::from(listener)
             .with_nodelay(Some(true))
@@ -186,13 +156,16 @@ impl Services {
     /// Serves health, version and metrics alone, on a port of their own.
     ///
     /// # Errors
-    /// Where the listener fails.
+    /// Where the certificates can't be used, or the listener fails.
     pub async fn serve_admin(
         self,
         listener: TcpListener,
-        stopped: impl Future<Output = ()> + Send + 'static,
-    ) -> std::io::Result<()> {
-        axum::serve(listener, http::routes(self)).with_graceful_shutdown(stopped).await
+        tls: Option<Tls>,
+        stopped: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error> {
+        let incoming = patience::patient(TcpIncoming::from(listener));
+        let routes = Routes::from(http::routes(self));
+        listening(tls)?.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
     }
 
     /// All that is served on the clients' port.
@@ -207,33 +180,56 @@ impl Services {
             routes = routes.add_service(reflection);
         }
         let face = || self.clone();
-        let kv = pb::kv_server::KvServer::new(face()).max_decoding_message_size(max);
-        let routes = routes
-            .add_service(HealthServer::new(face()))
-            .add_service(kv)
-            .add_service(
-                treepb::tree_server::TreeServer::new(face()).max_decoding_message_size(max),
-            )
-            .add_service(pb::watch_server::WatchServer::new(face()).max_decoding_message_size(max))
-            .add_service(pb::lease_server::LeaseServer::new(face()).max_decoding_message_size(max))
-            .add_service(
-                pb::cluster_server::ClusterServer::new(face()).max_decoding_message_size(max),
-            )
-            .add_service(
-                pb::maintenance_server::MaintenanceServer::new(face())
-                    .max_decoding_message_size(max),
-            )
-            .add_service(pb::auth_server::AuthServer::new(face()).max_decoding_message_size(max))
-            .add_service(
-                v3lockpb::lock_server::LockServer::new(face()).max_decoding_message_size(max),
-            )
-            .add_service(
-                v3electionpb::election_server::ElectionServer::new(face())
-                    .max_decoding_message_size(max),
-            );
+        macro_rules! add {
+            ($($server:path),* $(,)?) => {
+                routes.add_service(HealthServer::new(face()))
+                $(.add_service(
+                    <$server>::new(face())
+                        .max_decoding_message_size(max)
+                        .accept_compressed(CompressionEncoding::Gzip)
+                        .send_compressed(CompressionEncoding::Gzip),
+                ))*
+            };
+        }
+        let routes = add!(
+            pb::kv_server::KvServer<Services>,
+            treepb::tree_server::TreeServer<Services>,
+            pb::watch_server::WatchServer<Services>,
+            pb::lease_server::LeaseServer<Services>,
+            pb::cluster_server::ClusterServer<Services>,
+            pb::maintenance_server::MaintenanceServer<Services>,
+            pb::auth_server::AuthServer<Services>,
+            v3lockpb::lock_server::LockServer<Services>,
+            v3electionpb::election_server::ElectionServer<Services>,
+        );
         let state = (self.node.clone(), Failures::default());
         let all = routes.into_axum_router().merge(http::routes(self)).fallback(http::missing);
         let all = all.layer(axum::middleware::from_fn_with_state(state, tree::note_call));
+        let all = all.layer(MapRequestLayer::new(answer_as_asked));
         Routes::from(all.layer(MapRequestLayer::new(cluster::note_authority)))
     }
+}
+
+/// What is served on a port has these bounds, whatever it is.
+fn listening(tls: Option<Tls>) -> Result<Server, tonic::transport::Error> {
+    let server = Server::builder()
+        .accept_http1(true)
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
+        .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
+        .initial_stream_window_size(2 << 20)
+        .initial_connection_window_size(8 << 20);
+    match tls {
+        Some(tls) => server.tls_config(tls.config().timeout(HANDSHAKE_TIME_MAX)),
+        None => Ok(server),
+    }
+}
+
+/// Only who compresses gets compressed answers: many say that they would take them, and etcd sends none.
+fn answer_as_asked(mut request: axum::extract::Request) -> axum::extract::Request {
+    let headers = request.headers_mut();
+    if headers.get("grpc-encoding").is_none_or(|encoding| encoding == "identity") {
+        headers.remove("grpc-accept-encoding");
+    }
+    request
 }

@@ -64,7 +64,17 @@ async fn read(
             () = requests.closed() => return,
             () = stopping.cancelled() => return,
         };
-        let Some(Ok(request)) = next else { return };
+        let request = match next {
+            Some(Ok(request)) => request,
+            Some(Err(_)) => return,
+            // It has said all that it wants, and listens: as for etcd, its watches go on.
+            None => {
+                tokio::select! {
+                    () = requests.closed() => return,
+                    () = stopping.cancelled() => return,
+                }
+            }
+        };
         let request = match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => watch::Request::Create(wanted(&create)),
             Some(RequestUnion::CancelRequest(cancel)) => watch::Request::Cancel(cancel.watch_id),

@@ -183,16 +183,18 @@ impl Stream {
         }
     }
 
-    /// Works until the client has gone or has no more to ask for.
+    /// Works until the client has gone, or `requests` end.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let mut tick = tokio::time::interval_at(
             tokio::time::Instant::now() + self.progress_every,
             self.progress_every,
         );
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let output = self.output.clone();
         loop {
             let inbox = self.inbox.clone();
             let step = tokio::select! {
+                () = output.closed() => Err(Gone),
                 request = requests.recv() => match request {
                     Some(request) => self.answer(request).await,
                     None => Err(Gone),

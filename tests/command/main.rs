@@ -21,3 +21,4 @@ mod tls;
 mod topology;
 mod trace;
 mod tree;
+mod wire;

@@ -101,6 +101,11 @@ async fn a_used_up_quota_raises_the_alarm_until_room_is_made_and_it_is_disarmed(
     ensure_error(Err::<(), _>(status), Code::ResourceExhausted, NO_SPACE)?;
     ensure!(alarms(&channel, 0).await? == 1, "the alarm is not listed");
     ensure_health(&api, StatusCode::SERVICE_UNAVAILABLE, "false").await?;
+    // What manifests of kubeadm ask, so that a node that is full is not started again for ever.
+    for path in ["/health?serializable=true&exclude=NOSPACE", "/livez", "/readyz"] {
+        let answer = api.send(Method::GET, path, None).await?;
+        ensure!(answer.status == StatusCode::OK, "{path}: {}", answer.body);
+    }
     ensure_error(put(&channel, "x", "y").await, Code::ResourceExhausted, NO_SPACE)?;
 
     // The alarm outlasts the process.

@@ -27,11 +27,14 @@ fn start(folder: &Path, port: u16, more: &[&str]) -> Result<Process> {
         format!("--data-dir={}", file("data")),
         format!("--cert-file={}", file("localhost.pem")),
         format!("--key-file={}", file("localhost.key")),
-        format!("--trusted-ca-file={}", file("ca.pem")),
     ];
-    arguments.extend(more.iter().map(|&flag| flag.to_owned()));
+    let absolute = |flag: &&str| flag.replace("=ca.pem", &format!("={}", file("ca.pem")));
+    arguments.extend(more.iter().map(absolute));
     Process::start("pleach", Path::new(env!("CARGO_BIN_EXE_pleach")), folder, &arguments)
 }
+
+/// What has clients show a certificate of the authority.
+const MUTUAL: [&str; 2] = ["--trusted-ca-file=ca.pem", "--client-cert-auth"];
 
 /// A connection that trusts the authority, with a certificate of its own or without.
 async fn connect(folder: &Path, port: u16, identity: Option<Identity>) -> Result<Channel> {
@@ -85,22 +88,33 @@ async fn clients_that_trust_the_authority_are_served_over_tls_and_plain_ones_are
 }
 
 #[tokio::test]
-async fn with_client_cert_auth_only_certificates_of_the_authority_are_admitted() -> Result<()> {
-    let folder = TempDir::new()?;
-    let port = free_port()?;
-    write_certificates(folder.path(), &authority()?)?;
-    let mut node = start(folder.path(), port, &["--client-cert-auth"])?;
-    let own = identity(folder.path(), "client")?;
-    let channel = ready(folder.path(), port, Some(&own)).await?;
-    put(&channel, "key", "value").await?;
+async fn clients_are_asked_for_certificates_as_by_etcd() -> Result<()> {
+    // Whatever is said besides: as soon as there is an authority, etcd asks for its certificates.
+    for (flags, is_mutual) in [
+        (&[][..], false),
+        (&["--client-cert-auth=false"], false),
+        (&["--trusted-ca-file=ca.pem"], true),
+        (&["--trusted-ca-file=ca.pem", "--client-cert-auth=false"], true),
+        (&MUTUAL, true),
+    ] {
+        let folder = TempDir::new()?;
+        let port = free_port()?;
+        write_certificates(folder.path(), &authority()?)?;
+        let mut node = start(folder.path(), port, flags)?;
+        let own = identity(folder.path(), "client")?;
+        let channel = ready(folder.path(), port, Some(&own)).await?;
+        put(&channel, "key", "value").await?;
 
-    let without = connect(folder.path(), port, None).await;
-    ensure!(without.is_err(), "a client without a certificate was admitted");
-    let (certificate, key) = certificate(&authority()?, "client")?;
-    let stranger = connect(folder.path(), port, Some(Identity::from_pem(certificate, key))).await;
-    ensure!(stranger.is_err(), "a client of another authority was admitted");
-    put(&channel, "key", "still").await?;
-    node.ensure_running()
+        let without = connect(folder.path(), port, None).await;
+        ensure!(without.is_err() == is_mutual, "{flags:?}: without a certificate: {without:?}");
+        let (certificate, key) = certificate(&authority()?, "client")?;
+        let stranger = Identity::from_pem(certificate, key);
+        let stranger = connect(folder.path(), port, Some(stranger)).await;
+        ensure!(stranger.is_err() == is_mutual, "{flags:?}: of another authority: {stranger:?}");
+        put(&channel, "key", "still").await?;
+        node.ensure_running()?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -108,7 +122,8 @@ async fn etcdctl_talks_mutual_tls() -> Result<()> {
     let folder = TempDir::new()?;
     let port = free_port()?;
     write_certificates(folder.path(), &authority()?)?;
-    let _node = start(folder.path(), port, &["--client-cert-auth=true"])?;
+    let _node =
+        start(folder.path(), port, &["--trusted-ca-file=ca.pem", "--client-cert-auth=true"])?;
     let own = identity(folder.path(), "client")?;
     ready(folder.path(), port, Some(&own)).await?;
     let endpoint = format!("--endpoints=https://127.0.0.1:{port}");
@@ -142,16 +157,28 @@ async fn certificates_that_are_none_are_refused_at_the_start() -> Result<()> {
     write_certificates(folder.path(), &authority()?)?;
     fs::write(folder.path().join("bad.pem"), "not a certificate")?;
     let url = "--listen-client-urls=https://127.0.0.1:0";
-    for (certificate, key, part) in [
-        ("bad.pem", "localhost.key", ""),
-        ("missing.pem", "localhost.key", "missing.pem"),
-        ("localhost.pem", "bad.pem", ""),
+    for (certificate, key, authority, said) in [
+        ("bad.pem", "localhost.key", "ca.pem", "--cert-file bad.pem: it holds no certificate"),
+        ("missing.pem", "localhost.key", "ca.pem", "--cert-file missing.pem: "),
+        ("localhost.pem", "bad.pem", "ca.pem", "--key-file bad.pem: it holds no private key"),
+        ("localhost.pem", "client.key", "ca.pem", "--key-file client.key: it is not the key of"),
+        ("localhost.pem", "localhost.key", "bad.pem", "--trusted-ca-file bad.pem: it holds no"),
     ] {
-        let flags = [format!("--cert-file={certificate}"), format!("--key-file={key}")];
-        let arguments = ["serve", url, &flags[0], &flags[1]];
+        let flags = [
+            format!("--cert-file={certificate}"),
+            format!("--key-file={key}"),
+            format!("--trusted-ca-file={authority}"),
+        ];
+        let arguments = ["serve", url, &flags[0], &flags[1], &flags[2]];
         let ended = crate::call::pleach(folder.path(), &arguments).await?;
-        let said = &ended.stderr;
-        ensure!(!ended.is_success && said.contains(part) && !said.contains("panicked"), "{said}");
+        let (found, is_early) = (&ended.stderr, !ended.stderr.contains("serving"));
+        ensure!(!ended.is_success && found.contains(said) && is_early, "{said}: {found}");
+        ensure!(!folder.path().join("pleach-data").exists(), "{said}: a store was made");
+    }
+    for flag in ["--trusted-ca-file=ca.pem", "--client-cert-auth"] {
+        let ended = crate::call::pleach(folder.path(), &["serve", flag]).await?;
+        let found = &ended.stderr;
+        ensure!(!ended.is_success && found.contains("needs --cert-file"), "{flag}: {found}");
     }
     Ok(())
 }

@@ -95,7 +95,9 @@ async fn readiness_names_the_stores_that_are_not_there() -> Result<()> {
     };
     let (code, text) = ready("/readyz?verbose").await?;
     ensure!(
-        code == 503 && text.contains("[-]store store-0: ") && text.contains("[+]store main ok"),
+        code == 503
+            && text.contains("[-]store store-0 failed: ")
+            && text.contains("[+]store main ok"),
         "{code} {text}"
     );
     let (code, _) = ready("/livez").await?;

@@ -29,6 +29,8 @@ pub(crate) struct Node {
     port: u16,
     flags: Vec<String>,
     env: Vec<(String, String)>,
+    /// What a shell does first, in the same process.
+    before: Option<String>,
     child: Option<Child>,
 }
 
@@ -39,7 +41,15 @@ impl Node {
     pub(crate) fn new(folder: &Path, flags: &[&str]) -> Result<Self> {
         let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
         let (folder, data_dir) = (folder.to_owned(), folder.join("data"));
-        Ok(Self { folder, data_dir, port: free_port()?, flags, env: Vec::new(), child: None })
+        Ok(Self {
+            folder,
+            data_dir,
+            port: free_port()?,
+            flags,
+            env: Vec::new(),
+            before: None,
+            child: None,
+        })
     }
 
     /// Gives it a route for each prefix, to a file of its own.
@@ -88,6 +98,12 @@ impl Node {
         self
     }
 
+    /// Has a shell do something first in the node's process, such as set its limits.
+    pub(crate) fn under(mut self, before: &str) -> Self {
+        self.before = Some(before.to_owned());
+        self
+    }
+
     /// Sets a variable of its environment from the next start on.
     pub(crate) fn set_env(&mut self, name: &str, value: &str) {
         self.env.push((name.to_owned(), value.to_owned()));
@@ -119,7 +135,15 @@ impl Node {
     pub(crate) fn spawn(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "the node runs already");
         let log = File::options().create(true).append(true).open(self.folder.join("node.log"))?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
+        let program = env!("CARGO_BIN_EXE_pleach");
+        let mut command = match &self.before {
+            None => Command::new(program),
+            Some(before) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("{before}; exec \"$0\" \"$@\""), program]);
+                shell
+            }
+        };
         command.arg("serve").arg(format!("--listen-client-urls={}", self.url()));
         command.arg(format!("--data-dir={}", self.data_dir.display())).args(&self.flags);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));

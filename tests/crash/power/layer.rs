@@ -1,14 +1,14 @@
 //! A disk that keeps only what was synced, for a process that is started with this library before the C library
 //! (`LD_PRELOAD`). What a file holds when it is synced is copied to where a loss of power leaves it.
 //!
-//! `POWER_FROM` is the folder whose files are kept, `POWER_TO` where to. With `POWER_LIES=n` every n-th sync is
-//! said to be done, and is not.
+//! `POWER_FROM` is the folder whose files are kept, `POWER_TO` where to. With `POWER_LIES=n` every n-th sync of a
+//! log of SQLite's is said to be done, and is not.
 
 use std::{
     env,
     ffi::c_int,
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -29,22 +29,23 @@ pub extern "C" fn fdatasync(file: c_int) -> c_int {
 }
 
 fn synced(file: c_int) -> c_int {
+    let Ok(path) = fs::read_link(format!("/proc/self/fd/{file}")) else { return -1 };
     let lies = env::var("POWER_LIES").ok().and_then(|lies| lies.parse::<u64>().ok());
-    let count = SYNCS.fetch_add(1, Ordering::Relaxed);
-    if lies.is_some_and(|lies| count.is_multiple_of(lies)) {
+    if let Some(lies) = lies.filter(|_| path.to_string_lossy().ends_with("-wal"))
+        && (SYNCS.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(lies)
+    {
         return 0;
     }
-    match keep(file) {
+    match keep(&path) {
         Ok(()) => 0,
         Err(_) => -1,
     }
 }
 
-fn keep(file: c_int) -> io::Result<()> {
+fn keep(path: &Path) -> io::Result<()> {
     let missing = || io::Error::from(io::ErrorKind::NotFound);
     let from = PathBuf::from(env::var_os("POWER_FROM").ok_or_else(missing)?);
     let to = PathBuf::from(env::var_os("POWER_TO").ok_or_else(missing)?);
-    let path = fs::read_link(format!("/proc/self/fd/{file}"))?;
     let Ok(name) = path.strip_prefix(&from) else { return Ok(()) };
     if !path.is_file() {
         return Ok(());
@@ -54,6 +55,6 @@ fn keep(file: c_int) -> io::Result<()> {
     fs::create_dir_all(kept.parent().ok_or_else(missing)?)?;
     // A process that is killed meanwhile leaves what was there before.
     let new = kept.with_extension("new");
-    fs::copy(&path, &new)?;
+    fs::copy(path, &new)?;
     fs::rename(&new, &kept)
 }

@@ -45,7 +45,7 @@ async fn nothing_acknowledged_is_lost_with_the_power() -> Result<()> {
     Ok(())
 }
 
-/// The same with a disk that does not do every third sync that it says it has done.
+/// The same with a disk that does not do every third sync of a log that it says it has done.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sync_that_is_left_out_is_noticed() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
