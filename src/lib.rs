@@ -19,6 +19,8 @@
 //! * [`server`]: etcd's services over gRPC, and what is served over HTTP.
 //! * [`telemetry`]: what a node tells those who run it.
 //! * [`cli`]: the commands.
+//!
+#![doc = include_str!("../docs/glossary.md")]
 
 pub mod proto;
 

@@ -62,7 +62,7 @@ pub fn endpoint(url: &str, address: &Address) -> Result<Endpoint, String> {
     Ok(endpoint)
 }
 
-/// A connection that is opened when it is needed, TLS and all within [`CONNECT_TIME_MAX`].
+/// A connection that is opened when it is needed, TLS and all within `CONNECT_TIME_MAX`.
 pub fn connect(endpoint: &Endpoint) -> Channel {
     endpoint.connect_with_connector_lazy(connector())
 }

@@ -2,6 +2,7 @@
 //! packages.
 #![allow(
     missing_debug_implementations,
+    missing_docs,
     unreachable_pub,
     clippy::all,
     clippy::unwrap_used,

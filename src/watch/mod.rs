@@ -6,7 +6,7 @@
 //!                   └──────────── joins again <── catches up from the log <─────┘
 //! ```
 //!
-//! A [`Feed`] follows the log of one store, or of several merged, for all who watch ranges that lie
+//! A `Feed` follows the log of one store, or of several merged, for all who watch ranges that lie
 //! there. A watcher that is up to date is an entry in its index; one that starts in the past, or whose
 //! client is slow, reads the log by itself until it has reached the feed, and joins it under the feed's
 //! lock: no gap, no duplicate. Commits are handed on whole. An event costs work only for those who

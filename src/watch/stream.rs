@@ -67,6 +67,7 @@ pub struct Create {
 
 /// What a client hears. Revisions are those of the headers.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "a variant's sentence says what it has")]
 pub enum Response {
     /// The watcher is there; its events follow.
     Created { watcher: i64, revision: Revision },

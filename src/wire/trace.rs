@@ -14,6 +14,7 @@ use tracing::{Span, field::Empty};
 
 /// The headers of the W3C's trace context.
 pub const PARENT: &str = "traceparent";
+/// Its companion: what the systems on the way have added.
 pub const STATE: &str = "tracestate";
 
 /// The name of the span that a request begins with, which all its others lie in.

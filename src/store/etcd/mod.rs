@@ -9,7 +9,7 @@
 //!      └────── changes of others get revisions <── observer
 //! ```
 //!
-//! Revisions come from the node's clock, and the etcd keeps which of its own they stand for: [`layout`]
+//! Revisions come from the node's clock, and the etcd keeps which of its own they stand for: `layout`
 //! says how, `history` and `past` find a state or a change by it. Keys that were there before keep the
 //! etcd's revisions, so attaching an etcd costs the same whatever it holds. What others change is seen
 //! in a watch, gets a revision then, and is served like any other change.

@@ -18,40 +18,41 @@ use super::session::{Dialect, Sql};
 /// All statements of the algorithm, built once for a database.
 #[derive(Clone, Debug)]
 pub struct Statements {
-    pub key: Sql,
-    pub key_only: Sql,
-    pub each_key: Sql,
-    pub page: Sql,
-    pub page_open: Sql,
-    pub page_keys: Sql,
-    pub page_keys_open: Sql,
-    pub leased: Sql,
-    pub leases: Sql,
-    pub count: Sql,
-    pub count_open: Sql,
-    pub newer: Sql,
-    pub newer_open: Sql,
-    pub back: Sql,
-    pub log: Sql,
-    pub put_log: Sql,
-    pub put_key: Sql,
-    pub last: Sql,
-    pub garbage: Sql,
-    pub drop_log: Sql,
-    pub drop_key: Sql,
-    pub meta: Sql,
-    pub put_meta: Sql,
-    pub record: Sql,
-    pub records: Sql,
-    pub put_record: Sql,
-    pub drop_record: Sql,
-    pub size: Sql,
+    pub(super) key: Sql,
+    pub(super) key_only: Sql,
+    pub(super) each_key: Sql,
+    pub(super) page: Sql,
+    pub(super) page_open: Sql,
+    pub(super) page_keys: Sql,
+    pub(super) page_keys_open: Sql,
+    pub(super) leased: Sql,
+    pub(super) leases: Sql,
+    pub(super) count: Sql,
+    pub(super) count_open: Sql,
+    pub(super) newer: Sql,
+    pub(super) newer_open: Sql,
+    pub(super) back: Sql,
+    pub(super) log: Sql,
+    pub(super) put_log: Sql,
+    pub(super) put_key: Sql,
+    pub(super) last: Sql,
+    pub(super) garbage: Sql,
+    pub(super) drop_log: Sql,
+    pub(super) drop_key: Sql,
+    pub(super) meta: Sql,
+    pub(super) put_meta: Sql,
+    pub(super) record: Sql,
+    pub(super) records: Sql,
+    pub(super) put_record: Sql,
+    pub(super) drop_record: Sql,
+    pub(super) size: Sql,
 }
 
 // === impl Statements ===
 
 impl Statements {
-    pub fn new(dialect: &Dialect) -> Self {
+    /// The statements as a dialect writes them.
+    pub(super) fn new(dialect: &Dialect) -> Self {
         const KEY: &str = "k.name, k.seq, k.create_revision, k.mod_revision, k.version, k.lease";
         const LOG: &str =
             "l.seq, l.revision, l.name, l.create_revision, l.version, l.lease, l.value";
