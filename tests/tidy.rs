@@ -108,14 +108,30 @@ fn the_architecture_names_what_there_is() {
     let sources = sources();
     let mut wrong = Vec::new();
     for row in page.lines().filter(|line| line.starts_with("| ") && line.ends_with('|')) {
+        // The file that stands before a test has it; the conformance suite's stand without one.
+        let mut file = None;
         for name in row.split('`').skip(1).step_by(2) {
-            let is_file = name.ends_with(".rs") && name.contains('/');
-            if is_file && !root().join(name).is_file() && !root().join("src").join(name).is_file() {
-                wrong.push(format!("{name} is no file"));
+            if name.ends_with(".rs") && name.contains('/') {
+                file = [name.to_owned(), format!("src/{name}")]
+                    .into_iter()
+                    .find(|name| root().join(name).is_file());
+                if file.is_none() {
+                    wrong.push(format!("{name} is no file"));
+                }
             }
             let is_test = name.len() > 24 && name.contains('_') && !name.contains([':', '/', ' ']);
-            if is_test && !sources.iter().any(|(_, text)| text.contains(name)) {
-                wrong.push(format!("{name} is nowhere"));
+            // Macros make some, by a line of their own.
+            let is_line = |line: &str| {
+                let rest = line.trim_start().strip_prefix(name);
+                rest.is_some_and(|rest| rest.starts_with([':', ',']))
+            };
+            let has = |(path, text): &(String, String)| {
+                let is_here = text.contains(&format!("fn {name}")) || text.lines().any(is_line);
+                file.as_ref().is_none_or(|file| file == path) && is_here
+            };
+            if is_test && !sources.iter().any(has) {
+                let place = file.as_deref().unwrap_or("any file");
+                wrong.push(format!("{name} is no function of {place}"));
             }
         }
     }
@@ -132,7 +148,9 @@ fn every_test_is_run() {
         let is_test =
             path.join("main.rs").is_file() || path.extension().is_some_and(|it| it == "rs");
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if is_test && !run.contains(&format!("--test {name}")) {
+        let tests = run.lines().filter(|line| line.contains("cargo test"));
+        let mut words = tests.flat_map(str::split_whitespace);
+        if is_test && !words.any(|word| word == name) {
             wrong.push(name);
         }
     }

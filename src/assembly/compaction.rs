@@ -5,7 +5,13 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{sleep, timeout};
 
-use crate::{clock::Entropy, model::Revision, node::Node, store::Store, topology};
+use crate::{
+    clock::{Entropy, LANES},
+    model::Revision,
+    node::Node,
+    store::Store,
+    topology,
+};
 
 /// What is taken where the topology says something of a store's compaction, but not this.
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
@@ -53,9 +59,9 @@ impl AutoCompaction {
         Duration::from_millis((millis + millis / 1_000 * shift).max(1).cast_unsigned())
     }
 
-    /// What may go, where the node was at `before` an interval ago.
-    fn target(&self, before: Revision) -> Revision {
-        before - Revision::from(self.retain_min)
+    /// What may go, where the node was at `before` an interval ago and its revisions lie `step` apart.
+    fn target(&self, before: Revision, step: Revision) -> Revision {
+        before.saturating_sub(step.saturating_mul(self.retain_min.into()))
     }
 }
 
@@ -70,7 +76,9 @@ pub(super) async fn compact_by_itself(
     let mut before = node.revision();
     loop {
         sleep(how.pause(entropy.bits())).await;
-        let target = how.target(before);
+        // In a tree a node allocates in its own lane only.
+        let is_in_tree = node.membership().lanes().own().is_some();
+        let target = how.target(before, if is_in_tree { LANES.into() } else { 1 });
         before = node.revision();
         if target <= store.compacted().max(0) {
             continue;
@@ -100,7 +108,8 @@ mod tests {
         assert_eq!(AutoCompaction::of(&never), None);
         let some = topology::Compaction { retain_min: Some(10), ..none };
         let how = AutoCompaction::of(&some).expect("it is asked for");
-        assert_eq!((how.interval, how.time_max, how.target(30)), (INTERVAL, TIME_MAX, 20));
+        assert_eq!((how.interval, how.time_max), (INTERVAL, TIME_MAX));
+        assert_eq!((how.target(30, 1), how.target(20_000, 1_024)), (20, 9_760));
     }
 
     #[test]

@@ -69,15 +69,12 @@ impl Opens for Endpoints {
     }
 
     fn opener(&self, route: &RoutePlan, context: Context) -> Opener {
-        let at = At {
-            plan: route.store.clone(),
-            owner: self.owner.clone(),
-            clock: context.clock.clone(),
-            expected: context.expected,
-        };
+        let (plan, owner) = (route.store.clone(), self.owner.clone());
         let ranges = route.rule.extent();
-        Box::new(move || {
-            let (at, context, ranges) = (at.clone(), context.clone(), ranges.clone());
+        Box::new(move |expected| {
+            let clock = context.clock.clone();
+            let at = At { plan: plan.clone(), owner: owner.clone(), clock, expected };
+            let (context, ranges) = (context.clone(), ranges.clone());
             Box::pin(async move {
                 match &at.plan.endpoint {
                     Endpoint::Etcd { urls, login, .. } => {
@@ -94,7 +91,6 @@ impl Opens for Endpoints {
 }
 
 /// One store, and who opens it.
-#[derive(Clone)]
 struct At {
     plan: StorePlan,
     owner: String,

@@ -37,7 +37,7 @@ use crate::{
     node::{self, Node},
     route::{Route, Router},
     store::{
-        Expected, RecordStore,
+        RecordStore, Store,
         attach::AttachState,
         records::Records,
         slot::{self, Opened, Opener, Refusal, SlotRecord},
@@ -83,8 +83,6 @@ pub struct Context {
     pub membership: Arc<Membership>,
     /// Whether the store is there, where it may have a life of its own.
     pub attach_state: Option<Arc<AttachState>>,
-    /// The store that it must be.
-    pub expected: Expected,
 }
 
 /// How stores are opened.
@@ -162,22 +160,26 @@ pub async fn start(
     // At once, so that silent ones are waited for together.
     let opening = plan.routes.iter().map(|route| open_slot(route, opens, &membership, &adopt));
     let slots = join_all(opening).await.into_iter().collect::<Result<Vec<Slot>, StoreError>>()?;
-    let kept = slots.iter().filter_map(|slot| slot.opened.records.clone());
-    let witnesses = Witnesses::new(default.clone(), kept).await;
-    went_back =
-        leap_where_back(&*default, witnesses.newest().await, membership.clock())? || went_back;
+    let held = slots.iter().map(|slot| slot.opened.slot.clone());
+    let witnesses = Witnesses::new(default.clone(), held);
+    let mut held = witnesses.newest().await;
+    if default.head().is_suspect && held == 0 {
+        // Nobody knows how far it had come.
+        held = default.head().newest + 1;
+    }
+    went_back |= leap_where_back(&*default, held, membership.clock())?;
     let unknown = slots.iter().filter(|slot| slot.opened.is_late);
-    let unknown: Vec<Arc<str>> = unknown.map(|slot| slot.opened.store.name().clone()).collect();
+    let unknown: Vec<Arc<str>> = unknown.map(|slot| slot.opened.slot.name().clone()).collect();
     let compacting = plan
         .routes
         .iter()
         .zip(&slots)
-        .filter_map(|(route, slot)| Some((slot.opened.store.clone(), route.store.compaction?)));
+        .filter_map(|(route, slot)| Some((slot.opened.slot.clone(), route.store.compaction?)));
     let compacting: Vec<_> = compacting.collect();
     let routes = plan.routes.into_iter().zip(&slots).map(|(route, slot)| Route {
         has_other_writers: route.store.may_be_a_node(),
         rule: route.rule,
-        store: slot.opened.store.clone(),
+        store: slot.opened.slot.clone(),
     });
     let router = Router::new(routes.collect(), default.clone());
     let node = Node::start(router.clone(), membership, options, &unknown).await?;
@@ -188,8 +190,8 @@ pub async fn start(
     tasks.spawn("expire leases", node.clone().expire_leases());
     tasks.spawn("reserve revisions", node.clone().reserve_revisions());
     for slot in &slots {
-        for state in slot.opened.store.attach_states() {
-            let store = slot.opened.store.clone();
+        for state in slot.opened.slot.attach_states() {
+            let store = slot.opened.slot.clone();
             tasks.spawn("supervise a store", state.clone().supervise(store, grace));
         }
     }
@@ -197,8 +199,9 @@ pub async fn start(
         let (node, entropy) = (node.clone(), node.membership().entropy().clone());
         tasks.spawn("compact a store", compaction::compact_by_itself(store, node, how, entropy));
     }
+    let held = slots.iter().map(|slot| slot.opened.slot.clone()).collect();
+    tasks.spawn("end dead leases", end_dead_leases(default, held, node.clone()));
     tasks.spawn("keep how far stores are", keep_progress(slots, witnesses, node.clone()));
-    tasks.spawn("end dead leases", end_dead_leases(router.clone(), node.clone()));
     tasks.spawn_once(survey(router, node.clone()));
     Ok(Running { node, tasks })
 }
@@ -217,15 +220,14 @@ async fn open_slot(
     let attach_state = plan
         .may_be_a_node()
         .then(|| AttachState::restored(&plan.name, record.clone(), clock.clone()));
-    let known = Some(record.get().incarnation).filter(|known| *known != 0);
     let context = Context {
         clock: clock.clone(),
         membership: membership.clone(),
         attach_state: attach_state.clone(),
-        expected: Expected { incarnation: known, adopts: adopt.contains(&plan.name) },
     };
-    let opener = opens.opener(route, context);
-    let opened = slot::open(&plan.name, &clock, attach_state, record.clone(), opener).await?;
+    let (opener, adopts) = (opens.opener(route, context), adopt.contains(&plan.name));
+    let kept = record.clone();
+    let opened = slot::open(&plan.name, &clock, attach_state, kept, adopts, opener).await?;
     Ok(Slot { opened, record })
 }
 
@@ -242,8 +244,8 @@ fn leap_where_back(
     }
     tracing::error!(
         %store, held, newest,
-        "the default store went back: what it did between these revisions is lost, with leases and lanes of \
-         that time; clients list afresh"
+        "the default store went back, or may have: what it did between these revisions is lost, with leases and \
+         lanes of that time; clients list afresh"
     );
     // What was promised to a tree beside that went with it.
     let leapt = clock.observe(held + RESTORED_AHEAD);
@@ -261,13 +263,13 @@ async fn keep_progress(slots: Vec<Slot>, witnesses: Witnesses, node: Arc<Node>) 
     loop {
         seen = clock.shown_above(seen).await;
         let kept = slots.iter().map(|slot| async {
-            let head = slot.opened.store.head();
+            let head = slot.opened.slot.head();
             if head.newest <= slot.record.get().newest {
                 return;
             }
             let kept = slot.record.update(|record| record.newest = record.newest.max(head.newest));
             if let Err(error) = kept.await {
-                let store = slot.opened.store.name();
+                let store = slot.opened.slot.name();
                 tracing::debug!(%store, %error, "how far a store is was not kept");
             }
         });
@@ -277,28 +279,38 @@ async fn keep_progress(slots: Vec<Slot>, witnesses: Witnesses, node: Arc<Node>) 
 }
 
 /// Deletes keys whose leases do not exist, in each store whenever it is there again. For ever.
-async fn end_dead_leases(router: Arc<Router>, node: Arc<Node>) {
-    let looking = router.stores().map(|store| {
-        let (store, node) = (store.clone(), node.clone());
+async fn end_dead_leases(
+    default: Arc<dyn RecordStore>,
+    slots: Vec<Arc<slot::Slot>>,
+    node: Arc<Node>,
+) {
+    let in_slots = slots.iter().map(|slot| {
+        let node = &node;
         async move {
             loop {
-                if let Err(error) = node.end_dead_leases(&*store).await {
-                    let name = store.name();
-                    tracing::debug!(store = %name, %error, "keys of dead leases were not looked for");
-                    sleep(LEASES_AGAIN_AFTER).await;
-                    continue;
-                }
-                match store.attach_states().first() {
+                slot.filled().await;
+                end_until_done(node, &**slot).await;
+                match slot.attach_states().first() {
                     Some(state) => {
                         state.away().await;
                         state.reachable().await;
                     }
-                    None => pending().await,
+                    // Another node may have written it, once it is back.
+                    None => slot.left().await,
                 }
             }
         }
     });
-    join_all(looking).await;
+    futures::join!(end_until_done(&node, &*default), join_all(in_slots));
+    pending().await
+}
+
+async fn end_until_done(node: &Arc<Node>, store: &dyn Store) {
+    while let Err(error) = node.end_dead_leases(store).await {
+        let name = store.name();
+        tracing::debug!(store = %name, %error, "keys of dead leases were not looked for");
+        sleep(LEASES_AGAIN_AFTER).await;
+    }
 }
 
 /// Finds keys that lie in a store which their route does not name: they are hidden, and operators

@@ -71,14 +71,11 @@ pub async fn reset_clock(plan: Plan, opens: &dyn Opens) -> Result<ClockReset, Re
     let mut newest = default.head().newest;
     let mut opened = Vec::new();
     for route in plan.routes.iter().filter(|route| !route.store.may_be_a_node()) {
-        let context = Context {
-            clock: clock.clone(),
-            membership: membership.clone(),
-            attach_state: None,
-            expected: Expected { incarnation: None, adopts: true },
-        };
+        let context =
+            Context { clock: clock.clone(), membership: membership.clone(), attach_state: None };
+        let any = Expected { incarnation: None, adopts: true };
         let occupant =
-            opens.opener(route, context)().await.map_err(|refusal| ResetError::Unknown {
+            opens.opener(route, context)(any).await.map_err(|refusal| ResetError::Unknown {
                 name: route.store.name.clone(),
                 reason: refusal.reason.to_string(),
             })?;

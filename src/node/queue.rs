@@ -38,6 +38,9 @@ pub struct Contender {
 struct Waiting {
     node: Arc<Node>,
     place: Contender,
+    /// The revision at which it entered, or entered again: who enters behind it with the same lease has the
+    /// same place, and must not lose it.
+    entered: Revision,
     is_head: bool,
 }
 
@@ -49,11 +52,15 @@ impl Drop for Waiting {
         if self.is_head {
             return;
         }
-        let (node, place) = (self.node.clone(), self.place.clone());
+        let (node, entered) = (Arc::downgrade(&self.node), self.entered);
+        let key = self.place.key.clone();
         tokio::spawn(async move {
-            // Those behind it wait for it to go.
             let mut is_logged = false;
-            while let Err(error) = node.leave_line(&place).await {
+            // Those behind it wait for it to go.
+            while let Some(node) = node.upgrade() {
+                let left = node.leave(&key, Against::Mod(entered)).await;
+                drop(node);
+                let Err(error) = left else { return };
                 if !is_logged {
                     tracing::warn!(%error, "a place in a line could not be left yet");
                 }
@@ -113,8 +120,8 @@ impl Node {
     ) -> Result<Waiting> {
         let (node, name) = (self.clone(), Bytes::copy_from_slice(name));
         let entering = async move {
-            let place = node.put_in_line(&name, lease, value).await?;
-            Ok(Waiting { node, place, is_head: false })
+            let (place, entered) = node.put_in_line(&name, lease, value).await?;
+            Ok(Waiting { node, place, entered, is_head: false })
         };
         to_the_end(entering).await
     }
@@ -129,7 +136,13 @@ impl Node {
         })
     }
 
-    async fn put_in_line(&self, name: &[u8], lease: LeaseId, value: Bytes) -> Result<Contender> {
+    /// The place, and the revision at which it was entered.
+    async fn put_in_line(
+        &self,
+        name: &[u8],
+        lease: LeaseId,
+        value: Bytes,
+    ) -> Result<(Contender, Revision)> {
         let mut key = BytesMut::from(name);
         key.put_slice(format!("/{lease:x}").as_bytes());
         let key = key.freeze();
@@ -138,19 +151,20 @@ impl Node {
             success: vec![put(&key, value.clone(), lease)],
             failure: vec![Op::Range(RangeOp::all(KeyRange::single(key.clone())))],
         };
-        let Written { revision, mut result } = self.txn(txn).await?;
+        let Written { revision: written, mut result } = self.txn(txn).await?;
         let revision = match result.results.pop() {
             Some(OpResult::Range { found, .. }) => {
-                found.kvs.first().map_or(revision, |kv| kv.create_revision)
+                found.kvs.first().map_or(written, |kv| kv.create_revision)
             }
-            _ => revision,
+            _ => written,
         };
         let place = Contender { key, revision, lease };
-        if !result.succeeded {
-            // The same lease is in the line already: it keeps its place with the new value.
-            self.proclaim(&place, value).await?;
+        if result.succeeded {
+            return Ok((place, written));
         }
-        Ok(place)
+        // The same lease is in the line already: it keeps its place with the new value.
+        let entered = self.proclaim(&place, value).await?;
+        Ok((place, entered.unwrap_or(written)))
     }
 
     /// Waits until all that stand before `place` are gone.
@@ -197,10 +211,15 @@ impl Node {
     /// # Errors
     /// Those of the stores.
     pub async fn leave_line(&self, place: &Contender) -> Result<Revision> {
-        let range = KeyRange::single(place.key.clone());
+        self.leave(&place.key, Against::Create(place.revision)).await
+    }
+
+    /// Deletes the key of a place that is still what it is compared with.
+    async fn leave(&self, key: &Key, against: Against) -> Result<Revision> {
+        let range = KeyRange::single(key.clone());
+        let compare = Compare { range: range.clone(), relation: Relation::Equal, against };
         let delete = Op::Delete(crate::model::txn::DeleteOp { range, prev_kv: false });
-        let compares = vec![created_at(&place.key, place.revision)];
-        let txn = Txn { compares, success: vec![delete], failure: Vec::new() };
+        let txn = Txn { compares: vec![compare], success: vec![delete], failure: Vec::new() };
         Ok(self.txn(txn).await?.revision)
     }
 

@@ -52,7 +52,8 @@ impl Health for Services {
                     tokio::select! {
                         () = sleep(LOOK_EVERY) => {}
                         () = services.stopping.cancelled() => {
-                            if status == ServingStatus::NotServing {
+                            // What was served is said to be no more; all else ends.
+                            if status != ServingStatus::Serving {
                                 return None;
                             }
                         }

@@ -35,6 +35,8 @@ pub(super) fn routes(face: Services) -> Router {
     for (path, checks, reads) in [("livez", LIVE, false), ("readyz", READY, true)] {
         for &check in checks {
             let probe = async move |State(face): State<Services>, asked: Asked| {
+                // Only the whole of a path has parts to leave out.
+                let asked = Asked { exclude: Vec::new(), ..asked };
                 face.probe(&asked, Probe { checks: &[check], reads, has_stores: false }).await
             };
             router = router.route(&format!("/{path}/{check}"), any(probe));

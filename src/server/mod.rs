@@ -182,7 +182,7 @@ impl Services {
         let face = || self.clone();
         macro_rules! add {
             ($($server:path),* $(,)?) => {
-                routes.add_service(HealthServer::new(face()))
+                routes
                 $(.add_service(
                     <$server>::new(face())
                         .max_decoding_message_size(max)
@@ -192,6 +192,7 @@ impl Services {
             };
         }
         let routes = add!(
+            HealthServer<Services>,
             pb::kv_server::KvServer<Services>,
             treepb::tree_server::TreeServer<Services>,
             pb::watch_server::WatchServer<Services>,

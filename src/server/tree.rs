@@ -369,7 +369,7 @@ impl pb::tree_server::Tree for Services {
     ) -> Result<Response<pb::EndLeaseResponse>, Status> {
         self.enter(&request).await?;
         let pb::EndLeaseRequest { lease, leases_ended } = *request.get_ref();
-        if lease <= 0 {
+        if lease == 0 {
             return Err(Status::invalid_argument("pleach: the lease is missing"));
         }
         let fence = self.fence(&request, leases_ended);

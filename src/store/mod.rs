@@ -287,6 +287,9 @@ pub struct Head {
     pub is_exact: bool,
     /// The greatest revision that it is known to have held by what lies beside it; 0 where nothing does.
     pub witnessed: Revision,
+    /// Whether it may have been made from a copy since it was last owned, as far as its server says. Who knows
+    /// how far it had come knows better.
+    pub is_suspect: bool,
 }
 
 /// Which store is expected at an address.

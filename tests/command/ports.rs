@@ -62,6 +62,10 @@ async fn probes_are_answered_as_by_etcd() -> Result<()> {
         ("/readyz/linearizable_read", "ok\n"),
         ("/readyz/data_corruption", "ok\n"),
         ("/readyz/non_learner", "ok\n"),
+        (
+            "/readyz/linearizable_read?verbose&exclude=linearizable_read",
+            "[+]linearizable_read ok\nok\n",
+        ),
         ("/readyz?exclude=non_learner&exclude=data_corruption", "ok\n"),
         (
             "/readyz?verbose&exclude=non_learner",

@@ -26,7 +26,39 @@ on_every_database! {
     a_silent_first_host_does_not_hide_the_second,
     reads_go_where_the_writer_went_and_stay_there,
     another_store_at_the_address_is_neither_read_nor_written,
+    a_server_without_the_tables_is_left_as_soon_as_the_right_one_is_back,
     connections_that_nobody_needs_are_closed,
+}
+
+/// A balancer's mistake: what answers for a moment is a database of the same name in which nothing was made.
+async fn a_server_without_the_tables_is_left_as_soon_as_the_right_one_is_back(bed: Bed) {
+    bed.try_put("a", "1").await.expect("all is well");
+    let other = DatabaseServer::new(bed.server.kind()).expect("a folder can be made");
+    let mut other = other.without_sync();
+    Box::pin(other.start()).await.expect("the server starts");
+    other.create_database(DATABASE).await.expect("a database can be made");
+    bed.proxy.redirect(other.address());
+    bed.proxy.cut().await;
+    soon("nothing of the store is there", async {
+        loop {
+            let error = bed.try_put("a", "2").await.expect_err("it is another server");
+            if !error.to_string().contains("the connection is gone") {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // Long enough for the writer to try it more than once.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bed.proxy.redirect(bed.server.address());
+    soon("the right one is there again", async {
+        while bed.try_put("b", "2").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(bed.value("a").await.as_deref(), Some("1"));
 }
 
 /// As many as `maxIdle` says stay at once, and none longer than `maxIdleLifeTime` says.

@@ -114,7 +114,7 @@ impl Opens for Simulated {
 
     fn opener(&self, route: &RoutePlan, context: Context) -> Opener {
         let (name, fault) = (route.store.name.clone(), self.fault);
-        Box::new(move || {
+        Box::new(move |_| {
             let (name, context) = (name.clone(), context.clone());
             Box::pin(async move {
                 let connect = || socket::channel(&name);

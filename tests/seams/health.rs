@@ -41,6 +41,10 @@ async fn grpc_health_is_as_the_default_store_and_the_nodes_end_have_it() -> Resu
     let unknown = health.check(of("nobody")).await.err().context("there is no such service")?;
     ensure!(unknown.code() == Code::NotFound, "{unknown:?}");
 
+    // Held to the end: who watches what there is not holds nothing up.
+    let mut of_nobody = health.watch(of("nobody")).await?.into_inner();
+    let said = of_nobody.message().await?.context("nothing is said")?;
+    ensure!(said.status() == ServingStatus::ServiceUnknown, "{said:?}");
     let mut watch = health.watch(of("")).await?.into_inner();
     let mut next = async || -> Result<HealthCheckResponse> {
         let next = tokio::time::timeout(TOLD_WITHIN, watch.message()).await;
@@ -53,5 +57,7 @@ async fn grpc_health_is_as_the_default_store_and_the_nodes_end_have_it() -> Resu
     ensure!(next().await?.status() == ServingStatus::Serving, "its default store is back");
     node.signal("TERM")?;
     ensure!(next().await?.status() == ServingStatus::NotServing, "it stops");
+    let (status, took) = node.ended().await?;
+    ensure!(status.success() && took < Duration::from_secs(8), "{status} after {took:?}");
     Ok(())
 }

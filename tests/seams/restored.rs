@@ -172,7 +172,9 @@ async fn goes_back_while_the_node_is_down(mut store: Kept, folder: &TempDir) -> 
     };
     eventually("it goes on", SOON, slot).await?;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
-    node.kill()?;
+    // In order, so that its clock leaps nowhere at the next start.
+    node.signal("TERM")?;
+    node.ended().await?;
     store.restore(&copy).await?;
 
     let channel = node.start().await?;

@@ -234,7 +234,7 @@ pub async fn open_known(
     // Others may have written it while this node went on without it: the slot sees to that.
     let joined = clock.join_apart(newest).await;
     let seat = joined.map_err(|error| failed(error.to_string().into()))?;
-    let head = Head { incarnation: about.incarnation, newest, is_exact: true, witnessed: 0 };
+    let head = Head { incarnation: about.incarnation, newest, ..Head::default() };
     let compacted = if about.compacted == 0 { -1 } else { about.compacted };
     let known = found.known;
     let entry = Entry { etcd, base: record.base, last: record.last, ..Entry::default() };

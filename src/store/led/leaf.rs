@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
 };
@@ -23,12 +23,13 @@ pub(in crate::store) struct Leaf {
     pub name: Arc<str>,
     pub clock: SharedClock,
     pub journal: Arc<Journal>,
-    incarnation: u64,
-    /// How far it had come by what lies beside it.
-    witnessed: Revision,
+    /// What it said of itself when it was opened.
+    opened: Head,
     compacted: AtomicI64,
     /// Why it can't be used at present.
     trouble: watch::Sender<Option<StoreError>>,
+    /// What was closed when another node took it: no more is.
+    fenced_at: OnceLock<Revision>,
     /// The size as it was last measured.
     size: Mutex<Size>,
 }
@@ -48,17 +49,16 @@ impl Leaf {
             name: name.into(),
             journal: Arc::new(Journal::new(name, clock.clone(), seat, head.newest)),
             clock,
-            incarnation: head.incarnation,
-            witnessed: head.witnessed,
+            opened: head,
             compacted: AtomicI64::new(compacted),
             trouble: watch::Sender::new(None),
+            fenced_at: OnceLock::new(),
             size: Mutex::default(),
         }
     }
 
     pub(in crate::store) fn head(&self) -> Head {
-        let (incarnation, witnessed) = (self.incarnation, self.witnessed);
-        Head { incarnation, newest: self.journal.newest(), is_exact: true, witnessed }
+        Head { newest: self.journal.newest(), is_exact: true, ..self.opened }
     }
 
     /// The oldest revision that can be read.
@@ -76,13 +76,22 @@ impl Leaf {
         if revision < compacted { Err(StoreError::Compacted { compacted }) } else { Ok(()) }
     }
 
-    /// All that is asked from now on is answered with this.
+    /// All that is asked from now on is answered with this. Of a store that another node took nothing more is
+    /// closed: what is in flight is to be given up behind this.
     pub(in crate::store) fn enter_trouble(&self, trouble: StoreError) {
+        if matches!(trouble, StoreError::Fenced { .. }) {
+            self.fenced_at.get_or_init(|| self.journal.closed());
+        }
         self.trouble.send_replace(Some(trouble));
     }
 
     pub(in crate::store) fn leave_trouble(&self) {
         self.trouble.send_replace(None);
+    }
+
+    /// What is closed.
+    pub(super) fn closed(&self) -> Revision {
+        self.fenced_at.get().copied().unwrap_or_else(|| self.journal.closed())
     }
 
     /// From now on nothing is asked of it: others may have it soon.

@@ -185,14 +185,16 @@ impl<E: Engine> Store for Led<E> {
     }
 
     fn announce_closed(&self) -> Revision {
-        self.leaf().journal.closed()
+        self.leaf().closed()
     }
 
     async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
-        if let Err(fenced @ StoreError::Fenced { .. }) = self.leaf().check_usable() {
-            return Err(fenced);
+        let closed = self.leaf().journal.advance_closed(revision, ahead).await;
+        // What was waited for may have been given up by who lost the store.
+        match self.leaf().check_usable() {
+            Err(fenced @ StoreError::Fenced { .. }) => Err(fenced),
+            _ => closed,
         }
-        self.leaf().journal.advance_closed(revision, ahead).await
     }
 
     async fn read_index(&self, _range: &KeyRange, _coverage: Coverage) -> Result<Revision> {

@@ -39,7 +39,7 @@ pub use self::{
     record::SlotRecord,
 };
 use super::{
-    Coverage, Described, Head, LogBatch, Page, Query, Size, Store, Tail, Written,
+    Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
     attach::AttachState,
     journal::{Journal, Log},
 };
@@ -75,6 +75,8 @@ enum State {
     /// It is there.
     Open {
         store: Arc<dyn Store>,
+        /// The same where it can keep records.
+        records: Option<Arc<dyn RecordStore>>,
         /// What was before this revision was broken off, with all that was promised meanwhile.
         broken_at: Option<Revision>,
     },
@@ -107,6 +109,26 @@ impl Slot {
             state: watch::Sender::new(state),
         });
         Arc::new(Self { shared, keeper: Mutex::new(None) })
+    }
+
+    /// The store that is in it now, where that can keep records.
+    pub fn records(&self) -> Option<Arc<dyn RecordStore>> {
+        match &*self.shared.state.borrow() {
+            State::Open { records, .. } => records.clone(),
+            State::Waiting(_) | State::Fenced { .. } => None,
+        }
+    }
+
+    /// Waits until a store is in it.
+    pub async fn filled(&self) {
+        self.shared.opened().await;
+    }
+
+    /// Waits until there is none any more.
+    pub async fn left(&self) {
+        let mut state = self.shared.state.subscribe();
+        // It can't fail: the sender is here.
+        let _ = state.wait_for(|state| !matches!(state, State::Open { .. })).await;
     }
 
     /// Spawns the task that has a store in the slot.
@@ -162,16 +184,17 @@ impl Store for Slot {
     }
 
     fn announce_closed(&self) -> Revision {
-        if let State::Fenced { closed, .. } = &*self.shared.state.borrow() {
-            return *closed;
-        }
         // First what holds while the store is not open, then whether it still is not.
         let closed = match (self.shared.clock.begun(), &self.shared.attach_state) {
             (None, _) => 0,
             (Some(begun), Some(_)) => begun,
             (Some(_), None) => self.shared.journal.closed(),
         };
-        self.shared.store().map_or(closed, |store| store.announce_closed())
+        match &*self.shared.state.borrow() {
+            State::Waiting(_) => closed,
+            State::Open { store, .. } => store.announce_closed(),
+            State::Fenced { closed, .. } => *closed,
+        }
     }
 
     async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
@@ -286,7 +309,7 @@ impl Shared {
     async fn opened(&self) -> (Arc<dyn Store>, Option<Revision>) {
         let mut state = self.state.subscribe();
         loop {
-            if let State::Open { store, broken_at } = &*state.borrow_and_update() {
+            if let State::Open { store, broken_at, .. } = &*state.borrow_and_update() {
                 return (store.clone(), *broken_at);
             }
             // It can't fail: the sender is here.

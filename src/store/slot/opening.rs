@@ -13,7 +13,7 @@ use super::{Shared, Slot, SlotRecord, State};
 use crate::{
     clock::SharedClock,
     model::{Revision, StoreError, error::Result},
-    store::{RecordStore, Store, attach::AttachState},
+    store::{Expected, RecordStore, Store, attach::AttachState},
 };
 
 /// How long a start waits for a store that does not say whether it can be opened.
@@ -26,8 +26,8 @@ pub(super) const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// The reasons that are remembered, so that each is logged once. They may hold what changes each time.
 const REASONS_MAX: usize = 16;
 
-/// Opens a store, as often as it takes.
-pub type Opener = Box<dyn FnMut() -> Attempt + Send>;
+/// Opens the store that is expected, as often as it takes.
+pub type Opener = Box<dyn FnMut(Expected) -> Attempt + Send>;
 
 /// One attempt, which must end in bounded time.
 pub type Attempt = BoxFuture<'static, Result<Occupant, Refusal>>;
@@ -55,15 +55,13 @@ pub struct Refusal {
 #[derive(Debug)]
 pub struct Opened {
     /// The slot.
-    pub store: Arc<dyn Store>,
+    pub slot: Arc<Slot>,
     /// Whether its store is not there yet.
     pub is_late: bool,
-    /// The store that it began with, where that can keep records.
-    pub records: Option<Arc<dyn RecordStore>>,
 }
 
 /// Opens the store of the slot `record`, or has it opened later: what is in the way of a route's store is
-/// its own trouble, whatever it is.
+/// its own trouble, whatever it is. Where the slot `adopts`, the first one that is there will do.
 ///
 /// # Errors
 /// Those of the default store.
@@ -72,9 +70,10 @@ pub async fn open(
     clock: &SharedClock,
     attach_state: Option<Arc<AttachState>>,
     record: Arc<SlotRecord>,
+    adopts: bool,
     mut opener: Opener,
 ) -> Result<Opened> {
-    let mut first = opener();
+    let mut first = opener(expected(&record, adopts));
     let (attempt, reason) = match timeout(START_WAIT_MAX, &mut first).await {
         Ok(Ok(occupant)) if is_broken(&*occupant.store, &record) => {
             let reason = "it is not as it was left, which is put right first".to_owned();
@@ -86,11 +85,11 @@ pub async fn open(
             reachable(&*store, attach_state.as_ref());
             // What is this node's alone needs no state of attachment.
             let attach_state = attach_state.filter(|_| !store.attach_states().is_empty());
-            let state = State::Open { store, broken_at: None };
             let records = occupant.records.clone();
+            let state = State::Open { store, records, broken_at: None };
             let slot = Slot::new(name, clock.clone(), attach_state, record, state);
             slot.hold(|shared| shared.keep(First::Open(occupant), opener));
-            return Ok(Opened { store: slot, is_late: false, records });
+            return Ok(Opened { slot, is_late: false });
         }
         Ok(Err(refusal)) => {
             let reason = refusal.reason.to_string();
@@ -103,16 +102,22 @@ pub async fn open(
     };
     let state = State::Waiting(reason.into());
     let slot = Slot::new(name, clock.clone(), attach_state, record, state);
-    slot.hold(|shared| shared.keep(First::Attempt(attempt), opener));
-    Ok(Opened { store: slot, is_late: true, records: None })
+    slot.hold(|shared| shared.keep(First::Attempt(attempt, adopts), opener));
+    Ok(Opened { slot, is_late: true })
 }
 
 /// What a slot begins with.
 pub(super) enum First {
     /// A store that is open and looked at.
     Open(Occupant),
-    /// An attempt that goes on.
-    Attempt(Attempt),
+    /// An attempt that goes on, and whether any store will do.
+    Attempt(Attempt, bool),
+}
+
+/// The store that the next attempt must find.
+fn expected(record: &SlotRecord, adopts: bool) -> Expected {
+    let incarnation = Some(record.get().incarnation).filter(|known| *known != 0);
+    Expected { incarnation, adopts }
 }
 
 /// Whether others wrote a store that this node owns, while the node went on without it.
@@ -143,7 +148,9 @@ fn is_broken(store: &dyn Store, record: &SlotRecord) -> bool {
         );
         return true;
     }
-    let held = known.newest.max(head.witnessed);
+    // Where it is known how far it had come, that says whether anything is lost.
+    let is_suspect = head.is_suspect && known.newest == 0 && head.newest > 0;
+    let held = known.newest.max(head.witnessed).max(if is_suspect { head.newest + 1 } else { 0 });
     if head.newest < held {
         tracing::error!(
             store = %name, held, newest = head.newest,
@@ -179,7 +186,8 @@ pub async fn break_off(
     clock: &SharedClock,
 ) -> Result<Revision> {
     let head = store.head();
-    let floor = clock.now().max(head.newest).max(head.witnessed) + 1;
+    // Whoever has got as far as that goes on behind it, which must be refused too.
+    let floor = clock.now().max(head.newest).max(head.witnessed) + 2;
     let advanced = clock.advance_to(floor).await;
     advanced.map_err(|full| StoreError::Unavailable {
         store: store.name().clone(),
@@ -240,7 +248,7 @@ impl Shared {
     pub(super) async fn keep(self: Arc<Self>, first: First, mut opener: Opener) {
         let mut occupant = match first {
             First::Open(occupant) => occupant,
-            First::Attempt(attempt) => self.open(attempt, &mut opener, None).await,
+            First::Attempt(attempt, adopts) => self.open(attempt, &mut opener, adopts, None).await,
         };
         loop {
             occupant.fenced.await;
@@ -256,7 +264,9 @@ impl Shared {
             }
             occupant.store.close().await;
             drop((occupant.store, occupant.records));
-            occupant = self.open(opener(), &mut opener, Some(closed)).await;
+            // The store that it had: whoever adopted another one meant that.
+            let again = opener(expected(&self.record, false));
+            occupant = self.open(again, &mut opener, false, Some(closed)).await;
         }
     }
 
@@ -265,6 +275,7 @@ impl Shared {
         &self,
         mut attempt: Attempt,
         opener: &mut Opener,
+        adopts: bool,
         fenced_at: Option<Revision>,
     ) -> Occupant {
         let mut pause = PAUSE_MIN;
@@ -274,9 +285,9 @@ impl Shared {
                 Ok(occupant) => match self.admit(&occupant.store, fenced_at.is_some()).await {
                     Ok(broken_at) => {
                         tracing::info!(store = %self.name, "the store is open");
-                        let store = occupant.store.clone();
+                        let (store, records) = (occupant.store.clone(), occupant.records.clone());
                         reachable(&*store, self.attach_state.as_ref());
-                        self.state.send_replace(State::Open { store, broken_at });
+                        self.state.send_replace(State::Open { store, records, broken_at });
                         return occupant;
                     }
                     Err(error) => {
@@ -300,7 +311,7 @@ impl Shared {
             // What needs an operator is tried seldom, and all the same: he may have been there.
             tokio::time::sleep(if refusal.may_pass { pause } else { PAUSE_MAX }).await;
             pause = (pause * 2).min(PAUSE_MAX);
-            attempt = opener();
+            attempt = opener(expected(&self.record, adopts));
         }
     }
 

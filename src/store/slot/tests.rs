@@ -34,7 +34,7 @@ impl Gate {
     async fn before(store: Arc<Memory>, clock: SharedClock) -> Self {
         let is_open = watch::Sender::new(false);
         let passing = is_open.subscribe();
-        let opener: Opener = Box::new(move || {
+        let opener: Opener = Box::new(move |_| {
             let is_open = *passing.borrow();
             let store: Arc<dyn Store> = store.clone();
             Box::pin(async move {
@@ -45,7 +45,7 @@ impl Gate {
         let opened = opened("pods", &clock, opener).await;
         assert!(opened.is_late);
         clock.begin();
-        Self { is_open, clock, late: opened.store, other }
+        Self { is_open, clock, late: opened.slot, other }
     }
 
     async fn let_open(&self) {
@@ -61,7 +61,7 @@ async fn opened(name: &str, clock: &SharedClock, opener: Opener) -> Opened {
     let kept = Memory::new("kept", SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL)));
     let records = Records::open(kept).await.expect("memory answers");
     let record = SlotRecord::open(&records, name, 1).await.expect("memory answers");
-    open(name, clock, None, Arc::new(record), opener).await.expect("memory answers")
+    open(name, clock, None, Arc::new(record), false, opener).await.expect("memory answers")
 }
 
 fn refusal(may_pass: bool) -> Refusal {
@@ -170,19 +170,19 @@ async fn a_tail_from_before_the_beginning_waits_for_what_the_store_has_there() {
 async fn a_store_that_is_silent_is_late_and_its_first_attempt_goes_on() {
     let clock = clock();
     let (attempt, mut attempts) = tokio::sync::mpsc::channel(1);
-    let opener: Opener = Box::new(move || {
+    let opener: Opener = Box::new(move |_| {
         let (answer, answered) = tokio::sync::oneshot::channel();
         assert!(attempt.try_send(answer).is_ok(), "another attempt while the first goes on");
         Box::pin(async move { answered.await.expect("the test answers") })
     });
     let opened = opened("pods", &clock, opener).await;
     assert!(opened.is_late);
-    let error = put(&*opened.store, "a").await.expect_err("it is not there").to_string();
+    let error = put(&*opened.slot, "a").await.expect_err("it is not there").to_string();
     assert!(error.contains("could not be opened within"), "{error}");
     let answer = attempts.recv().await.expect("there was an attempt");
     let store: Arc<dyn Store> = Memory::new("pods", clock);
     assert!(answer.send(Ok(Occupant::child(store))).is_ok(), "the first attempt was given up");
-    while put(&*opened.store, "a").await.is_err() {
+    while put(&*opened.slot, "a").await.is_err() {
         tokio::task::yield_now().await;
     }
 }
@@ -192,7 +192,7 @@ async fn what_needs_an_operator_is_tried_again_too() {
     let clock = clock();
     let store = Memory::new("pods", clock.clone());
     let mut attempts = 0;
-    let opener: Opener = Box::new(move || {
+    let opener: Opener = Box::new(move |_| {
         attempts += 1;
         let store: Arc<dyn Store> = store.clone();
         let attempt = if attempts < 3 { Err(refusal(false)) } else { Ok(Occupant::child(store)) };
@@ -202,9 +202,9 @@ async fn what_needs_an_operator_is_tried_again_too() {
     assert!(opened.is_late);
     clock.begin();
     tokio::task::yield_now().await;
-    let error = put(&*opened.store, "a").await.expect_err("it is not there").to_string();
+    let error = put(&*opened.slot, "a").await.expect_err("it is not there").to_string();
     assert!(error.contains("nobody is there"), "{error}");
-    while put(&*opened.store, "a").await.is_err() {
+    while put(&*opened.slot, "a").await.is_err() {
         tokio::time::advance(PAUSE_MIN).await;
     }
 }
@@ -221,7 +221,7 @@ async fn a_store_that_others_wrote_meanwhile_ends_what_was_shown_and_goes_on() {
     }
     let (gate, mut passing) = watch::channel(false);
     let joining = clock.clone();
-    let opener: Opener = Box::new(move || {
+    let opener: Opener = Box::new(move |_| {
         let (is_open, clock, kept) = (*passing.borrow_and_update(), joining.clone(), kept.clone());
         Box::pin(async move {
             if !is_open {
@@ -233,19 +233,19 @@ async fn a_store_that_others_wrote_meanwhile_ends_what_was_shown_and_goes_on() {
     });
     let opened = opened("pods", &clock, opener).await;
     clock.begin();
-    let mut tail = opened.store.tail(1);
+    let mut tail = opened.slot.tail(1);
     assert_eq!(put(&*main, "b").await.expect("it is there"), 2);
-    opened.store.advance_closed(2, 0).await.expect("it stands in");
+    opened.slot.advance_closed(2, 0).await.expect("it stands in");
     assert!(follow(&mut tail, 2).await.is_empty());
     gate.send_replace(true);
-    while opened.store.size().await.is_ok_and(|size| size == Size::default()) {
+    while opened.slot.size().await.is_ok_and(|size| size == Size::default()) {
         tokio::time::advance(PAUSE_MIN).await;
     }
     let ended = tail.next().await.expect("it ends with an error").expect_err("it lacks something");
     let StoreError::Compacted { compacted } = ended else { panic!("{ended}") };
-    let written = put(&*opened.store, "a").await.expect("it is there");
+    let written = put(&*opened.slot, "a").await.expect("it is there");
     assert!(compacted > 10 && written > compacted, "{written} and {compacted}");
-    assert!(opened.store.read(&Query::new(KeyRange::all(), 10)).await.is_err());
+    assert!(opened.slot.read(&Query::new(KeyRange::all(), 10)).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -256,7 +256,7 @@ async fn a_store_that_another_node_took_is_closed_no_further_until_it_is_back_an
     let (take, taken) = oneshot::channel::<()>();
     let (gate, passing) = watch::channel(true);
     let (late, mut taken) = (store.clone(), Some(taken));
-    let opener: Opener = Box::new(move || {
+    let opener: Opener = Box::new(move |_| {
         let (store, is_open, taken) = (late.clone(), *passing.borrow(), taken.take());
         let fenced = async move {
             match taken {
@@ -270,7 +270,7 @@ async fn a_store_that_another_node_took_is_closed_no_further_until_it_is_back_an
     let opened = opened("pods", &clock, opener).await;
     assert!(!opened.is_late);
     clock.begin();
-    let pods = &*opened.store;
+    let pods = &*opened.slot;
     assert_eq!(put(pods, "a").await.expect("it is there"), 2);
     gate.send_replace(false);
     take.send(()).expect("somebody waits for that");
@@ -286,10 +286,14 @@ async fn a_store_that_another_node_took_is_closed_no_further_until_it_is_back_an
     let mut tail = pods.tail(left);
     let early = timeout(PAUSE_MAX, tail.next()).await;
     assert!(early.is_err(), "it said {early:?} while another had it");
+    // Whoever has got as far as anyone lacks what the other wrote as well.
+    let mut newest = pods.tail(clock.now());
     gate.send_replace(true);
     let ended = tail.next().await.expect("it ends with an error").expect_err("it lacks something");
     let StoreError::Compacted { compacted } = ended else { panic!("{ended}") };
     assert!(compacted > written, "{compacted} and {written}");
+    let ended = newest.next().await.expect("it ends with an error");
+    assert!(matches!(ended, Err(StoreError::Compacted { .. })), "{ended:?}");
     assert!(put(pods, "a").await.expect("it is back") > compacted);
     assert!(
         timeout(Duration::from_secs(1), pods.read(&Query::new(KeyRange::all(), 2)))

@@ -46,8 +46,11 @@ use crate::{
 pub struct Witnessed {
     /// The greatest revision that it held; 0 where nothing is known.
     pub newest: Revision,
-    /// Whether what is there is certainly not what was left: another store, or one made from a copy.
-    pub went_back: bool,
+    /// Whether it was another store.
+    pub is_another: bool,
+    /// Where the database says that its tables may have been made anew since: the number by which it says so,
+    /// kept once what was before is broken off.
+    pub made_anew: Option<i64>,
 }
 
 /// What reads need.
@@ -90,12 +93,14 @@ async fn open<D: Database>(
     let incarnation = reader::meta(&mut session, &statements, "incarnation").await?;
     let incarnation = incarnation.and_then(|it| u64::try_from(it).ok()).unwrap_or(0);
     // One more than there is counts as gone back: another store breaks what was promised, whatever it has.
-    let witnessed = witnessed.newest.max(if witnessed.went_back { newest + 1 } else { 0 });
+    let Witnessed { newest: beside, is_another, made_anew } = witnessed;
+    let witnessed = beside.max(if is_another { newest + 1 } else { 0 });
     session.witness(newest.max(witnessed));
     // Others may have written it while this node went on without it: the slot sees to that.
     let seat = clock.join_apart(newest).await;
     let seat = seat.map_err(|error| DbError::Failed(error.to_string()))?;
-    let head = Head { incarnation, newest, is_exact: true, witnessed };
+    let is_suspect = made_anew.is_some();
+    let head = Head { incarnation, newest, is_exact: true, witnessed, is_suspect };
     let shared = Arc::new(Shared {
         leaf: Leaf::new(name, clock, seat, head, compacted),
         system: dialect.system,
@@ -115,6 +120,7 @@ async fn open<D: Database>(
             newest,
             kept: Instant::now(),
             compaction: Compaction::resume(walked, compacted),
+            made_anew,
             held: None,
         };
         Box::pin(writer.run())

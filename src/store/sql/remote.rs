@@ -31,7 +31,7 @@ use tokio::{
 
 pub use self::opening::{OpenError, open, open_known};
 use super::session::{
-    Arg, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask,
+    Arg, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask, went_back,
 };
 use crate::net::address::{self, Host};
 
@@ -505,9 +505,14 @@ impl<D: Driver> RemoteSession<D> {
                     self.connection = None;
                     return Err(another_store(tenure.incarnation, there.cast_unsigned()));
                 }
+                let (epoch, found) = (tenure.epoch, -1 - found.unwrap_or(-1));
+                // The next one may go to the right server, and no lock is held for who has lost the store.
+                self.connection = None;
+                if found < epoch {
+                    return Err(went_back(found, epoch));
+                }
                 // From now on it reads nothing either: whoever has the store may have written it.
                 tenure.end();
-                let (epoch, found) = (tenure.epoch, -1 - found.unwrap_or(-1));
                 Err(DbError::Fenced(format!("another node (epoch {found}; this one has {epoch})")))
             }
         }
@@ -565,7 +570,12 @@ impl<D: Driver> Session for RemoteSession<D> {
             let lock = self.driver.dialect().write(&self.driver.texts().lock);
             self.number(&lock).await?;
         }
-        self.keep().await
+        let kept = self.keep().await;
+        if kept.is_err() {
+            // It may be the wrong server, which holds no tables at all.
+            self.connection = None;
+        }
+        kept
     }
 
     /// Nothing lies beside a database.
@@ -584,6 +594,10 @@ impl<D: Driver> Session for RemoteSession<D> {
         if let Err(error) = released {
             tracing::info!(%error, "the store was not given up; whoever wants it waits until it is free");
         }
+    }
+
+    fn abandon(&mut self) {
+        self.connection = None;
     }
 
     fn keep_interval(&self) -> Option<Duration> {

@@ -77,6 +77,10 @@ pub trait Session: Send + 'static {
     /// Gives up the store, so that another process may have it at once.
     fn release(&mut self) -> impl Future<Output = ()> + Send;
 
+    /// Lets go of all that it has, without a word to the database: another owner has the store. It does nothing
+    /// more.
+    fn abandon(&mut self);
+
     /// How often [`Session::keep`] is due, where ownership runs out.
     fn keep_interval(&self) -> Option<Duration>;
 
@@ -153,6 +157,16 @@ pub enum DbError {
     /// Anything else. The transaction is rolled back.
     #[error("{0}")]
     Failed(String),
+}
+
+/// A store whose owners are counted lower than its present one: it was put back under it, or this is a replica
+/// that is behind.
+pub fn went_back(found: i64, owned: i64) -> DbError {
+    DbError::Lost(format!(
+        "it has had {found} owners, and this node is the {owned}th: the server lost what it had promised, or \
+         this is a replica that is behind; make the right server answer at this address, or start the node \
+         anew to go on with what is there"
+    ))
 }
 
 /// The result of what a database does.

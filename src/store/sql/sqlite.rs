@@ -26,6 +26,7 @@ use super::{
     checkpoint::{Checkpoints, checkpoint},
     session::{
         Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask,
+        went_back,
     },
 };
 use crate::{
@@ -308,7 +309,8 @@ impl Opening<'_> {
         let known = Some(witness).filter(|witness| witness.incarnation != 0);
         let witnessed = Witnessed {
             newest: known.map_or(0, |witness| witness.newest),
-            went_back: known.is_some_and(|witness| witness.incarnation != incarnation),
+            is_another: known.is_some_and(|witness| witness.incarnation != incarnation),
+            made_anew: None,
         };
         let lock = Lock::new(file, owner, Witness { incarnation, ..witness });
         let lock = lock.map_err(|error| self.failed(error))?;
@@ -510,6 +512,7 @@ impl SqliteSession {
         let query = self.connection.prepare_cached(sql).and_then(|mut sql| sql.query_row([], read));
         match query.map_err(|error| failure(&error))? {
             (epoch, last_seq) if epoch == ownership.epoch => Ok(last_seq),
+            (epoch, _) if epoch < ownership.epoch => Err(went_back(epoch, ownership.epoch)),
             (epoch, _) => Err(DbError::Fenced(format!("the owner of epoch {epoch}"))),
         }
     }
@@ -598,6 +601,10 @@ impl Session for SqliteSession {
 
     /// The lock goes with the session.
     async fn release(&mut self) {}
+
+    fn abandon(&mut self) {
+        self.ownership = None;
+    }
 
     fn keep_interval(&self) -> Option<Duration> {
         None

@@ -260,6 +260,10 @@ impl Session for Scripted {
 
     async fn release(&mut self) {}
 
+    fn abandon(&mut self) {
+        self.is_connected = false;
+    }
+
     fn keep_interval(&self) -> Option<Duration> {
         Some(Duration::from_secs(3))
     }

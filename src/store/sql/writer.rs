@@ -68,6 +68,8 @@ pub(super) struct Writer<S> {
     /// When the store was last kept for longer.
     pub kept: Instant,
     pub compaction: Compaction,
+    /// Kept with the next compaction, which breaks off what was before; see [`super::Witnessed`].
+    pub made_anew: Option<i64>,
     /// Taken from the queue, and left for a batch of its own.
     pub held: Option<Task>,
 }
@@ -409,6 +411,8 @@ impl<S: Session> Writer<S> {
             }
             if matches!(trouble, DbError::Fenced(_)) {
                 self.shared.leaf.journal.abort();
+                // Whoever may have it next finds nothing of this owner in the way.
+                self.session.abandon();
                 while let Some(task) = self.queue.recv().await {
                     task.refuse(error.clone());
                 }
@@ -590,8 +594,9 @@ impl<S: Session> Writer<S> {
             }
         }
         if let Some(revision) = work.compact {
-            let row = [vec![Arg::Text("compacted"), Arg::Int(revision)]];
-            self.session.execute_many(&statements.put_meta, &row).await?;
+            let mut rows = vec![vec![Arg::Text("compacted"), Arg::Int(revision)]];
+            rows.extend(self.made_anew.map(|made| vec![Arg::Text("made"), Arg::Int(made)]));
+            self.session.execute_many(&statements.put_meta, &rows).await?;
         }
         Ok(())
     }

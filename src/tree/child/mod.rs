@@ -325,7 +325,7 @@ impl Store for NodeStore {
         let newest = known.newest.max(self.shared.log.newest());
         let is_exact =
             self.shared.has_exact_newest.load(Ordering::Acquire) && self.shared.is_attached();
-        Head { incarnation: known.incarnation, newest, is_exact, witnessed: 0 }
+        Head { incarnation: known.incarnation, newest, is_exact, ..Head::default() }
     }
 
     async fn close(&self) {

@@ -47,6 +47,9 @@ const TIME_MAX: Duration = Duration::from_secs(30);
 /// Above this a node's clock has no room left for itself.
 const DRIVEN_UP: Revision = REVISION_MAX - (1 << 49);
 
+/// What waits for others as long as they like.
+const WAITING: [&str; 4] = ["/Lock", "/Campaign", "/Observe", "/Leader"];
+
 const IS_PARENT: u8 = 1;
 const HAS_CLOCK: u8 = 2;
 const HAS_PATH: u8 = 4;
@@ -60,7 +63,12 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 /// Every method of every service, as requests name it.
 static METHODS: LazyLock<Vec<String>> = LazyLock::new(|| {
     let files = FileDescriptorSet::decode(proto::DESCRIPTORS).expect("the build wrote them");
-    let mut methods = vec!["/grpc.health.v1.Health/Check".to_owned()];
+    let others = [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    ];
+    let mut methods: Vec<String> = others.map(str::to_owned).to_vec();
     for file in &files.file {
         for service in &file.service {
             for method in &service.method {
@@ -179,10 +187,12 @@ impl Face {
 
     /// Sends a message to a method; the status, where one came.
     async fn send(&self, method: &str, clock: i64, switches: u8, message: &[u8]) -> Option<String> {
+        let is_compressed = switches & IS_COMPRESSED != 0;
+        let packed = if is_compressed { zipped(message) } else { message.to_vec() };
         let mut body = BytesMut::new();
-        body.put_u8(u8::from(switches & IS_COMPRESSED != 0));
-        body.put_u32(message.len() as u32);
-        body.put_slice(message);
+        body.put_u8(u8::from(is_compressed));
+        body.put_u32(packed.len() as u32);
+        body.put_slice(&packed);
         let mut metadata = MetadataMap::new();
         if switches & IS_PARENT != 0 {
             metadata.insert_bin("pleach-credential-bin", MetadataValue::from_bytes(b"agreed"));
@@ -194,6 +204,9 @@ impl Face {
             metadata.insert_bin("pleach-path-bin", path);
         }
         metadata.insert("pleach-clock", clock.into());
+        if is_compressed {
+            metadata.insert("grpc-encoding", MetadataValue::from_static("gzip"));
+        }
         let mut request = http::Request::builder()
             .method("POST")
             .uri(format!("http://fuzz{method}"))
@@ -214,8 +227,14 @@ impl Face {
             }
             status
         });
-        // What waits for others, as for a lock, waits as long as they like.
-        answered.await.ok().flatten()
+        match answered.await {
+            Ok(status) => status,
+            Err(_) => {
+                let waits = WAITING.iter().any(|waiting| method.ends_with(waiting));
+                assert!(waits, "{method} does not answer");
+                None
+            }
+        }
     }
 
     async fn check_goes_on(&self, may_be_deleted: bool) {
@@ -224,6 +243,13 @@ impl Face {
         let kept = self.node.get(Bytes::from_static(b"kept")).await.expect("memory does not fail");
         assert!(may_be_deleted || kept.is_some(), "a key without a lease is gone");
     }
+}
+
+fn zipped(message: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(message).expect("memory takes it");
+    packed.finish().expect("memory takes it")
 }
 
 fn status_of(headers: &http::HeaderMap) -> Option<String> {

@@ -115,7 +115,7 @@ struct Claim {
 /// How an attempt to take the store ended.
 enum Taken {
     /// It is this node's, from this epoch on.
-    Ours { epoch: i64, incarnation: u64, is_restored: bool },
+    Ours { epoch: i64, incarnation: u64, made_anew: Option<i64> },
     /// Somebody has it.
     Held(Claim),
     /// It is another one, of this incarnation; 0 where it was never used.
@@ -152,9 +152,9 @@ pub async fn open_known<D: Driver>(
 ) -> Result<Arc<dyn RecordStore>, OpenError> {
     let opening = Opening { place, driver: Arc::new(driver), owner, incarnation };
     let failed = |error| OpenError::new(place, error);
-    let (session, went_back) = opening.take().await?;
+    let (session, made_anew) = opening.take().await?;
     let remote = Remote::new(&session, readers).map_err(failed)?;
-    let witnessed = Witnessed { went_back, ..Witnessed::default() };
+    let witnessed = Witnessed { made_anew, ..Witnessed::default() };
     sql::open(name, remote, session, clock, witnessed).await.map_err(failed)
 }
 
@@ -200,8 +200,9 @@ impl<D: Driver> Opening<'_, D> {
         OpenError::new(self.place, error)
     }
 
-    /// A session that owns the store, and whether that was restored from a copy since it was owned last.
-    async fn take(&self) -> Result<(RemoteSession<D>, bool), OpenError> {
+    /// A session that owns the store; and where that may have been made from a copy since it was owned last, the
+    /// number by which the database says so.
+    async fn take(&self) -> Result<(RemoteSession<D>, Option<i64>), OpenError> {
         let files = self.driver.database().check_files().await;
         files.map_err(|reason| self.failed(DbError::Failed(reason)))?;
         let mut session = RemoteSession::new(self.driver.clone(), Role::Opens);
@@ -225,9 +226,9 @@ impl<D: Driver> Opening<'_, D> {
             };
             let taken = self.claim(&mut session, made, is_over).await;
             let claim = match taken.map_err(|error| self.failed(error))? {
-                Taken::Ours { epoch, incarnation, is_restored } => {
+                Taken::Ours { epoch, incarnation, made_anew } => {
                     session.own(epoch, incarnation, started);
-                    return Ok((session, is_restored));
+                    return Ok((session, made_anew));
                 }
                 Taken::Another(found) => {
                     let expected = self.incarnation.unwrap_or(0);
@@ -347,7 +348,9 @@ impl<D: Driver> Opening<'_, D> {
                  UPDATE pleach_meta SET value = {SCHEMA_VERSION} WHERE name = 'schema'"
             );
         }
-        if let Some(made) = made {
+        // Where it is another, it is kept when what was before is broken off: a start that fails forgets nothing.
+        let made_anew = made.filter(|made| made_before.is_some_and(|before| before != *made));
+        if let Some(made) = made.filter(|_| made_before.is_none()) {
             let on_conflict = session.driver.dialect().on_name_conflict;
             take += &format!(
                 "; INSERT INTO pleach_meta (name, value) VALUES ('made', {made}) {on_conflict}"
@@ -355,7 +358,6 @@ impl<D: Driver> Opening<'_, D> {
         }
         session.number(&self.sql(&take)).await?;
         session.commit().await?;
-        let is_restored = made_before.zip(made).is_some_and(|(before, now)| before != now);
-        Ok(Taken::Ours { epoch, incarnation, is_restored })
+        Ok(Taken::Ours { epoch, incarnation, made_anew })
     }
 }
