@@ -29,6 +29,7 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tokio::{
     runtime::{Builder, Runtime},
+    task::JoinSet,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -106,6 +107,8 @@ struct Call<'a> {
 struct Face {
     node: std::sync::Arc<Node>,
     routes: Routes,
+    /// What runs as long as a node does.
+    _tasks: JoinSet<()>,
 }
 
 // === impl Call ===
@@ -155,7 +158,10 @@ impl Face {
             Limits { request_bytes_max: 3 << 19, txn_ops_max: 16, ready_requires_all: false };
         let stopping = CancellationToken::new();
         let services = Services::new(node.clone(), limits, "fuzz".to_owned(), Vec::new(), stopping);
-        let face = Self { node, routes: services.routes().await };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(node.clone().reserve_revisions());
+        tasks.spawn(node.clone().expire_leases());
+        let face = Self { node, routes: services.routes().await, _tasks: tasks };
         face.put("kept").await;
         face
     }
