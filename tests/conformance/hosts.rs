@@ -33,10 +33,7 @@ on_every_database! {
 /// A balancer's mistake: what answers for a moment is a database of the same name in which nothing was made.
 async fn a_server_without_the_tables_is_left_as_soon_as_the_right_one_is_back(bed: Bed) {
     bed.try_put("a", "1").await.expect("all is well");
-    let other = DatabaseServer::new(bed.server.kind()).expect("a folder can be made");
-    let mut other = other.without_sync();
-    Box::pin(other.start()).await.expect("the server starts");
-    other.create_database(DATABASE).await.expect("a database can be made");
+    let other = another_server(&bed).await;
     bed.proxy.redirect(other.address());
     bed.proxy.cut().await;
     soon("nothing of the store is there", async {
@@ -52,13 +49,7 @@ async fn a_server_without_the_tables_is_left_as_soon_as_the_right_one_is_back(be
     // Long enough for the writer to try it more than once.
     tokio::time::sleep(Duration::from_secs(1)).await;
     bed.proxy.redirect(bed.server.address());
-    soon("the right one is there again", async {
-        while bed.try_put("b", "2").await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    assert_eq!(bed.value("a").await.as_deref(), Some("1"));
+    goes_on_with_the_right_one(&bed).await;
 }
 
 /// As many as `maxIdle` says stay at once, and none longer than `maxIdleLifeTime` says.
@@ -103,6 +94,26 @@ fn with_first(bed: &Bed, first: &Proxy) -> Endpoint {
         other => panic!("{other} is no database"),
     }
     endpoint
+}
+
+/// A server of the bed's kind, with an empty database of its name.
+async fn another_server(bed: &Bed) -> DatabaseServer {
+    let other = DatabaseServer::new(bed.server.kind()).expect("a folder can be made");
+    let mut other = other.without_sync();
+    Box::pin(other.start()).await.expect("the server starts");
+    other.create_database(DATABASE).await.expect("a database can be made");
+    other
+}
+
+/// The bed's own server answers again, and has what was put there before.
+async fn goes_on_with_the_right_one(bed: &Bed) {
+    soon("the right one is there again", async {
+        while bed.try_put("b", "2").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(bed.value("a").await.as_deref(), Some("1"));
 }
 
 async fn a_silent_first_host_does_not_hide_the_second(bed: Bed) {
@@ -162,10 +173,7 @@ async fn reads_go_where_the_writer_went_and_stay_there(bed: Bed) {
 async fn another_store_at_the_address_is_neither_read_nor_written(bed: Bed) {
     bed.try_put("a", "1").await.expect("all is well");
     // Another server with the same tables, of the same epoch, and further on.
-    let other = DatabaseServer::new(bed.server.kind()).expect("a folder can be made");
-    let mut other = other.without_sync();
-    Box::pin(other.start()).await.expect("the server starts");
-    other.create_database(DATABASE).await.expect("a database can be made");
+    let other = another_server(&bed).await;
     let there = Proxy::start(other.address()).await.expect("a proxy can listen");
     let copy = endpoint(&other, &there, &bed.prefix);
     let theirs = open_database("pods", &copy, &fresh_clock()).await.expect("it can be opened");
@@ -196,13 +204,7 @@ async fn another_store_at_the_address_is_neither_read_nor_written(bed: Bed) {
     assert!(list(&*bed.router, KeyRange::all(), bed.clock.shown()).await.is_err());
     bed.others_go_on().await;
     bed.proxy.redirect(bed.server.address());
-    soon("the right one is there again", async {
-        while bed.try_put("b", "2").await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    assert_eq!(bed.value("a").await.as_deref(), Some("1"));
+    goes_on_with_the_right_one(&bed).await;
     let clock = fresh_clock();
     drop(theirs);
     let theirs = soon("it is given up", async {

@@ -1,9 +1,8 @@
 //! A slot over stores in memory: late, silent, refused, fenced.
 
-use bytes::Bytes;
-
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{FutureExt as _, future::ready};
 use tokio::{sync::oneshot, time::timeout};
 

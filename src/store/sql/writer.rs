@@ -275,6 +275,8 @@ impl<S: Session> Writer<S> {
         }
         if let Some(revision) = batch.work.compact {
             self.shared.leaf.raise_compacted(revision);
+            // It went with that, and stands there now.
+            self.made_anew = None;
             self.compaction.aim(revision);
         }
         batch.work.compacted.into_iter().for_each(|done| self.compaction.tell(done));
