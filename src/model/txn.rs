@@ -268,6 +268,16 @@ impl Txn {
         longest.max().unwrap_or(0)
     }
 
+    /// The bytes of the longest key and value that it may put; 0 where it puts none.
+    pub fn largest_put(&self) -> usize {
+        let largest = self.ops().map(|op| match op {
+            Op::Put(put) => put.key.len() + put.value.len(),
+            Op::Txn(txn) => txn.largest_put(),
+            Op::Range(_) | Op::Delete(_) => 0,
+        });
+        largest.max().unwrap_or(0)
+    }
+
     /// Every lease that a put of the transaction names.
     pub fn leases(&self) -> BTreeSet<LeaseId> {
         let mut leases = BTreeSet::new();

@@ -3,12 +3,12 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use tempfile::TempDir;
-use tonic::Code;
-use tonic_health::pb::{
+use pleach::proto::health::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
     health_client::HealthClient,
 };
+use tempfile::TempDir;
+use tonic::Code;
 
 use crate::support::{
     databases::{DatabaseServer, Kind},

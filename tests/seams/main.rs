@@ -9,6 +9,8 @@
 //!   restored    stores that went back, or are others than before
 //!   ownership   who has a store, and who waits for it
 //!   routes      one route's trouble is its own
+//!   neighbours  one write's trouble is its own
+//!   settings    databases that are set up in another way
 //! ```
 
 #[path = "../support/mod.rs"]
@@ -20,9 +22,11 @@ mod call;
 mod health;
 mod lanes;
 mod leases;
+mod neighbours;
 mod ownership;
 mod restored;
 mod routes;
+mod settings;
 mod trust;
 mod upgrade;
 mod watch;

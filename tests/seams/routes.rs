@@ -4,12 +4,14 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use http::{Method, StatusCode};
+use pleach::proto::etcdserverpb as pb;
 use tempfile::TempDir;
 
 use crate::{
     call::{ensure_away, get, list, put, range},
     support::{
         databases::{DatabaseServer, Kind},
+        etcd::Etcd,
         http::Api,
         node::Node,
         peers::free_port,
@@ -20,6 +22,69 @@ use crate::{
 };
 
 const SOON: Duration = Duration::from_secs(30);
+
+/// A deletion over several stores is no transaction where the operator says so: each store deletes its own keys,
+/// and no other that lies in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_over_several_stores_is_split_where_that_is_allowed() -> Result<()> {
+    let mut etcd = Etcd::hasty()?;
+    etcd.start().await?;
+    let folder = TempDir::new()?;
+    let routes =
+        [("/a/", format!("sqlite://{}/a.db", folder.path().display())), ("/e/", etcd.url())];
+    // What lies in a store from before a route was added is not the route's to delete.
+    let mut node = Node::new(folder.path(), &[])?;
+    let channel = node.start().await?;
+    put(&channel, "/a/hidden", "x").await?;
+    node.signal("TERM")?;
+    node.ended().await?;
+    let mut node = node.with_routes_to(&routes)?;
+    let channel = node.start().await?;
+    let keys = ["/a/1", "/a/2", "/b/1", "/e/1", "/e/2", "/z"];
+    for key in keys {
+        eventually("it is taken", SOON, async || Ok(put(&channel, key, "x").await?)).await?;
+    }
+    let all = || pb::DeleteRangeRequest {
+        key: "/".into(),
+        range_end: "0".into(),
+        prev_kv: true,
+        ..Default::default()
+    };
+    let mut client = pb::kv_client::KvClient::new(channel.clone());
+    let refused = client.delete_range(all()).await.err().context("it was carried out")?;
+    ensure!(refused.message().contains("--allow-split-deletes"), "{refused:?}");
+    ensure!(list(&channel).await?.1.len() == keys.len(), "something is gone");
+
+    node.signal("TERM")?;
+    node.ended().await?;
+    node.add_flag("--allow-split-deletes");
+    let channel = node.start().await?;
+    let mut client = pb::kv_client::KvClient::new(channel.clone());
+    let answer = eventually("it is carried out", SOON, async || {
+        Ok(client.clone().delete_range(all()).await?.into_inner())
+    })
+    .await?;
+    let gone: Vec<_> = answer.prev_kvs.iter().map(|kv| kv.key.clone()).collect();
+    ensure!(answer.deleted == 6 && gone == keys, "{answer:?}");
+    let header = answer.header.context("no header")?;
+    ensure!(header.revision == list(&channel).await?.0, "{header:?}");
+    let nothing = client.delete_range(all()).await?.into_inner();
+    ensure!(nothing.deleted == 0 && nothing.header == Some(header), "{nothing:?}");
+    // In a transaction it is still one.
+    let op = pb::request_op::Request::RequestDeleteRange(all());
+    let success = vec![pb::RequestOp { request: Some(op) }];
+    let refused = client.txn(pb::TxnRequest { success, ..Default::default() }).await.err();
+    let refused = refused.context("a transaction was split")?;
+    ensure!(refused.message().contains("must lie in one store"), "{refused:?}");
+
+    // What was hidden is there once the route is gone.
+    node.signal("TERM")?;
+    node.ended().await?;
+    node.set_topology("backends: []\n")?;
+    let channel = node.start().await?;
+    ensure!(get(&channel, "/a/hidden").await?.is_some(), "it was deleted");
+    Ok(())
+}
 
 /// Whatever is wrong with a route's store, the node starts, says so by name, and takes it once it is right.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

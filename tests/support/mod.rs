@@ -14,6 +14,7 @@ pub(crate) mod http;
 pub(crate) mod node;
 pub(crate) mod otlp;
 pub(crate) mod peers;
+pub(crate) mod pgbouncer;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod rng;

@@ -240,7 +240,7 @@ pub async fn open_known(
     let entry = Entry { etcd, base: record.base, last: record.last, ..Entry::default() };
     let seen = Seen::new(known);
     let shared = Arc::new(Shared {
-        leaf: Leaf::new(name, clock, seat, head, compacted),
+        leaf: Leaf::new(name, clock, seat, head, compacted, Arc::default()),
         wire: wire.clone(),
         numbers: Mutex::new(Arc::new(Numbers {
             attached: about.attached,

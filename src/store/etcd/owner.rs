@@ -102,7 +102,7 @@ impl Found {
         let success = vec![ask(key_of(ABOUT)), ask(key_of(LOG)), ask(key_of(OWNER)), ask(any)];
         let answer = wire.read(&pb::TxnRequest { success, ..Default::default() }).await?;
         let now = answer.header.as_ref().map_or(0, |header| header.revision);
-        let mut found = ranges(answer).into_iter().map(|range| range.kvs.into_iter().next());
+        let mut found = ranges(answer)?.into_iter().map(|range| range.kvs.into_iter().next());
         let mut next = || found.next().flatten();
         let broken = |error| WireError::Failed(format!("what it says about itself: {error}"));
         let (about, log, owner, any) = (next(), next(), next(), next());

@@ -135,7 +135,8 @@ pub(super) fn nested(mut ops: Vec<pb::RequestOp>, width: usize) -> Vec<pb::Reque
         while rest.peek().is_some() {
             let success = rest.by_ref().take(width).collect();
             let txn = pb::TxnRequest { success, ..pb::TxnRequest::default() };
-            outer.push(pb::RequestOp { request: Some(Request::RequestTxn(txn)) });
+            let txn = Request::RequestTxn(txn.encode_to_vec().into());
+            outer.push(pb::RequestOp { request: Some(txn) });
         }
         ops = outer;
     }
@@ -272,6 +273,6 @@ impl<'a> Snapshot<'a> {
         });
         let success = nested(pinned.collect(), OPS_MAX / 3);
         let txn = pb::TxnRequest { success, ..pb::TxnRequest::default() };
-        Ok(ranges(self.wire.read(&txn).await?))
+        ranges(self.wire.read(&txn).await?)
     }
 }

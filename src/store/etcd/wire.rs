@@ -14,6 +14,7 @@ use std::{
 };
 
 use futures::stream;
+use prost::Message as _;
 use tokio::{
     runtime::Handle,
     sync::mpsc,
@@ -195,7 +196,7 @@ impl Wire {
         let txn = pb::TxnRequest { success: vec![op], ..pb::TxnRequest::default() };
         let answer = self.read(&txn).await?;
         let header = answer.header;
-        let mut found = ranges(answer).into_iter().next().unwrap_or_default();
+        let mut found = ranges(answer)?.into_iter().next().unwrap_or_default();
         found.header = header;
         Ok(found)
     }
@@ -472,17 +473,21 @@ fn is_stale_token(status: &Status) -> bool {
 }
 
 /// The answers to the ranges of a transaction, in order, those of nested ones too.
-pub(super) fn ranges(answer: pb::TxnResponse) -> Vec<pb::RangeResponse> {
+pub(super) fn ranges(answer: pb::TxnResponse) -> WireResult<Vec<pb::RangeResponse>> {
     use pb::response_op::Response as Answer;
     let mut found = Vec::new();
     for response in answer.responses {
         match response.response {
             Some(Answer::ResponseRange(range)) => found.push(range),
-            Some(Answer::ResponseTxn(txn)) => found.extend(ranges(txn)),
+            Some(Answer::ResponseTxn(nested)) => {
+                let nested = pb::TxnResponse::decode(nested);
+                let nested = nested.map_err(|error| WireError::Failed(error.to_string()))?;
+                found.extend(ranges(nested)?);
+            }
             _ => {}
         }
     }
-    found
+    Ok(found)
 }
 
 // === impl Member ===

@@ -297,6 +297,21 @@ impl Writer {
                 }
             }
         };
+        if self.is_one_to_blame(&trouble, &tasks) {
+            self.give_up();
+            let later = std::mem::take(&mut self.held);
+            for task in tasks {
+                // One that can't be written takes no other along.
+                let goes_on = Box::pin(self.process([task].into())).await;
+                debug_assert!(self.held.is_empty(), "one task is taken whole");
+                if !goes_on {
+                    // Those that are left hear that the writer has stopped.
+                    return false;
+                }
+            }
+            self.held = later;
+            return true;
+        }
         let error = self.shared.trouble_error(&trouble);
         if tasks.is_empty() {
             // Nobody asked, so nobody slows this down.
@@ -306,6 +321,17 @@ impl Writer {
         tasks.into_iter().for_each(|task| task.refuse(error.clone()));
         self.give_up();
         self.take_trouble(trouble).await
+    }
+
+    /// Whether the etcd refused several tasks of which one may be at fault.
+    fn is_one_to_blame(&self, trouble: &Trouble, tasks: &VecDeque<Task>) -> bool {
+        let is_refused = match trouble {
+            Trouble::Wire(error) => {
+                !matches!(error, WireError::Lost(_) | WireError::Compacted | WireError::Future)
+            }
+            Trouble::Blind(_) | Trouble::Fenced => false,
+        };
+        is_refused && tasks.len() > 1
     }
 
     fn give_up(&mut self) {
@@ -374,7 +400,8 @@ impl Writer {
             self.log_etcd = etcd;
             return Ok(Attempt::Applied(etcd));
         }
-        let log = super::wire::ranges(answer).pop().and_then(|found| found.kvs.into_iter().next());
+        let found = super::wire::ranges(answer)?.pop();
+        let log = found.and_then(|found| found.kvs.into_iter().next());
         let Some(log) = log else { return Err(Trouble::Fenced) };
         let record = LogRecord::decode(log.value);
         let record = record.map_err(|error| WireError::Failed(error.to_string()))?;
@@ -414,6 +441,8 @@ impl Writer {
                 Task::Write(_, sender) => drop(sender.send(answer)),
                 Task::Records(_, sender) => drop(sender.send(answer.map(drop))),
                 Task::Close(done) => drop(done.send(())),
+                // Its files are the etcd's affair.
+                Task::Defragment(answer) => drop(answer.send(Ok(false))),
                 Task::Compact(revision, sender, done) => {
                     let _ = sender.send(answer.map(drop));
                     tokio::spawn(self.shared.clone().compact_etcd(revision, done));

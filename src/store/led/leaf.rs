@@ -4,7 +4,7 @@ use std::{
     future::Future,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
 };
 
@@ -32,18 +32,22 @@ pub(in crate::store) struct Leaf {
     fenced_at: OnceLock<Revision>,
     /// The size as it was last measured.
     size: Mutex<Size>,
+    /// Whether there was no room for more, and is not yet again.
+    is_full: Arc<AtomicBool>,
 }
 
 // === impl Leaf ===
 
 impl Leaf {
-    /// A store with its seat in the clock; `head` says how far it has come, `compacted` is its line.
+    /// A store with its seat in the clock; `head` says how far it has come, `compacted` is its line, and
+    /// `is_full` is shared with who knows how much room there is.
     pub(in crate::store) fn new(
         name: &str,
         clock: SharedClock,
         seat: ClockSeat,
         head: Head,
         compacted: Revision,
+        is_full: Arc<AtomicBool>,
     ) -> Self {
         Self {
             name: name.into(),
@@ -54,11 +58,13 @@ impl Leaf {
             trouble: watch::Sender::new(None),
             fenced_at: OnceLock::new(),
             size: Mutex::default(),
+            is_full,
         }
     }
 
     pub(in crate::store) fn head(&self) -> Head {
-        Head { newest: self.journal.newest(), is_exact: true, ..self.opened }
+        let (newest, is_full) = (self.journal.newest(), self.is_full());
+        Head { newest, is_exact: true, is_full, ..self.opened }
     }
 
     /// The oldest revision that can be read.
@@ -124,6 +130,21 @@ impl Leaf {
             biased;
             Ok(error) = trouble.wait_for(Option::is_some) => error.clone().map_or(Ok(()), Err),
             closed = self.journal.wait_closed(revision) => closed.map(drop),
+        }
+    }
+
+    pub(in crate::store) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Acquire)
+    }
+
+    /// Notes that there is no room for more, or that there is some again.
+    pub(in crate::store) fn note_full(&self, is_full: bool) {
+        let was_full = self.is_full.swap(is_full, Ordering::AcqRel);
+        let store = &self.name;
+        match (was_full, is_full) {
+            (false, true) => tracing::error!(%store, "there is no room for more"),
+            (true, false) => tracing::info!(%store, "there is room again"),
+            _ => {}
         }
     }
 

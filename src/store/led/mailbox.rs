@@ -19,7 +19,7 @@ pub(in crate::store) enum Write {
         /// The leases it names that do not exist: putting a key under one is refused.
         dead_leases: Vec<LeaseId>,
     },
-    /// Deletes all keys of a lease, in key order, at one revision.
+    /// Deletes all keys of a lease, in key order, at one revision. It has succeeded where there was one.
     EndLease(LeaseId),
 }
 
@@ -30,6 +30,8 @@ pub(in crate::store) enum Task {
     Write(Write, Ticket<Result<Written>>),
     /// Keep or forget records.
     Records(Vec<(String, Option<Bytes>)>, oneshot::Sender<Result<()>>),
+    /// Give what is free in its files back to the disk; says whether it has such files.
+    Defragment(oneshot::Sender<Result<bool>>),
     /// Let the store go. Whoever asks is told when that is done.
     Close(oneshot::Sender<()>),
     /// Give up the past below a revision; the second channel hears when the work is done.
@@ -86,6 +88,7 @@ impl Task {
             Self::Records(_, answer) | Self::Compact(_, answer, _) => {
                 drop(answer.send(Err(error)));
             }
+            Self::Defragment(answer) => drop(answer.send(Err(error))),
             // What can't be used is let go by what keeps it from being used.
             Self::Close(done) => drop(done.send(())),
         }
@@ -94,7 +97,7 @@ impl Task {
     fn span(&self) -> Option<&Span> {
         match self {
             Self::Write(_, asker) => Some(&asker.span),
-            Self::Records(..) | Self::Compact(..) | Self::Close(_) => None,
+            Self::Records(..) | Self::Compact(..) | Self::Defragment(_) | Self::Close(_) => None,
         }
     }
 
@@ -106,7 +109,10 @@ impl Task {
                 .iter()
                 .map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len))
                 .sum(),
-            Self::Write(Write::EndLease(_), _) | Self::Compact(..) | Self::Close(_) => 64,
+            Self::Write(Write::EndLease(_), _)
+            | Self::Compact(..)
+            | Self::Defragment(_)
+            | Self::Close(_) => 64,
         }
     }
 

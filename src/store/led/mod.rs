@@ -13,7 +13,12 @@ pub(super) mod mailbox;
 pub(super) mod page_sizer;
 pub(super) mod process;
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,7 +36,9 @@ use super::{
     Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
     attach::AttachState, journal::Log,
 };
-use crate::model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn};
+use crate::model::{
+    Key, KeyRange, KeyValue, LeaseId, Revision, StoreError, error::Result, txn::Txn,
+};
 
 /// The most writes that wait for the writer; who comes later waits to be let in.
 const QUEUE_WRITES_MAX: usize = 1_024;
@@ -122,6 +129,34 @@ impl<E: Engine> Led<E> {
         self.ask(Task::Write(write, answer), written).await?
     }
 
+    /// A page of a lease's keys with those that have left the lease since the revision that was asked for: engines
+    /// find keys by an index of what is there now, and the log says what came since.
+    async fn with_those_that_left(&self, query: &Query, page: Page) -> Result<Page> {
+        // Whatever the index was ahead of is closed by then.
+        let through = self.leaf().clock.now();
+        self.wait_readable(through).await?;
+        let end = page.next.clone().or_else(|| query.range.end.clone());
+        let range = KeyRange { start: query.range.start.clone(), end };
+        let mut kvs: BTreeMap<Key, KeyValue> =
+            page.kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect();
+        let mut after = query.revision;
+        while after < through {
+            let batch = self.engine.log_after(after, through).await?;
+            self.leaf().check_readable(query.revision + 1)?;
+            let changes = batch.commits.iter().flat_map(|commit| &commit.events);
+            for kv in changes.filter_map(|event| event.prev.as_ref()) {
+                // Of all changes of a key the first one says how it was then.
+                let was_its = kv.lease == query.lease && kv.mod_revision <= query.revision;
+                if was_its && range.contains(&kv.key) {
+                    let value = if query.keys_only { Bytes::new() } else { kv.value.clone() };
+                    kvs.insert(kv.key.clone(), KeyValue { value, ..kv.clone() });
+                }
+            }
+            after = batch.closed;
+        }
+        Ok(Page { kvs: kvs.into_values().collect(), ..page })
+    }
+
     /// Waits until a read as of `revision` finds all that it must find.
     async fn wait_readable(&self, revision: Revision) -> Result<()> {
         self.leaf().wait_closed(revision).await?;
@@ -141,8 +176,9 @@ impl<E: Engine> Store for Led<E> {
         self.write(Write::Txn { txn, dead_leases }).await
     }
 
-    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
-        Ok(self.write(Write::EndLease(lease)).await?.revision)
+    async fn end_lease(&self, lease: LeaseId) -> Result<Option<Revision>> {
+        let Written { revision, result } = self.write(Write::EndLease(lease)).await?;
+        Ok(result.succeeded.then_some(revision))
     }
 
     async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
@@ -155,7 +191,10 @@ impl<E: Engine> Store for Led<E> {
         let page = self.engine.page_at(&query).await;
         // Compaction may have dropped what was needed, while it was read.
         self.leaf().check_readable(query.revision)?;
-        page
+        match page {
+            Ok(page) if query.lease != 0 => self.with_those_that_left(&query, page).await,
+            page => page,
+        }
     }
 
     async fn count(&self, query: &Query) -> Result<u64> {
@@ -228,6 +267,11 @@ impl<E: Engine> Store for Led<E> {
         let trouble = self.leaf().check_usable().err().map(|error| error.to_string());
         let (name, trouble) = (self.name().to_string(), trouble.unwrap_or_default());
         vec![Described { name, trouble, node: None }]
+    }
+
+    async fn defragment(&self) -> Result<bool> {
+        let (answer, done) = oneshot::channel();
+        self.ask(Task::Defragment(answer), done).await?
     }
 
     async fn close(&self) {

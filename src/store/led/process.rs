@@ -13,14 +13,23 @@ pub(in crate::store) fn this() -> String {
         Found::Started(at) => at,
         Found::Ended | Found::Unknown => String::new(),
     };
-    format!("{} {id} {started}", machine())
+    match machine() {
+        Some(machine) => format!("{machine} {id} {started}"),
+        // Nobody elsewhere can tell whether it lives.
+        None => String::new(),
+    }
 }
 
-/// The machine since it was started, and the space that process ids are from.
-fn machine() -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let space = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    format!("{} {}", boot.trim(), space.display())
+/// The machine since it was started, and the space that process ids are from; `None` where either hides, so that
+/// two machines would be taken for one.
+fn machine() -> Option<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let space = fs::read_link("/proc/self/ns/pid").ok()?;
+    machine_of(boot.trim(), &space.display().to_string())
+}
+
+fn machine_of(boot: &str, space: &str) -> Option<String> {
+    (!boot.is_empty() && !space.is_empty()).then(|| format!("{boot} {space}"))
 }
 
 /// What the machine says of a process.
@@ -61,7 +70,9 @@ fn if_gone(id: u32) -> Found {
 
 /// Whether a process is dead for certain: one of this machine that is no longer there.
 pub(in crate::store) fn is_dead(process: &str) -> bool {
-    let Some(rest) = process.strip_prefix(&machine()) else { return false };
+    let Some(rest) = machine().as_deref().and_then(|machine| process.strip_prefix(machine)) else {
+        return false;
+    };
     let mut words = rest.split_whitespace();
     let (Some(id), Some(start)) = (words.next(), words.next()) else { return false };
     id.parse().is_ok_and(|id| match find(id) {
@@ -79,11 +90,14 @@ mod tests {
     fn this_process_lives_and_one_of_another_time_or_place_is_told_apart() {
         assert!(!is_dead(&this()));
         let id = std::process::id();
-        assert!(is_dead(&format!("{} {id} 1", machine())), "the id was given to another process");
+        let here = machine().expect("a machine on which tests run says which it is");
+        assert!(is_dead(&format!("{here} {id} 1")), "the id was given to another process");
         assert!(!is_dead(&format!("elsewhere pid:[1] {id} 1")));
         assert!(!is_dead(""));
         // The first process is never dead, whether it hides or not.
         assert_ne!(find(1), Found::Ended);
-        assert!(is_dead(&format!("{} 4194303 1", machine())), "there is no such process");
+        assert!(is_dead(&format!("{here} 4194303 1")), "there is no such process");
+        assert_eq!(machine_of("", "pid:[1]"), None, "it could be any machine");
+        assert_eq!(machine_of("id", ""), None);
     }
 }

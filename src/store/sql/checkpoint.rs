@@ -9,23 +9,28 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
     time::Duration,
 };
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
-/// Pages written after which a checkpoint is due.
-const PAGES_MAX: usize = 8_192;
+use super::reserve::Reserve;
+
+/// Pages written after which a checkpoint is due, where the disk is large enough.
+const PAGES_MAX: u64 = 8_192;
 
 /// The bytes of a page, and about how many pages a row dirties beside those of its value.
-const PAGE_BYTES: usize = 4_096;
-const PAGES_OF_ROW: usize = 2;
+const PAGE_BYTES: u64 = 4_096;
+const PAGES_OF_ROW: u64 = 2;
 
 /// Pages that the writer may fold in by itself.
 const REST_PAGES_MAX: i64 = 512;
+
+/// How often is looked whether a full disk has room again.
+const RESTORE_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a checkpoint follows the writer before it leaves the rest for next time.
 const ROUNDS_MAX: usize = 4;
@@ -35,36 +40,43 @@ const ROUNDS_MAX: usize = 4;
 pub(super) struct Checkpoints {
     nudge: SyncSender<()>,
     is_rest_small: Arc<AtomicBool>,
-    pages: usize,
+    pages: u64,
+    pages_max: u64,
 }
 
 // === impl Checkpoints ===
 
 impl Checkpoints {
     /// Starts the thread; it ends with what is returned.
-    pub(super) fn start(name: &str, path: &Path) -> rusqlite::Result<Self> {
+    pub(super) fn start(name: &str, path: &Path, reserve: Arc<Reserve>) -> rusqlite::Result<Self> {
         let connection = Connection::open(path)?;
         connection.busy_timeout(Duration::from_secs(10))?;
         let (nudge, nudged) = sync_channel(1);
         let is_rest_small = Arc::new(AtomicBool::new(false));
         let told = is_rest_small.clone();
-        let work = move || fold(&connection, &nudged, &told);
+        let pages_max = (reserve.log_bytes_max() / PAGE_BYTES).clamp(1, PAGES_MAX);
+        let work = move || fold(&connection, &nudged, &told, &reserve);
         let spawned = thread::Builder::new().name(format!("fold-{name}")).spawn(work);
         if let Err(error) = spawned {
             // The nudges go nowhere then, and the log grows: an operator must know.
             tracing::error!(store = name, %error, "the thread for checkpoints did not start");
         }
-        Ok(Self { nudge, is_rest_small, pages: 0 })
+        Ok(Self { nudge, is_rest_small, pages: 0, pages_max })
     }
 
     /// Notes rows that were written, of so many bytes.
     pub(super) fn wrote(&mut self, rows: usize, bytes: usize) {
-        self.pages += rows * PAGES_OF_ROW + bytes / PAGE_BYTES;
-        if self.pages >= PAGES_MAX {
+        self.pages += rows as u64 * PAGES_OF_ROW + bytes as u64 / PAGE_BYTES;
+        if self.pages >= self.pages_max {
             self.pages = 0;
-            // A nudge that waits already is as good.
-            let _ = self.nudge.try_send(());
+            self.nudge();
         }
+    }
+
+    /// Has what is due done now: on a full disk, the log made as short as it can be.
+    pub(super) fn nudge(&self) {
+        // A nudge that waits already is as good.
+        let _ = self.nudge.try_send(());
     }
 
     /// Whether the writer should fold in the rest before its next transaction.
@@ -80,8 +92,41 @@ pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<i64> {
     })
 }
 
-fn fold(connection: &Connection, nudged: &Receiver<()>, is_rest_small: &AtomicBool) {
-    while nudged.recv().is_ok() {
+/// Folds the whole log in and makes it as short as it can be, which takes the writer's lock for a moment.
+pub(super) fn truncate(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+}
+
+/// The bytes that are free in the database's file.
+pub(super) fn spare(connection: &Connection) -> u64 {
+    let pages = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
+    connection.query_row(pages, [], |row| row.get::<_, i64>(0)).map_or(0, i64::cast_unsigned)
+}
+
+fn fold(
+    connection: &Connection,
+    nudged: &Receiver<()>,
+    is_rest_small: &AtomicBool,
+    reserve: &Reserve,
+) {
+    loop {
+        let is_nudged = match nudged.recv_timeout(RESTORE_EVERY) {
+            Ok(()) => true,
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if !reserve.is_whole() {
+            if reserve.is_full() {
+                // What lies in the log is room that may be wanted.
+                if let Err(error) = truncate(connection) {
+                    tracing::debug!(%error, "the log could not be made shorter");
+                }
+            }
+            reserve.restore(spare(connection));
+        }
+        if !is_nudged {
+            continue;
+        }
         for _ in 0..ROUNDS_MAX {
             match checkpoint(connection) {
                 Ok(rest) if rest <= REST_PAGES_MAX => {
@@ -90,8 +135,11 @@ fn fold(connection: &Connection, nudged: &Receiver<()>, is_rest_small: &AtomicBo
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "a checkpoint failed, and will be tried again");
-                    break;
+                    let is_full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
+                    if !(is_full && reserve.release()) {
+                        tracing::warn!(%error, "a checkpoint failed, and will be tried again");
+                        break;
+                    }
                 }
             }
         }

@@ -11,6 +11,7 @@ pub mod mysql;
 pub mod postgres;
 mod reader;
 pub mod remote;
+mod reserve;
 pub mod session;
 pub mod sqlite;
 pub mod statements;
@@ -69,6 +70,8 @@ struct Shared {
     statements: Statements,
     page_sizer: PageSizer,
     key_bytes_max: usize,
+    /// Whether puts are refused from when there is no room until there is plenty.
+    keeps_reserve: bool,
 }
 
 /// Opens a store whose tables are there and owned by this node. The clock is moved up to the store's
@@ -100,13 +103,15 @@ async fn open<D: Database>(
     let seat = clock.join_apart(newest).await;
     let seat = seat.map_err(|error| DbError::Failed(error.to_string()))?;
     let is_suspect = made_anew.is_some();
-    let head = Head { incarnation, newest, is_exact: true, witnessed, is_suspect };
+    let is_full = database.is_full();
+    let head = Head { incarnation, newest, is_exact: true, witnessed, is_suspect, is_full: false };
     let shared = Arc::new(Shared {
-        leaf: Leaf::new(name, clock, seat, head, compacted),
+        leaf: Leaf::new(name, clock, seat, head, compacted, is_full),
         system: dialect.system,
         statements,
         page_sizer: PageSizer::new(dialect.rows_come_all),
         key_bytes_max: dialect.key_bytes_max,
+        keeps_reserve: dialect.keeps_reserve,
     });
     let (queue, tasks) = led::mailbox();
     let writer_shared = shared.clone();
@@ -147,7 +152,10 @@ impl<D: Database> Engine for SqlEngine<D> {
             let store = self.shared.leaf.name.clone();
             return Err(StoreError::KeyTooLong { store, bytes, max });
         }
-        Ok(())
+        if txn.largest_put() > self.database.row_bytes_max() {
+            return Err(StoreError::TooLarge(self.shared.leaf.name.clone()));
+        }
+        self.shared.check_room(txn)
     }
 
     fn check_owned(&self) -> Result<()> {
@@ -291,6 +299,21 @@ impl Shared {
             db.query.text = Empty,
             pleach.route = &*self.leaf.name,
         )
+    }
+
+    /// Refuses what makes a store larger that has no room.
+    fn check_room(&self, txn: &Txn) -> Result<()> {
+        if self.keeps_reserve && txn.longest_put() > 0 && self.leaf.is_full() {
+            return Err(self.error(DbError::Full("the disk is full".to_owned())));
+        }
+        Ok(())
+    }
+
+    /// Something was put. Where room is kept, that says nothing: it may lie in there.
+    fn found_room(&self) {
+        if !self.keeps_reserve && self.leaf.is_full() {
+            self.leaf.note_full(false);
+        }
     }
 
     fn error_in(&self, span: &Span, error: DbError) -> StoreError {

@@ -3,6 +3,8 @@
 //! There are no arrays: what stands for many rows is written in brackets, and repeated for as many
 //! rows as a statement takes. The counts are powers of four, so that few texts are prepared.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use sqlx::{
@@ -22,13 +24,25 @@ const KEY_BYTES_MAX: usize = 3_072;
 /// The rows of one statement, greatest first.
 const ROWS_OF_STATEMENT: [usize; 5] = [256, 64, 16, 4, 1];
 
-/// The bytes of one statement, below every server's `max_allowed_packet`.
+/// The bytes of one statement, where the server takes so many.
 const STATEMENT_BYTES_MAX: usize = 4 << 20;
+
+/// What a packet has beside the values of its rows.
+const PACKET_OVERHEAD_BYTES: usize = 512;
 
 /// A MySQL or MariaDB server and how it is reached.
 #[derive(Debug)]
 pub struct Mysql {
     database: Database,
+    /// Of the server's `max_allowed_packet`, what values may take; as it was when a connection was last made.
+    row_bytes_max: AtomicUsize,
+}
+
+/// A connection, and what it takes at once.
+#[derive(Debug)]
+pub struct Link {
+    connection: MySqlConnection,
+    statement_bytes_max: usize,
 }
 
 // === impl Mysql ===
@@ -36,13 +50,15 @@ pub struct Mysql {
 impl Mysql {
     /// The server, or the servers in turn, of an endpoint.
     pub fn new(database: Database) -> Self {
-        Self { database }
+        Self { database, row_bytes_max: AtomicUsize::new(usize::MAX) }
     }
 
     fn options(&self, host: &Host) -> MySqlConnectOptions {
         let Database { login, tls, .. } = &self.database;
-        let mut options =
-            MySqlConnectOptions::new().statement_cache_capacity(128).ssl_mode(match tls {
+        let mut options = MySqlConnectOptions::new()
+            .statement_cache_capacity(128)
+            .pipes_as_concat(false)
+            .ssl_mode(match tls {
                 TlsMode::Disable => MySqlSslMode::Disabled,
                 TlsMode::Prefer => MySqlSslMode::Preferred,
                 TlsMode::Require => MySqlSslMode::Required,
@@ -84,12 +100,12 @@ impl Mysql {
         }
     }
 
-    /// What each session is set to: nothing is ever cut, neither a value nor the way back along a
-    /// key's chain; nothing waits long for a lock, nor holds one that its owner left behind. The
-    /// comments are read by MySQL from 8.0.3 on, and by MariaDB from 10.2.2 on.
+    /// What each session is set to: the SQL that is spoken here, whatever the server's own mode is; nothing is ever
+    /// cut, neither a value nor the way back along a key's chain; nothing waits long for a lock, nor holds one that
+    /// its owner left behind. The comments are read by MySQL from 8.0.3 on, and by MariaDB from 10.2.2 on.
     fn settings(&self) -> String {
         let mut settings = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-            SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'), \
+            SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
             innodb_lock_wait_timeout = 5, wait_timeout = 20, autocommit = 1 \
             /*!80003 , cte_max_recursion_depth = 4294967295 */ \
             /*M!100202 , max_recursive_iterations = 4294967295 */"
@@ -103,7 +119,11 @@ impl Mysql {
 }
 
 impl Driver for Mysql {
-    type Connection = MySqlConnection;
+    fn row_bytes_max(&self) -> usize {
+        self.row_bytes_max.load(Ordering::Relaxed)
+    }
+
+    type Connection = Link;
 
     fn database(&self) -> &Database {
         &self.database
@@ -126,6 +146,7 @@ impl Driver for Mysql {
                 FROM information_schema.tables WHERE table_schema = DATABASE() \
                 AND table_name IN ('pleach_log', 'pleach_key')",
             key_bytes_max: KEY_BYTES_MAX,
+            keeps_reserve: false,
             rows_come_all: true,
         }
     }
@@ -161,6 +182,7 @@ impl Driver for Mysql {
             lock: "SELECT GET_LOCK(CONCAT('pleach ', \
                 LEFT(MD5(CONCAT(DATABASE(), '/pleach_')), 24)), 0)"
                 .to_owned(),
+            session: "SELECT CONNECTION_ID()",
             now_ms: "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)",
             durability: vec![
                 (
@@ -177,16 +199,22 @@ impl Driver for Mysql {
         }
     }
 
-    async fn connect(&self, host: &Host) -> DbResult<MySqlConnection> {
+    async fn connect(&self, host: &Host) -> DbResult<Link> {
         let connected = self.connect_to(host).await;
         let mut connection =
             connected.map_err(|error| failure_of_tls(&error).unwrap_or_else(|| failure(&error)))?;
         let set = connection.execute(sqlx::raw_sql(AssertSqlSafe(self.settings()))).await;
         set.map_err(|error| failure(&error))?;
-        Ok(connection)
+        // A longer packet is not refused: it ends the connection.
+        let packet = "SELECT CAST(@@max_allowed_packet AS SIGNED)";
+        let packet = connection.fetch_one(sqlx::raw_sql(packet)).await;
+        let packet = number(&packet.map_err(|error| failure(&error))?, 0).unwrap_or(0);
+        let bytes = usize::try_from(packet).unwrap_or(0).saturating_sub(PACKET_OVERHEAD_BYTES);
+        self.row_bytes_max.store(bytes, Ordering::Relaxed);
+        Ok(Link { connection, statement_bytes_max: bytes.min(STATEMENT_BYTES_MAX) })
     }
 
-    async fn run(connection: &mut MySqlConnection, sql: &Sql) -> DbResult<Option<i64>> {
+    async fn run(Link { connection, .. }: &mut Link, sql: &Sql) -> DbResult<Option<i64>> {
         let mut rows = sqlx::raw_sql(AssertSqlSafe(sql.clone())).fetch(connection);
         let mut found = None;
         while let Some(row) = rows.try_next().await.map_err(|error| failure(&error))? {
@@ -195,15 +223,11 @@ impl Driver for Mysql {
         Ok(found)
     }
 
-    async fn fetch(
-        connection: &mut MySqlConnection,
-        sql: &Sql,
-        args: &[Arg<'_>],
-        each: Each<'_>,
-    ) -> DbResult<()> {
+    async fn fetch(link: &mut Link, sql: &Sql, args: &[Arg<'_>], each: Each<'_>) -> DbResult<()> {
         let mut bound = MySqlArguments::default();
         args.iter().try_for_each(|arg| add(&mut bound, arg))?;
-        let mut rows = sqlx::query_with(AssertSqlSafe(sql.clone()), bound).fetch(connection);
+        let mut rows =
+            sqlx::query_with(AssertSqlSafe(sql.clone()), bound).fetch(&mut link.connection);
         while let Some(row) = rows.try_next().await.map_err(|error| failure(&error))? {
             if each(&MysqlRow(row)).is_break() {
                 break;
@@ -213,17 +237,17 @@ impl Driver for Mysql {
     }
 
     async fn fetch_each(
-        connection: &mut MySqlConnection,
+        link: &mut Link,
         sql: &Sql,
         values: &[Arg<'_>],
         each: Each<'_>,
     ) -> DbResult<()> {
         let rows: Vec<_> = values.iter().map(|value| vec![*value]).collect();
-        for rows in pieces(&rows) {
+        for rows in pieces(&rows, link.statement_bytes_max) {
             let mut bound = MySqlArguments::default();
             rows.iter().flatten().try_for_each(|arg| add(&mut bound, arg))?;
             let sql = AssertSqlSafe(repeated(sql, rows.len()));
-            let mut found = sqlx::query_with(sql, bound).fetch(&mut *connection);
+            let mut found = sqlx::query_with(sql, bound).fetch(&mut link.connection);
             while let Some(row) = found.try_next().await.map_err(|error| failure(&error))? {
                 // One page is never too long, and another piece may follow.
                 let _ = each(&MysqlRow(row));
@@ -232,12 +256,8 @@ impl Driver for Mysql {
         Ok(())
     }
 
-    async fn execute_many(
-        connection: &mut MySqlConnection,
-        sql: &Sql,
-        rows: &[Vec<Arg<'_>>],
-    ) -> DbResult<()> {
-        for rows in pieces(rows) {
+    async fn execute_many(link: &mut Link, sql: &Sql, rows: &[Vec<Arg<'_>>]) -> DbResult<()> {
+        for rows in pieces(rows, link.statement_bytes_max) {
             let mut bound = MySqlArguments::default();
             let mut from = 0;
             // Each bracket takes the next columns of every row.
@@ -249,14 +269,14 @@ impl Driver for Mysql {
                 from += columns;
             }
             let statement = sqlx::query_with(AssertSqlSafe(repeated(sql, rows.len())), bound);
-            statement.execute(&mut *connection).await.map_err(|error| failure(&error))?;
+            statement.execute(&mut link.connection).await.map_err(|error| failure(&error))?;
         }
         Ok(())
     }
 }
 
-/// Rows in as many pieces as there are statements to be.
-fn pieces<'r, 'a>(mut rows: &'r [Vec<Arg<'a>>]) -> Vec<&'r [Vec<Arg<'a>>]> {
+/// Rows in as many pieces as there are statements to be, of so many bytes each where a row is not longer.
+fn pieces<'r, 'a>(mut rows: &'r [Vec<Arg<'a>>], bytes_max: usize) -> Vec<&'r [Vec<Arg<'a>>]> {
     let bytes_of = |row: &Vec<Arg<'_>>| -> usize {
         let bytes = row.iter().map(|arg| match arg {
             Arg::Bytes(bytes) => bytes.len(),
@@ -268,7 +288,7 @@ fn pieces<'r, 'a>(mut rows: &'r [Vec<Arg<'a>>]) -> Vec<&'r [Vec<Arg<'a>>]> {
     while !rows.is_empty() {
         let fits = |count: &&usize| {
             **count <= rows.len()
-                && rows[..**count].iter().map(bytes_of).sum::<usize>() <= STATEMENT_BYTES_MAX
+                && rows[..**count].iter().map(bytes_of).sum::<usize>() <= bytes_max
         };
         let count = ROWS_OF_STATEMENT.iter().find(fits).copied().unwrap_or(1);
         let (piece, rest) = rows.split_at(count);
@@ -326,7 +346,16 @@ fn code(error: &sqlx::Error) -> Option<u16> {
 }
 
 fn failure(error: &sqlx::Error) -> DbError {
-    let Some(database) = error.as_database_error() else { return failure_of_connection(error) };
+    let Some(database) = error.as_database_error() else {
+        return match error {
+            sqlx::Error::Protocol(said) if said.contains("authentication plugin") => {
+                DbError::Failed(format!(
+                    "{said}; give the account a password of mysql_native_password or caching_sha2_password"
+                ))
+            }
+            error => failure_of_connection(error),
+        };
+    };
     let said = database.message();
     // https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
     match code(error).unwrap_or(0) {
@@ -370,10 +399,12 @@ mod tests {
     fn pieces_hold_all_rows_in_order_and_are_bounded() {
         let value = vec![0; 1 << 20];
         let small: Vec<_> = (0..327).map(|n| vec![Arg::Int(n)]).collect();
-        let sizes: Vec<_> = pieces(&small).iter().map(|piece| piece.len()).collect();
+        let sizes: Vec<_> =
+            pieces(&small, STATEMENT_BYTES_MAX).iter().map(|piece| piece.len()).collect();
         assert_eq!(sizes, [256, 64, 4, 1, 1, 1]);
         let large = vec![vec![Arg::Bytes(&value)]; 6];
-        let sizes: Vec<_> = pieces(&large).iter().map(|piece| piece.len()).collect();
+        let sizes: Vec<_> =
+            pieces(&large, STATEMENT_BYTES_MAX).iter().map(|piece| piece.len()).collect();
         assert_eq!(sizes, [4, 1, 1]);
     }
 }

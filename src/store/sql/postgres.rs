@@ -45,9 +45,11 @@ impl Postgres {
     }
 
     fn options(&self, host: &Host, database: &str) -> PgConnectOptions {
-        let Database { login, tls, settings, .. } = &self.database;
+        let Database { login, tls, .. } = &self.database;
         let mut options = PgConnectOptions::new_without_pgpass()
             .application_name("pleach")
+            // Poolers let few parameters pass when a connection begins; what is wanted is set afterwards.
+            .extra_float_digits(None)
             .database(database)
             .statement_cache_capacity(64)
             .ssl_mode(match tls {
@@ -56,8 +58,7 @@ impl Postgres {
                 TlsMode::Require => PgSslMode::Require,
                 TlsMode::VerifyCa => PgSslMode::VerifyCa,
                 TlsMode::VerifyFull => PgSslMode::VerifyFull,
-            })
-            .options(settings.iter().map(|(name, value)| (name, value.expose())));
+            });
         options = match host {
             Host::Tcp(host, port) => options.host(host.trim_matches(['[', ']'])).port(*port),
             Host::Unix(path) => options.socket(path),
@@ -125,6 +126,11 @@ impl Postgres {
 }
 
 impl Driver for Postgres {
+    /// What a request may be is far below.
+    fn row_bytes_max(&self) -> usize {
+        usize::MAX
+    }
+
     type Connection = PgConnection;
 
     fn database(&self) -> &Database {
@@ -146,6 +152,7 @@ impl Driver for Postgres {
             size: "SELECT s.size, s.size FROM (SELECT pg_total_relation_size('pleach_log') \
                 + pg_total_relation_size('pleach_key') AS size) s",
             key_bytes_max: KEY_BYTES_MAX,
+            keeps_reserve: false,
             rows_come_all: true,
         }
     }
@@ -196,6 +203,7 @@ impl Driver for Postgres {
             lock: "SELECT pg_try_advisory_lock(\
                 hashtextextended(current_schema() || '/pleach_', 0))::int"
                 .to_owned(),
+            session: "SELECT pg_backend_pid()",
             now_ms: "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
             durability: vec![(
                 "fsync is off in this server: a crash of its machine loses or damages the store",
@@ -218,6 +226,11 @@ impl Driver for Postgres {
             SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
         let set = connection.execute(sqlx::raw_sql(settings)).await;
         set.map_err(|error| failure(&error))?;
+        for (name, value) in &self.database.settings {
+            let set = sqlx::query("SELECT set_config($1, $2, false)").persistent(false);
+            let set = set.bind(name).bind(value.expose()).execute(&mut connection).await;
+            set.map_err(|error| failure(&error))?;
+        }
         Ok(connection)
     }
 
@@ -382,6 +395,11 @@ fn failure(error: &sqlx::Error) -> DbError {
     let said = database.message();
     // https://www.postgresql.org/docs/current/errcodes-appendix.html
     match (&code[..code.len().min(2)], &code[..]) {
+        (_, "3F000") => DbError::Failed(format!(
+            "{said}; say search_path=SCHEMA in the endpoint, or give the role a search_path"
+        )),
+        // Statements that were prepared lie in another session than they are used in.
+        (_, "26000" | "42P05") => DbError::Failed(format!("{said}; {}", super::remote::POOLED)),
         (_, "53100") => DbError::Full(said.to_owned()),
         // Told to who connects.
         (_, "53300") => DbError::Lost(said.to_owned()),

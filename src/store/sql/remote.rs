@@ -53,6 +53,9 @@ pub const READERS_MAX: usize = 8;
 
 /// How a database is spoken to.
 pub trait Driver: fmt::Debug + Send + Sync + 'static {
+    /// The bytes of the longest key and value that its server takes, as it said to the last connection.
+    fn row_bytes_max(&self) -> usize;
+
     /// One connection.
     type Connection: fmt::Debug + Send + 'static;
 
@@ -114,6 +117,8 @@ pub struct Texts {
     pub made: &'static str,
     /// Takes the lock of the connection; yields 1 where it was free.
     pub lock: String,
+    /// Yields the server's number of the session that it runs in.
+    pub session: &'static str,
     /// The database's time, in milliseconds since 1970.
     pub now_ms: &'static str,
     /// Yields 1 for each setting under which a commit is not durable.
@@ -198,6 +203,11 @@ struct Title {
     extend: Sql,
     release: Sql,
 }
+
+/// What is wrong where statements of one connection run in several sessions.
+pub(super) const POOLED: &str = "a pooler stands between that gives each transaction another session, and the \
+    ownership of a store is held by a session: have it pool by sessions (pool_mode = session), or name the \
+    server itself";
 
 /// In a condition: which store it is, to be compared with a number.
 const IS_IT: &str = "(SELECT value FROM pleach_meta WHERE name = 'incarnation') =";
@@ -362,6 +372,15 @@ impl<D: Driver> Database for Remote<D> {
         // Another node may have taken the store while the answer was on its way.
         self.tenure.check()?;
         Ok(result)
+    }
+
+    /// Whoever writes finds out anew each time.
+    fn is_full(&self) -> Arc<AtomicBool> {
+        Arc::default()
+    }
+
+    fn row_bytes_max(&self) -> usize {
+        self.driver.row_bytes_max()
     }
 
     fn start_writer(&self, session: RemoteSession<D>, task: WriterTask<RemoteSession<D>>) {
@@ -580,6 +599,15 @@ impl<D: Driver> Session for RemoteSession<D> {
 
     /// Nothing lies beside a database.
     fn witness(&mut self, _newest: i64) {}
+
+    fn make_room(&mut self) -> bool {
+        false
+    }
+
+    /// A database does that by itself.
+    async fn defragment(&mut self) -> DbResult<bool> {
+        Ok(false)
+    }
 
     async fn release(&mut self) {
         let Ok(title) = self.title() else { return };

@@ -1,6 +1,12 @@
 //! What the algorithm asks of a database: statements, rows, one writing transaction at a time.
 
-use std::{fmt, future::Future, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    ops::ControlFlow,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -74,6 +80,13 @@ pub trait Session: Send + 'static {
     /// Notes beside the store how far it has come, where it has something beside it.
     fn witness(&mut self, newest: i64);
 
+    /// Gives up room that it keeps for when there is none, and says whether it had some.
+    fn make_room(&mut self) -> bool;
+
+    /// Gives what is free in the store's files back to the disk, and says whether they are this node's to do
+    /// that with.
+    fn defragment(&mut self) -> impl Future<Output = DbResult<bool>> + Send;
+
     /// Gives up the store, so that another process may have it at once.
     fn release(&mut self) -> impl Future<Output = ()> + Send;
 
@@ -112,6 +125,12 @@ pub trait Database: fmt::Debug + Send + Sync + 'static {
         job: Job<Self::Session, T>,
     ) -> impl Future<Output = DbResult<T>> + Send;
 
+    /// Whether it has no room for more, to be shared with who finds that out.
+    fn is_full(&self) -> Arc<AtomicBool>;
+
+    /// The bytes of the longest key and value that its server takes at present.
+    fn row_bytes_max(&self) -> usize;
+
     /// Gives the writing session to the writer, which runs until its queue ends.
     fn start_writer(&self, session: Self::Session, task: WriterTask<Self::Session>);
 }
@@ -137,6 +156,8 @@ pub struct Dialect {
     pub size: &'static str,
     /// The bytes of the longest key that it can keep.
     pub key_bytes_max: usize,
+    /// Whether it keeps room for when there is none: puts are refused until it has that again.
+    pub keeps_reserve: bool,
     /// Whether a query sends all its rows, also those that nobody reads any more.
     pub rows_come_all: bool,
 }

@@ -11,7 +11,7 @@ use std::{
     io::{Read as _, Seek as _, SeekFrom},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     thread,
     time::Duration,
 };
@@ -23,7 +23,8 @@ use tokio::sync::Semaphore;
 
 use super::{
     Witnessed,
-    checkpoint::{Checkpoints, checkpoint},
+    checkpoint::{Checkpoints, checkpoint, spare, truncate},
+    reserve::Reserve,
     session::{
         Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask,
         went_back,
@@ -40,6 +41,9 @@ const SCHEMA_VERSION: i64 = 2;
 
 /// Connections that read. More than the cores that wait on disks help nobody.
 const READERS_MAX: usize = 4;
+
+/// The bytes that the write-ahead log keeps when it begins anew, as many as it has when nothing holds it up.
+const LOG_BYTES_KEPT: i64 = 32 << 20;
 
 /// Compiled statements that a connection keeps.
 const STATEMENTS_MAX: usize = 64;
@@ -76,6 +80,7 @@ pub(super) fn dialect() -> Dialect {
         size: "SELECT p.page_count * s.page_size, (p.page_count - f.freelist_count) * s.page_size \
             FROM pragma_page_count p, pragma_page_size s, pragma_freelist_count f",
         key_bytes_max: usize::MAX,
+        keeps_reserve: true,
         rows_come_all: false,
     }
 }
@@ -141,6 +146,7 @@ pub enum OpenError {
 pub struct Sqlite {
     name: String,
     readers: Arc<Readers>,
+    is_full: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -162,6 +168,7 @@ pub struct SqliteSession {
 struct Ownership {
     epoch: i64,
     checkpoints: Checkpoints,
+    reserve: Arc<Reserve>,
     /// Locked for as long as it is open.
     lock: Lock,
 }
@@ -229,7 +236,9 @@ pub async fn open_known(
     clock: SharedClock,
     expected: Expected,
 ) -> Result<Arc<dyn RecordStore>, OpenError> {
-    let opening = Opening { name, path, shown: path.display().to_string(), expected };
+    let is_full = Arc::new(AtomicBool::new(false));
+    let reserve = Arc::new(Reserve::new(path, is_full.clone()));
+    let opening = Opening { name, path, shown: path.display().to_string(), expected, reserve };
     let (file, witness) = opening.lock()?;
     let (writer, witnessed) = opening.open(file, witness, owner)?;
     let readers = Readers {
@@ -237,7 +246,7 @@ pub async fn open_known(
         free: Mutex::new(Vec::new()),
         permits: Arc::new(Semaphore::new(READERS_MAX)),
     };
-    let database = Sqlite { name: name.to_owned(), readers: Arc::new(readers) };
+    let database = Sqlite { name: name.to_owned(), readers: Arc::new(readers), is_full };
     let opened = super::open(name, database, writer, clock, witnessed).await;
     opened.map_err(|error| opening.failed(error))
 }
@@ -247,6 +256,7 @@ struct Opening<'a> {
     path: &'a Path,
     shown: String,
     expected: Expected,
+    reserve: Arc<Reserve>,
 }
 
 // === impl OpenError ===
@@ -300,11 +310,19 @@ impl Opening<'_> {
         witness: Witness,
         owner: &str,
     ) -> Result<(SqliteSession, Witnessed), OpenError> {
-        let connection = Connection::open(self.path).map_err(|error| self.failed(error))?;
-        self.check(&connection, witness)?;
-        let (epoch, incarnation) =
-            self.prepare(&connection).map_err(|error| self.failed(describe(&error)))?;
-        let checkpoints = Checkpoints::start(self.name, self.path)
+        let connection = self.begin(witness).or_else(|error| match error {
+            // On a full disk the last of what is held is for this.
+            error if self.reserve.release_last() => {
+                tracing::warn!(path = self.shown, %error, "opened with the room that was held for it");
+                self.begin(witness)
+            }
+            error => Err(error),
+        });
+        let (connection, epoch, incarnation) = connection?;
+        if !self.reserve.is_full() {
+            self.reserve.begin(spare(&connection));
+        }
+        let checkpoints = Checkpoints::start(self.name, self.path, self.reserve.clone())
             .map_err(|error| self.failed(describe(&error)))?;
         let known = Some(witness).filter(|witness| witness.incarnation != 0);
         let witnessed = Witnessed {
@@ -314,8 +332,18 @@ impl Opening<'_> {
         };
         let lock = Lock::new(file, owner, Witness { incarnation, ..witness });
         let lock = lock.map_err(|error| self.failed(error))?;
-        let ownership = Some(Ownership { epoch, checkpoints, lock });
+        let reserve = self.reserve.clone();
+        let ownership = Some(Ownership { epoch, checkpoints, reserve, lock });
         Ok((SqliteSession { connection, ownership }, witnessed))
+    }
+
+    /// A connection that has begun an epoch of its own; with that, and the store's incarnation.
+    fn begin(&self, witness: Witness) -> Result<(Connection, i64, u64), OpenError> {
+        let connection = Connection::open(self.path).map_err(|error| self.failed(error))?;
+        self.check(&connection, witness)?;
+        let prepared = self.prepare(&connection);
+        let (epoch, incarnation) = prepared.map_err(|error| self.failed(describe(&error)))?;
+        Ok((connection, epoch, incarnation))
     }
 
     /// Refuses what is not ours before anything is written.
@@ -380,6 +408,8 @@ impl Opening<'_> {
         connection.pragma_update(None, "synchronous", "FULL")?;
         // See `checkpoint`.
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+        // What a reader of long ago has made of the log is given back once the log begins anew.
+        connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
         connection.pragma_update(None, "cache_size", -16_384)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         connection.execute_batch("BEGIN IMMEDIATE")?;
@@ -453,6 +483,14 @@ impl Database for Sqlite {
             result
         });
         blocking.await.map_err(|error| DbError::Failed(format!("a read was given up: {error}")))?
+    }
+
+    fn is_full(&self) -> Arc<AtomicBool> {
+        self.is_full.clone()
+    }
+
+    fn row_bytes_max(&self) -> usize {
+        usize::MAX
     }
 
     fn start_writer(&self, session: SqliteSession, task: WriterTask<SqliteSession>) {
@@ -599,6 +637,21 @@ impl Session for SqliteSession {
         }
     }
 
+    fn make_room(&mut self) -> bool {
+        self.ownership.as_ref().is_some_and(|Ownership { reserve, checkpoints, .. }| {
+            let had_room = reserve.release();
+            checkpoints.nudge();
+            had_room
+        })
+    }
+
+    async fn defragment(&mut self) -> DbResult<bool> {
+        self.batch("VACUUM")?;
+        // The whole store went through the log.
+        truncate(&self.connection).map_err(|error| failure(&error))?;
+        Ok(true)
+    }
+
     /// The lock goes with the session.
     async fn release(&mut self) {}
 
@@ -654,6 +707,7 @@ fn describe(error: &rusqlite::Error) -> String {
             "; this user needs the right to write the file and its folder"
         }
         Some(ErrorCode::DatabaseCorrupt) => "; restore it from a backup",
+        Some(ErrorCode::DiskFull) => "; make room on its disk",
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             "; another program has it open"
         }

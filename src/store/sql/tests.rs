@@ -3,7 +3,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -31,6 +31,9 @@ use crate::{
 const SEEDS: u64 = 1_000;
 const CLIENTS: u64 = 3;
 const PUTS: u64 = 12;
+
+/// A value that the server does not take.
+const POISON: &[u8] = b"poison";
 
 /// What is wrong with the server, or with how its answers are taken, to see that it would be noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,6 +243,10 @@ impl Session for Scripted {
 
     async fn execute_many(&mut self, sql: &Sql, rows: &[Vec<Arg<'_>>]) -> DbResult<()> {
         self.step().await?;
+        let is_poison = |arg: &Arg<'_>| matches!(arg, Arg::Bytes(bytes) if *bytes == POISON);
+        if rows.iter().flatten().any(is_poison) {
+            return Err(DbError::Failed("it takes no poison".to_owned()));
+        }
         self.inner.execute_many(sql, rows).await
     }
 
@@ -257,6 +264,14 @@ impl Session for Scripted {
     }
 
     fn witness(&mut self, _newest: i64) {}
+
+    fn make_room(&mut self) -> bool {
+        false
+    }
+
+    async fn defragment(&mut self) -> DbResult<bool> {
+        Ok(false)
+    }
 
     async fn release(&mut self) {}
 
@@ -278,12 +293,21 @@ impl Database for Server {
     type Session = Scripted;
 
     fn dialect(&self) -> Dialect {
-        sqlite::dialect()
+        // Nobody holds room for it.
+        Dialect { keeps_reserve: false, ..sqlite::dialect() }
     }
 
     async fn read<T: Send + 'static>(&self, _is_short: bool, job: Job<Scripted, T>) -> DbResult<T> {
         let mut session = self.session();
         job(&mut session).await
+    }
+
+    fn is_full(&self) -> Arc<AtomicBool> {
+        Arc::default()
+    }
+
+    fn row_bytes_max(&self) -> usize {
+        usize::MAX
     }
 
     fn start_writer(&self, session: Scripted, task: WriterTask<Scripted>) {
@@ -404,6 +428,44 @@ async fn run(folder: &TempDir, seed: u64, planted: Option<Planted>) -> Result<()
         }
     }
     Ok(())
+}
+
+#[test]
+fn a_write_that_the_server_does_not_take_takes_no_other_along() {
+    let folder = TempDir::new().expect("a folder can be made");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime can be made");
+    runtime.block_on(async {
+        let server = Server::new(&folder, 1, None);
+        let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
+        let session = server.session();
+        let opened = super::open("scripted", server.clone(), session, clock, Witnessed::default());
+        let store = opened.await.expect("it is there");
+        let writes = (0..100).map(|at| {
+            let value = if at % 17 == 3 { POISON } else { b"food" };
+            let (store, value) = (store.clone(), Bytes::from_static(value));
+            async move { store.apply(put_of(at % 7, value), Vec::new()).await }
+        });
+        let answers = join_all(writes).await;
+        let mut taken = Vec::new();
+        for (at, answer) in answers.into_iter().enumerate() {
+            match answer {
+                Ok(written) => taken.push((written.revision, Bytes::from_static(b"food"))),
+                Err(error) => {
+                    assert!(at % 17 == 3 && error.to_string().contains("no poison"), "{error}");
+                }
+            }
+        }
+        assert_eq!(taken.len(), 94);
+        taken.sort_unstable();
+        assert_eq!(server.log(), taken, "what was taken is there, and nothing else");
+        let last = taken.last().expect("some were taken").0;
+        let told = timeout(Duration::from_secs(60), follow(store, last)).await;
+        assert_eq!(told.expect("it is told").expect("it can be read"), taken);
+    });
 }
 
 /// Runs seeds until one breaks a promise; with the seed, what it was.

@@ -6,37 +6,34 @@
 //!
 //! All that waits in the queue becomes one database transaction, so its fsync is shared. Each write is
 //! checked against the rows as the writes before it leave them, takes its revision when its first
-//! change is certain, and is answered after the commit. Compaction runs here too, in small steps
-//! between batches, so that no step waits for another connection's lock.
+//! change is certain, and is answered after the commit. A batch that fails where its store does not is
+//! tried again in halves: what can't be written takes nothing else along. Compaction runs here too, in small
+//! steps between batches, so that no step waits for another connection's lock.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+mod batch;
+mod trouble;
 
-use bytes::Bytes;
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use std::{collections::HashMap, sync::Arc};
+
+use tokio::{sync::mpsc, time::Instant};
 use tracing::{Instrument as _, Span};
 
+use self::batch::{Run, WriteBatch};
 use super::{
     Shared,
     compact::Compaction,
-    reader::{self, Live},
+    reader,
     session::{Arg, DbError, DbResult, Session, Sql},
 };
 use crate::{
     model::{
-        Commit, Key, KeyRange, Revision, StoreError,
+        Key, KeyRange, Revision,
         error::Result,
-        txn::{Past, Rows, Txn, Workspace, delete_all, execute, in_range},
+        txn::{Rows, Txn, TxnResult, Workspace, delete_all, execute, in_range},
     },
     store::{
         PAGE_ROWS_MAX, Query, Written,
-        led::mailbox::{Task, Ticket, Write, shared_span},
+        led::mailbox::{Task, Write, shared_span},
     },
 };
 
@@ -45,13 +42,6 @@ const BATCH_WRITES_MAX: usize = 512;
 
 /// The bytes after which a batch is closed.
 const BATCH_BYTES_MAX: usize = 8 << 20;
-
-/// How long a write waits to learn what became of a commit that failed.
-const SETTLE_WAIT_MAX: Duration = Duration::from_secs(2);
-
-/// The pauses between attempts to get a lost store back.
-const RECOVER_PAUSE_MIN: Duration = Duration::from_millis(100);
-const RECOVER_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// The writer.
 #[derive(Debug)]
@@ -74,40 +64,12 @@ pub(super) struct Writer<S> {
     pub held: Option<Task>,
 }
 
-/// A batch, from its rows to its answers.
-struct WriteBatch {
-    run: Run,
-    work: Work,
-    answers: Vec<Answer>,
-    /// What follows the last row that it adds to the log.
-    next_seq: i64,
-}
-
 /// Where a batch failed.
 enum Failure {
     /// Before its commit: nothing of it was applied.
     Before(DbError),
     /// In its commit: it may have been applied.
     Within(DbError),
-}
-
-/// A batch on its way.
-struct Run {
-    rows: Rows,
-    /// Keys whose row in `rows`, or absence there, is the truth.
-    known: HashSet<Key>,
-    /// The newest row in the log of each known key that has one.
-    seqs: HashMap<Key, i64>,
-    past: Past,
-    commits: Vec<Arc<Commit>>,
-    /// The revision of the state in `rows`.
-    before: Revision,
-}
-
-/// An answer that waits for the commit.
-enum Answer {
-    Written(Ticket<Result<Written>>, Result<Written>),
-    Done(oneshot::Sender<Result<()>>),
 }
 
 // === impl Writer ===
@@ -139,6 +101,12 @@ impl<S: Session> Writer<S> {
                     drop(self);
                     let _ = done.send(());
                     return;
+                }
+                Task::Defragment(done) => {
+                    let given = self.session.defragment().await;
+                    // Whoever asked may have gone.
+                    let _ = done.send(given.map_err(|error| self.shared.error(error)));
+                    continue;
                 }
                 first => self.fill(first),
             };
@@ -192,7 +160,7 @@ impl<S: Session> Writer<S> {
         while !is_alone && batch.len() < BATCH_WRITES_MAX && bytes < BATCH_BYTES_MAX {
             let Ok(task) = self.queue.try_recv() else { break };
             // A read in the past looks at the tables, where the writes before it must be.
-            if task.reads_past() || matches!(task, Task::Close(_)) {
+            if task.reads_past() || matches!(task, Task::Close(_) | Task::Defragment(_)) {
                 self.held = Some(task);
                 break;
             }
@@ -203,66 +171,57 @@ impl<S: Session> Writer<S> {
     }
 
     async fn process(&mut self, tasks: Vec<Task>) {
-        let mut batch = WriteBatch {
-            run: Run::new(self.shared.leaf.clock.shown()),
-            work: Work { records: Vec::new(), compact: None, compacted: Vec::new() },
-            answers: Vec::with_capacity(tasks.len()),
-            next_seq: self.next_seq,
-        };
-        let span = shared_span(&tasks, || self.shared.transaction_span(tasks.len()));
-        let attempted = self.attempt(tasks, &mut batch).instrument(span.clone()).await;
+        let mut left = vec![tasks];
+        while let Some(tasks) = left.pop() {
+            let mut again = self.process_together(tasks).await;
+            let later = again.split_off(again.len() / 2);
+            left.extend([later, again].into_iter().filter(|tasks| !tasks.is_empty()));
+        }
+    }
+
+    /// Returns the tasks that are to be tried again, in halves.
+    async fn process_together(&mut self, tasks: Vec<Task>) -> Vec<Task> {
+        let count = tasks.len();
+        let span = shared_span(&tasks, || self.shared.transaction_span(count));
+        let mut batch = WriteBatch::new(tasks, self.shared.leaf.clock.shown(), self.next_seq);
+        let attempted = self.attempt(&mut batch).instrument(span.clone()).await;
         if attempted.is_err() {
             span.record("otel.status_code", "ERROR");
         }
         drop(span);
         match attempted {
-            Ok(()) => self.conclude(batch),
+            Ok(()) => {
+                self.conclude(batch);
+                Vec::new()
+            }
             Err(Failure::Before(error)) => {
-                self.refuse(batch, &error);
+                let again = self.refuse(batch, &error);
                 self.take_trouble(error).await;
+                again
             }
             Err(Failure::Within(error)) => self.settle(batch, error).await,
         }
     }
 
     /// The whole batch as one database transaction.
-    async fn attempt(&mut self, tasks: Vec<Task>, batch: &mut WriteBatch) -> Result<(), Failure> {
-        let mut failed = self.prepare(&tasks, &mut batch.run).await.err();
+    async fn attempt(&mut self, batch: &mut WriteBatch) -> Result<(), Failure> {
+        let WriteBatch { tasks, run, written, compact, .. } = &mut *batch;
+        self.prepare(tasks, run).await.map_err(Failure::Before)?;
         for task in tasks {
             match task {
-                Task::Write(write, answer) => {
-                    let written = match failed {
-                        None => self.execute_write(write, &mut batch.run).await,
-                        // The answer is replaced by the reason why the batch failed.
-                        Some(_) => Ok(Err(self.shared.error(DbError::Failed(String::new())))),
-                    };
-                    let written = written.unwrap_or_else(|error| {
-                        let refused = Err(self.shared.error(error.clone()));
-                        failed = Some(error);
-                        refused
-                    });
-                    batch.answers.push(Answer::Written(answer, written));
+                Task::Write(write, _) => {
+                    let done = self.execute_write(write, run).await;
+                    written.push(done.map_err(Failure::Before)?);
                 }
-                Task::Records(changes, answer) => {
-                    batch.work.records.extend(changes);
-                    batch.answers.push(Answer::Done(answer));
+                // The line never goes back: what is below is gone.
+                Task::Compact(revision, ..) if *revision > self.shared.leaf.compacted() => {
+                    *compact = (*compact).max(Some(*revision));
                 }
-                // It is a batch of its own.
-                Task::Close(done) => drop(done.send(())),
-                Task::Compact(revision, answer, done) => {
-                    // The line never goes back: what is below is gone.
-                    if revision > self.shared.leaf.compacted() {
-                        batch.work.compact = batch.work.compact.max(Some(revision));
-                    }
-                    batch.work.compacted.push(done);
-                    batch.answers.push(Answer::Done(answer));
-                }
+                // Batches of their own, or nothing but to be written.
+                Task::Compact(..) | Task::Records(..) | Task::Close(_) | Task::Defragment(_) => {}
             }
         }
-        match failed {
-            Some(error) => Err(Failure::Before(error)),
-            None => self.write(batch).await,
-        }
+        self.write(batch).await
     }
 
     /// The batch is durable: says so to all who wait for it.
@@ -273,184 +232,49 @@ impl<S: Session> Writer<S> {
             self.newest = last.revision;
             self.session.witness(self.newest);
         }
-        if let Some(revision) = batch.work.compact {
+        if batch.has_puts() {
+            self.shared.found_room();
+        }
+        if let Some(revision) = batch.compact {
             self.shared.leaf.raise_compacted(revision);
             // It went with that, and stands there now.
             self.made_anew = None;
             self.compaction.aim(revision);
         }
-        batch.work.compacted.into_iter().for_each(|done| self.compaction.tell(done));
         self.shared.leaf.journal.publish(&batch.run.commits);
-        batch.answers.into_iter().for_each(Answer::send);
+        let mut written = batch.written.into_iter();
+        for task in batch.tasks {
+            // Whoever asked may have gone; what was done stands all the same.
+            match task {
+                Task::Write(_, ticket) => drop(written.next().map(|written| ticket.send(written))),
+                Task::Records(_, answer) => drop(answer.send(Ok(()))),
+                Task::Compact(_, answer, done) => {
+                    let _ = answer.send(Ok(()));
+                    self.compaction.tell(done);
+                }
+                Task::Close(_) | Task::Defragment(_) => {}
+            }
+        }
     }
 
-    /// Nothing of the batch was applied.
-    fn refuse(&self, batch: WriteBatch, error: &DbError) {
-        tracing::error!(store = %self.shared.leaf.name, %error, "a batch of writes failed");
+    /// Nothing of the batch was applied. Returns its tasks where they are to be tried again: there are
+    /// several, of which one may be to blame, or room was made.
+    fn refuse(&mut self, batch: WriteBatch, error: &DbError) -> Vec<Task> {
         self.shared.leaf.journal.abort();
+        let is_full = matches!(error, DbError::Full(_));
+        if is_full {
+            self.shared.leaf.note_full(true);
+        }
+        let has_room = is_full && self.session.make_room();
+        let is_one_to_blame = is_full || matches!(error, DbError::Failed(_));
+        if has_room || is_one_to_blame && batch.tasks.len() > 1 {
+            return batch.tasks;
+        }
+        tracing::error!(store = %self.shared.leaf.name, %error, "a batch of writes failed");
         let error = self.shared.error(error.clone());
         // Refusals too: they were worked out on changes that are not there.
-        batch.answers.into_iter().for_each(|answer| answer.fail(error.clone()));
-    }
-
-    /// After a commit that failed: asks the database whether it happened all the same. Until that is
-    /// known nothing else is written, and nobody is told more than that it is not known.
-    async fn settle(&mut self, batch: WriteBatch, error: DbError) {
-        tracing::error!(store = %self.shared.leaf.name, %error, "a commit failed");
-        let expected = batch.run.commits.last().map(|commit| commit.revision);
-        let asked = match self.session.keep_interval() {
-            None => self.look(expected).await,
-            Some(_) => {
-                let until = Instant::now() + SETTLE_WAIT_MAX;
-                let asked = tokio::time::timeout_at(until, self.look_again(expected)).await;
-                asked.unwrap_or_else(|_| Err(DbError::Lost("its server stays away".to_owned())))
-            }
-        };
-        match asked {
-            Ok(true) => self.conclude(batch),
-            Ok(false) if expected.is_some() || matches!(error, DbError::Full(_)) => {
-                self.refuse(batch, &error);
-            }
-            Ok(false) => self.leave_unknown(batch, &error),
-            Err(second) => self.await_outcome(batch, &error, second).await,
-        }
-    }
-
-    /// Looks until the server can be reached.
-    async fn look_again(&mut self, expected: Option<Revision>) -> DbResult<bool> {
-        loop {
-            match self.look(expected).await {
-                Err(DbError::Lost(_)) => tokio::time::sleep(RECOVER_PAUSE_MIN).await,
-                looked => return looked,
-            }
-        }
-    }
-
-    /// Whether a revision was committed, once the session is in order again.
-    async fn look(&mut self, expected: Option<Revision>) -> DbResult<bool> {
-        self.session.recover().await?;
-        let newest = self.newest_there().await?;
-        Ok(expected.is_some_and(|expected| newest >= expected))
-    }
-
-    /// The newest revision that the store holds now.
-    async fn newest_there(&mut self) -> DbResult<Revision> {
-        let statements = &self.shared.statements;
-        let (_, newest) = super::last(&mut self.session, statements).await?;
-        let compacted = reader::meta(&mut self.session, statements, "compacted").await?;
-        let newest = newest.max(compacted.unwrap_or(-1));
-        if newest < self.newest {
-            return Err(DbError::Lost(format!(
-                "its newest revision is {newest}, but {} was committed before: the server lost \
-                 what it had promised, or this is a replica that is behind; make the right server \
-                 answer at this address, or restore all stores to one point in time",
-                self.newest
-            )));
-        }
-        Ok(newest)
-    }
-
-    /// The commit of a batch that changed no key: there is no revision to find out by whether its
-    /// records are there.
-    fn leave_unknown(&self, batch: WriteBatch, error: &DbError) {
-        self.shared.leaf.journal.abort();
-        let refused = self.shared.error(error.clone());
-        let reason: Arc<str> = error.to_string().into();
-        for answer in batch.answers {
-            let store = self.shared.leaf.name.clone();
-            let error = match answer {
-                Answer::Written(..) => refused.clone(),
-                Answer::Done(..) => StoreError::UnknownOutcome { store, reason: reason.clone() },
-            };
-            answer.fail(error);
-        }
-    }
-
-    /// The outcome of a commit stays unknown: its revisions stay open until it is known.
-    async fn await_outcome(&mut self, batch: WriteBatch, error: &DbError, second: DbError) {
-        let unknown = StoreError::UnknownOutcome {
-            store: self.shared.leaf.name.clone(),
-            reason: format!("{error}; then {second}").into(),
-        };
-        let WriteBatch { run, work, answers, next_seq } = batch;
-        answers.into_iter().for_each(|answer| answer.fail(unknown.clone()));
-        let expected = run.commits.last().map(|commit| commit.revision);
-        if !self.wait_for_store(second).await {
-            return;
-        }
-        let batch = WriteBatch { run, work, answers: Vec::new(), next_seq };
-        // What was found while the store came back is still there.
-        match super::last(&mut self.session, &self.shared.statements).await {
-            Ok((_, newest)) if expected.is_some_and(|expected| newest >= expected) => {
-                self.conclude(batch);
-            }
-            Ok(_) => self.shared.leaf.journal.abort(),
-            Err(again) => Box::pin(self.await_outcome(batch, error, again)).await,
-        }
-    }
-
-    /// Deals with an error outside of a commit: waits where the store is lost.
-    async fn take_trouble(&mut self, error: DbError) {
-        match error {
-            DbError::Lost(_) | DbError::Fenced(_) => _ = self.wait_for_store(error).await,
-            DbError::Full(_) | DbError::Failed(_) => self.session.rollback().await,
-        }
-    }
-
-    /// Answers all that is asked with what the trouble is, until the session works again, the queue
-    /// ends or another node has the store for good. Says whether it works.
-    async fn wait_for_store(&mut self, first: DbError) -> bool {
-        let mut trouble = first;
-        let mut pause = Duration::ZERO;
-        loop {
-            tracing::warn!(store = %self.shared.leaf.name, error = %trouble, "the store can't be used");
-            let error = self.shared.error(trouble.clone());
-            self.shared.leaf.enter_trouble(error.clone());
-            // The work itself goes on when the store is back.
-            self.compaction.answer(&Err(error.clone()));
-            if let Some(task) = self.held.take() {
-                task.refuse(error.clone());
-            }
-            if matches!(trouble, DbError::Fenced(_)) {
-                self.shared.leaf.journal.abort();
-                // Whoever may have it next finds nothing of this owner in the way.
-                self.session.abandon();
-                while let Some(task) = self.queue.recv().await {
-                    task.refuse(error.clone());
-                }
-                return false;
-            }
-            let Some(recovered) = self.recover(pause, &error).await else { return false };
-            let found = match recovered {
-                Ok(()) => self.newest_there().await.map(drop),
-                Err(error) => Err(error),
-            };
-            match found {
-                Ok(()) => break,
-                Err(error) => trouble = error,
-            }
-            pause = (pause * 2).clamp(RECOVER_PAUSE_MIN, RECOVER_PAUSE_MAX);
-        }
-        tracing::info!(store = %self.shared.leaf.name, "the store is back");
-        self.shared.leaf.leave_trouble();
-        true
-    }
-
-    /// One attempt to recover after a pause, answering all that is asked meanwhile. `None` where the
-    /// queue ends.
-    async fn recover(&mut self, pause: Duration, error: &StoreError) -> Option<DbResult<()>> {
-        let session = &mut self.session;
-        let again = async move {
-            tokio::time::sleep(pause).await;
-            session.recover().await
-        };
-        tokio::pin!(again);
-        loop {
-            tokio::select! {
-                recovered = &mut again => return Some(recovered),
-                task = self.queue.recv() => task?.refuse(error.clone()),
-            }
-        }
+        batch.tasks.into_iter().for_each(|task| task.refuse(error.clone()));
+        Vec::new()
     }
 
     /// Begins the transaction and loads the single keys of all writes.
@@ -510,29 +334,33 @@ impl<S: Session> Writer<S> {
     }
 
     /// One write on the rows of the batch; refused or not. Fails where the database does.
-    async fn execute_write(&mut self, write: Write, run: &mut Run) -> DbResult<Result<Written>> {
+    async fn execute_write(&mut self, write: &Write, run: &mut Run) -> DbResult<Result<Written>> {
         let shared = self.shared.clone();
         let mut allocate = || shared.leaf.journal.allocate();
         match write {
             Write::Txn { txn, dead_leases } => {
-                self.load_ranges(run, &txn).await?;
+                // It came before the store said so.
+                if let Err(error) = shared.check_room(txn) {
+                    return Ok(Err(error));
+                }
+                self.load_ranges(run, txn).await?;
                 let place = Workspace {
                     rows: &mut run.rows,
                     past: &run.past,
                     before: run.before,
-                    dead_leases: &dead_leases,
+                    dead_leases,
                 };
                 let compacted = shared.leaf.compacted();
-                let outcome = execute(&txn, place, compacted, &mut allocate);
+                let outcome = execute(txn, place, compacted, &mut allocate);
                 Ok(outcome.map(|outcome| {
                     run.add(outcome.commit);
                     Written { revision: outcome.revision, result: outcome.result }
                 }))
             }
             Write::EndLease(lease) => {
-                let live = reader::leased(&mut self.session, &shared.statements, lease).await?;
+                let live = reader::leased(&mut self.session, &shared.statements, *lease).await?;
                 run.learn_new(live);
-                let leased = in_range(&run.rows, &KeyRange::all()).filter(|kv| kv.lease == lease);
+                let leased = in_range(&run.rows, &KeyRange::all()).filter(|kv| kv.lease == *lease);
                 let mut rows: Rows = leased.map(|kv| (kv.key.clone(), kv.clone())).collect();
                 let commit = match delete_all(&mut rows, &mut allocate) {
                     Ok(commit) => commit,
@@ -541,8 +369,9 @@ impl<S: Session> Writer<S> {
                 for event in commit.iter().flat_map(|commit| &commit.events) {
                     run.rows.remove(&event.kv.key);
                 }
+                let result = TxnResult { succeeded: commit.is_some(), results: Vec::new() };
                 run.add(commit);
-                Ok(Ok(Written { revision: run.before, result: Default::default() }))
+                Ok(Ok(Written { revision: run.before, result }))
             }
         }
     }
@@ -550,14 +379,14 @@ impl<S: Session> Writer<S> {
     /// Writes what the batch changed, and commits.
     async fn write(&mut self, batch: &mut WriteBatch) -> Result<(), Failure> {
         let statements = &self.shared.statements;
-        if batch.run.commits.is_empty() && batch.work.is_empty() {
+        if batch.is_empty() {
             note_statements(&[&statements.each_key], "ROLLBACK");
             self.session.rollback().await;
             return Ok(());
         }
         note_statements(&[&statements.put_log, &statements.put_key], "COMMIT");
         batch.next_seq = self.write_commits(&batch.run).await.map_err(Failure::Before)?;
-        self.write_work(&batch.work).await.map_err(Failure::Before)?;
+        self.write_work(batch).await.map_err(Failure::Before)?;
         self.session.commit().await.map_err(Failure::Within)
     }
 
@@ -583,19 +412,24 @@ impl<S: Session> Writer<S> {
         Ok(next_seq)
     }
 
-    async fn write_work(&mut self, work: &Work) -> DbResult<()> {
+    async fn write_work(&mut self, batch: &WriteBatch) -> DbResult<()> {
         let statements = &self.shared.statements;
-        for (name, value) in &work.records {
-            let name = Arg::Text(name);
-            match value {
-                Some(value) => {
-                    let row = [vec![name, Arg::Bytes(value)]];
-                    self.session.execute_many(&statements.put_record, &row).await?;
+        for task in &batch.tasks {
+            let Task::Records(changes, _) = task else { continue };
+            for (name, value) in changes {
+                let name = Arg::Text(name);
+                match value {
+                    Some(value) => {
+                        let row = [vec![name, Arg::Bytes(value)]];
+                        self.session.execute_many(&statements.put_record, &row).await?;
+                    }
+                    None => {
+                        self.session.execute_many(&statements.drop_record, &[vec![name]]).await?;
+                    }
                 }
-                None => self.session.execute_many(&statements.drop_record, &[vec![name]]).await?,
             }
         }
-        if let Some(revision) = work.compact {
+        if let Some(revision) = batch.compact {
             let mut rows = vec![vec![Arg::Text("compacted"), Arg::Int(revision)]];
             rows.extend(self.made_anew.map(|made| vec![Arg::Text("made"), Arg::Int(made)]));
             self.session.execute_many(&statements.put_meta, &rows).await?;
@@ -629,78 +463,4 @@ fn note_statements(statements: &[&Sql], end: &'static str) {
     }
     let texts: Vec<&str> = statements.iter().map(|sql| &***sql).chain([end]).collect();
     span.record("db.query.text", texts.join("; "));
-}
-
-/// What a batch does beside changing keys.
-struct Work {
-    records: Vec<(String, Option<Bytes>)>,
-    compact: Option<Revision>,
-    compacted: Vec<oneshot::Sender<Result<()>>>,
-}
-
-// === impl Work ===
-
-impl Work {
-    fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.compact.is_none()
-    }
-}
-
-// === impl Run ===
-
-impl Run {
-    fn new(before: Revision) -> Self {
-        Self {
-            rows: Rows::new(),
-            known: HashSet::new(),
-            seqs: HashMap::new(),
-            past: Past::new(),
-            commits: Vec::new(),
-            before,
-        }
-    }
-
-    fn learn(&mut self, live: impl IntoIterator<Item = Live>) {
-        for live in live {
-            self.seqs.insert(live.kv.key.clone(), live.seq);
-            if !live.kv.is_tombstone() {
-                self.rows.insert(live.kv.key.clone(), live.kv);
-            }
-        }
-    }
-
-    /// Takes rows from the tables, unless the batch knows better.
-    fn learn_new(&mut self, live: Vec<Live>) {
-        let new = live.into_iter().filter(|live| self.known.insert(live.kv.key.clone()));
-        let new: Vec<_> = new.collect();
-        self.learn(new);
-    }
-
-    fn add(&mut self, commit: Option<Commit>) {
-        if let Some(commit) = commit {
-            // Every key that was changed is known from now on, also one that a range put here.
-            self.known.extend(commit.events.iter().map(|event| event.kv.key.clone()));
-            self.before = self.before.max(commit.revision);
-            self.commits.push(Arc::new(commit));
-        }
-    }
-}
-
-// === impl Answer ===
-
-impl Answer {
-    // Whoever asked may have gone; the write stands all the same.
-    fn send(self) {
-        match self {
-            Self::Written(answer, written) => drop(answer.send(written)),
-            Self::Done(answer) => drop(answer.send(Ok(()))),
-        }
-    }
-
-    fn fail(self, error: StoreError) {
-        match self {
-            Self::Written(answer, _) => drop(answer.send(Err(error))),
-            Self::Done(answer) => drop(answer.send(Err(error))),
-        }
-    }
 }

@@ -249,8 +249,9 @@ impl Writer {
                 for event in commit.iter().flat_map(|commit| &commit.events) {
                     work.batch.rows.remove(&event.kv.key);
                 }
+                let result = TxnResult { succeeded: commit.is_some(), results: Vec::new() };
                 work.batch.add(commit);
-                Ok(Some(Ok(Written { revision: work.batch.before, ..done })))
+                Ok(Some(Ok(Written { revision: work.batch.before, result })))
             }
             Task::Records(changes, _) => {
                 for (name, value) in changes {
@@ -263,7 +264,7 @@ impl Writer {
                 }
                 Ok(Some(Ok(done)))
             }
-            Task::Close(_) => Ok(Some(Ok(done))),
+            Task::Close(_) | Task::Defragment(_) => Ok(Some(Ok(done))),
             Task::Compact(revision, ..) => {
                 // The line never goes back: what is below is gone.
                 let compacted = self.shared.leaf.compacted();

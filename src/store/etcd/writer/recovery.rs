@@ -157,7 +157,7 @@ impl Writer {
             self.note_empty(etcd, record).await?;
             return Ok(None);
         }
-        let found = wire::ranges(answer).pop().and_then(|found| found.kvs.into_iter().next());
+        let found = wire::ranges(answer)?.pop().and_then(|found| found.kvs.into_iter().next());
         let Some(kv) = found else { return Err(Trouble::Fenced) };
         let record = LogRecord::decode(kv.value.clone());
         let record = record.map_err(|error| WireError::Failed(error.to_string()))?;

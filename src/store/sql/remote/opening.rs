@@ -206,6 +206,7 @@ impl<D: Driver> Opening<'_, D> {
         let files = self.driver.database().check_files().await;
         files.map_err(|reason| self.failed(DbError::Failed(reason)))?;
         let mut session = RemoteSession::new(self.driver.clone(), Role::Opens);
+        self.check_session(&mut session).await?;
         self.prepare(&mut session).await?;
         // What is no database of its own kind quite may not say.
         let made = session.number(&self.sql(self.driver.texts().made)).await.ok().flatten();
@@ -260,6 +261,23 @@ impl<D: Driver> Opening<'_, D> {
 
     fn sql(&self, text: &str) -> Sql {
         self.driver.dialect().write(text)
+    }
+
+    /// Refuses connections whose statements run in several sessions: while another one is in a transaction, each
+    /// must be in the session that it was in before, and in one of its own.
+    async fn check_session(&self, session: &mut RemoteSession<D>) -> Result<(), OpenError> {
+        let which = self.sql(self.driver.texts().session);
+        let before = session.number(&which).await.map_err(|error| self.failed(error))?;
+        let mut other = RemoteSession::new(self.driver.clone(), Role::Opens);
+        let begin = self.sql(&format!("BEGIN; {which}"));
+        // Where the server takes no more connections, nothing is known.
+        let others = other.number(&begin).await.ok().flatten();
+        let after = session.number(&which).await;
+        other.rollback().await;
+        match after.map_err(|error| self.failed(error))? {
+            after if after == before && (others.is_none() || others != before) => Ok(()),
+            _ => Err(self.failed(DbError::Failed(sql::remote::POOLED.to_owned()))),
+        }
     }
 
     /// Makes the tables, and refuses what is not ours before anything is written.
