@@ -16,7 +16,11 @@ const ROOMS: &[Room] = &[
     ("proto", &[], &["tonic"]),
     ("model", &[], &["bytes", "strsim"]),
     ("clock", &["model"], &["tokio"]),
-    ("wire", &["proto", "model", "clock"], &["bytes", "http", "tonic", "tracing_opentelemetry"]),
+    (
+        "wire",
+        &["proto", "model", "clock"],
+        &["bytes", "http", "prost", "tonic", "tracing_opentelemetry"],
+    ),
     ("net", &[], &["hyper_util", "rustls", "tokio", "tonic"]),
     ("store", &["proto", "model", "clock", "store/attach"], &["async_trait", "bytes", "tokio"]),
     ("store/records", &["proto", "model", "store"], &["bytes", "crc32fast", "prost", "serde_json"]),
@@ -39,7 +43,7 @@ const ROOMS: &[Room] = &[
     (
         "store/sql",
         &["proto", "model", "clock", "wire", "net", "store", "store/led"],
-        &["async_trait", "bytes", "prost", "rusqlite", "sqlx", "tokio"],
+        &["async_trait", "bytes", "prost", "rusqlite", "rustix", "sqlx", "tokio"],
     ),
     (
         "store/etcd",
@@ -99,7 +103,6 @@ const ROOMS: &[Room] = &[
             "tokio_stream",
             "tokio_util",
             "tonic",
-            "tonic_health",
             "tonic_reflection",
             "tower",
         ],
@@ -320,7 +323,6 @@ const CRATES: &[&str] = &[
     "tokio_stream",
     "tokio_util",
     "tonic",
-    "tonic_health",
     "tonic_prost",
     "tonic_reflection",
     "tower",

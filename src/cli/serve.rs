@@ -31,6 +31,14 @@ use crate::{
 /// How long requests under way may take when the node is told to stop.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
+/// Open files that are not clients': what a process has anyway, and what a store has at most, with its
+/// connections and its database's files.
+const FILES_OF_NODE: usize = 48;
+const FILES_OF_STORE: usize = 24;
+
+/// Fewer clients than this are said at the start: an API server alone has a hundred connections and more.
+const CONNECTIONS_FEW: usize = 500;
+
 /// How long stores may take to be given up when the node ends.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -105,6 +113,10 @@ pub struct Serve {
     /// The bytes on disk after which puts are refused; 0 for no bound.
     #[arg(long, env = "PLEACH_QUOTA_BACKEND_BYTES", default_value_t = 0)]
     quota_backend_bytes: u64,
+    /// Carry out a deletion of keys in several stores store by store, each at a revision of its own, where it
+    /// is no part of a transaction (`etcdctl del --prefix /`). Else it is refused.
+    #[arg(long, env = "PLEACH_ALLOW_SPLIT_DELETES")]
+    allow_split_deletes: bool,
     /// What is logged: error, warn, info, debug or trace, or a filter of tracing's.
     #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -194,7 +206,7 @@ impl Serve {
     async fn serve(self) -> anyhow::Result<()> {
         // Asked for before anything is open, so that no signal is missed.
         let mut signals = Signals::new()?;
-        raise_open_files();
+        let files = raise_open_files();
         let tls = self.tls()?;
         let listeners = listen("--listen-client-urls", &self.listen_client_urls, &tls).await?;
         let admin = listen("--listen-metrics-urls", &self.listen_metrics_urls, &tls).await?;
@@ -207,7 +219,9 @@ impl Serve {
             ready_requires_all: self.ready_requires_all,
         };
         let (name, urls) = (self.name.clone(), self.advertise_client_urls.clone());
-        let face = Services::new(node.clone(), limits, name, urls, stopping.clone());
+        let connections_max = connections_max(files, node.root().stores().count());
+        let face = Services::new(node.clone(), limits, name, urls, stopping.clone())
+            .with_connections_max(connections_max);
         let mut servers = JoinSet::new();
         for (url, listener) in listeners {
             let address = listener.local_addr()?;
@@ -279,6 +293,7 @@ impl Serve {
             node: Options {
                 progress_every: self.watch_progress_notify_interval,
                 quota_bytes: self.quota_backend_bytes,
+                splits_deletes: self.allow_split_deletes,
             },
             grace: GRACE,
             adopt: self.adopt.clone(),
@@ -342,21 +357,41 @@ async fn listen(
     Ok(listeners)
 }
 
-/// Each connection is an open file: as etcd does, a node takes as many as it may.
-fn raise_open_files() {
+/// Each connection is an open file: as etcd does, a node takes as many as it may. Returns how many those are.
+fn raise_open_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if limit.current == limit.maximum {
-        return;
+    let (before, most) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
+    if before == most {
+        return most;
     }
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     match raised {
-        Ok(()) => tracing::debug!(before = ?limit.current, now = ?limit.maximum, "open files"),
-        Err(error) => tracing::warn!(
-            %error, limit = ?limit.current,
-            "the limit of open files could not be raised: each connection takes one"
-        ),
+        Ok(()) => {
+            tracing::debug!(before, now = most, "open files");
+            most
+        }
+        Err(error) => {
+            let text = "the limit of open files could not be raised: each connection takes one";
+            tracing::warn!(%error, limit = before, "{text}");
+            before
+        }
     }
+}
+
+/// How many clients may be connected, so that stores and children are left the files that they need.
+fn connections_max(files: u64, stores: usize) -> usize {
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    let kept = FILES_OF_NODE + FILES_OF_STORE * stores;
+    let most = files.saturating_sub(kept).max(files / 2);
+    if most < CONNECTIONS_FEW {
+        tracing::warn!(
+            open_files = files,
+            connections = most,
+            "few clients can be connected at once: raise the limit of open files (ulimit -Hn)"
+        );
+    }
+    most
 }
 
 async fn bind(url: &Url) -> anyhow::Result<TcpListener> {

@@ -52,6 +52,9 @@ pub enum StoreError {
     /// The database has no room, or the quota is used up. Final until an operator makes room.
     #[error("no space: {0}")]
     NoSpace(Arc<str>),
+    /// An operator was told that members differ (the CORRUPT alarm): nothing is changed until it is disarmed.
+    #[error("the CORRUPT alarm is raised; disarm it once the data was looked at")]
+    Corrupt,
     /// A mutating transaction names keys of two stores. Final.
     #[error(
         "a transaction that changes keys must lie in one store, but this one names keys of \
@@ -126,6 +129,7 @@ impl StoreError {
             | Self::KeyNotFound
             | Self::LeaseNotFound(_)
             | Self::NoSpace(_)
+            | Self::Corrupt
             | Self::StaleLeases => None,
         }
     }
@@ -142,6 +146,7 @@ impl StoreError {
             | Self::KeyReserved { .. }
             | Self::TooLarge(_)
             | Self::NoSpace(_)
+            | Self::Corrupt
             | Self::TwoStores { .. }
             | Self::UnknownOutcome { .. }
             | Self::Damaged { .. }

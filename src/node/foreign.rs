@@ -152,7 +152,7 @@ impl Node {
         dead_leases: Vec<LeaseId>,
         fence: Fence,
     ) -> Result<Written> {
-        self.quota.admit(&*self.root, self.records(), &txn).await?;
+        self.admit(&txn).await?;
         let leases: Vec<LeaseId> = txn.leases().into_iter().collect();
         let _entered = match leases.is_empty() {
             true => None,
@@ -161,7 +161,7 @@ impl Node {
         self.root.apply(txn, dead_leases).await
     }
 
-    /// Deletes the keys of a parent's lease, which its parent counts in `fence`.
+    /// Deletes the keys of a parent's lease, which its parent counts in `fence`; see [`Store::end_lease`].
     ///
     /// # Errors
     /// Those of the stores; the others are done all the same.
@@ -169,7 +169,7 @@ impl Node {
         self: &Arc<Self>,
         lease: LeaseId,
         fence: Fence,
-    ) -> Result<Revision> {
+    ) -> Result<Option<Revision>> {
         let node = self.clone();
         to_the_end(async move {
             node.foreign.end(lease, fence).await?;

@@ -9,7 +9,7 @@ use crate::{
     model::{
         Key, KeyRange, KeyValue, LeaseId, Revision, StoreError,
         error::Result,
-        txn::{Found, OrderBy, Past, RangeOp, Rows, Txn, Workspace, execute},
+        txn::{DeleteOp, Found, Op, OrderBy, Past, RangeOp, Rows, Txn, Workspace, execute},
     },
     store::{Coverage, PAGE_ROWS_MAX, Query, Store as _, Written, read_all},
 };
@@ -202,12 +202,12 @@ impl Node {
     /// Executes a transaction.
     ///
     /// # Errors
-    /// Those of [`execute`], of the stores, and `NoSpace` where the quota is used up.
+    /// Those of [`execute`], of the stores, `NoSpace` where the quota is used up, and `Corrupt`.
     pub async fn txn(&self, txn: Txn) -> Result<Written> {
         if !txn.is_mutating() {
             return self.read_only(&txn).await;
         }
-        self.quota.admit(&*self.root, self.records(), &txn).await?;
+        self.admit(&txn).await?;
         let leases = txn.leases();
         if leases.is_empty() {
             return self.root.apply(txn, Vec::new()).await;
@@ -219,6 +219,22 @@ impl Node {
             }
         }
         self.apply_under(&leases, txn).await
+    }
+
+    /// Deletes the keys of a range; where they lie in several stores, only if [`Options::splits_deletes`].
+    ///
+    /// # Errors
+    /// As [`Node::txn`], and `UnknownOutcome` where some stores have deleted theirs and one has not.
+    pub async fn delete(self: &Arc<Self>, delete: DeleteOp) -> Result<Written> {
+        match self.txn(Txn::from(Op::Delete(delete.clone()))).await {
+            Err(StoreError::TwoStores { .. }) if self.options.splits_deletes => {
+                let node = self.clone();
+                // What has begun is not left half done.
+                to_the_end(async move { node.root.delete_in_each(&delete, node.revision()).await })
+                    .await
+            }
+            written => written,
+        }
     }
 
     async fn apply_under(&self, leases: &BTreeSet<LeaseId>, txn: Txn) -> Result<Written> {
@@ -260,6 +276,7 @@ impl Node {
     /// # Errors
     /// `Compacted` and `FutureRevision` as etcd has them, and those of the stores.
     pub async fn compact(self: &Arc<Self>, revision: Revision, physical: bool) -> Result<Header> {
+        self.alarms.check_intact()?;
         let compacted = self.root.compacted_everywhere();
         if revision <= compacted {
             return Err(StoreError::Compacted { compacted });

@@ -45,6 +45,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often that is doubled.
 const RETRY_DOUBLINGS_MAX: u32 = 3;
 
+/// How often the keys of a lease are looked for where compaction comes in between.
+const LOOKS_MAX: usize = 4;
+
 /// How many expired leases are ended at once.
 const ENDED_AT_ONCE_MAX: usize = 64;
 
@@ -176,6 +179,12 @@ impl Lessor {
         }
     }
 
+    /// Has a lease expire once more in a while.
+    fn try_again(&self, id: LeaseId) {
+        lock(&self.table).rearm(id, Instant::now() + RETRY_AFTER);
+        self.changed.notify_waiters();
+    }
+
     /// Waits until a lease has expired. From then on nothing keeps it alive.
     async fn expired(&self) -> LeaseId {
         loop {
@@ -284,7 +293,7 @@ impl Node {
         if ttl > TTL_MAX {
             return Err(GrantError::TooLong);
         }
-        self.quota.admit_lease()?;
+        self.admit_lease()?;
         let ttl = ttl.max(TTL_MIN);
         let entropy = self.membership.entropy();
         let id = {
@@ -319,7 +328,7 @@ impl Node {
     }
 
     /// Ends a lease: its keys are deleted at one revision in each store that has some. Returns the
-    /// greatest of these.
+    /// greatest of these; where there was no key, one as of which there is none.
     ///
     /// # Errors
     /// `LeaseNotFound`, and those of the stores; then the lease is gone, and what is left of its keys is
@@ -330,6 +339,7 @@ impl Node {
     }
 
     async fn revoke(&self, id: LeaseId) -> Result<Revision> {
+        self.alarms.check_intact()?;
         self.lessor.take_in_hand(id).await?;
         let ended = self.end_lease(id).await;
         {
@@ -365,7 +375,7 @@ impl Node {
         }
         let revision = self.root.end_lease(id).await?;
         self.records().write(Changes::default().delete_at::<Record>(id)).await?;
-        Ok(revision)
+        Ok(revision.unwrap_or_else(|| self.revision()))
     }
 
     /// Gives a lease its whole time again; returns it, or `None` where there is no such lease.
@@ -392,6 +402,17 @@ impl Node {
     /// # Errors
     /// Those of the stores.
     pub async fn keys_of_lease(&self, lease: LeaseId) -> Result<(Revision, Vec<Key>)> {
+        for _ in 1..LOOKS_MAX {
+            match self.keys_of_lease_once(lease).await {
+                // What came since was compacted away already.
+                Err(StoreError::Compacted { .. }) => {}
+                found => return found,
+            }
+        }
+        self.keys_of_lease_once(lease).await
+    }
+
+    async fn keys_of_lease_once(&self, lease: LeaseId) -> Result<(Revision, Vec<Key>)> {
         let query = Query { lease, keys_only: true, ..Query::new(KeyRange::all(), 0) };
         let page = read_all(&*self.root, &query).await?;
         Ok((page.revision, page.kvs.into_iter().map(|kv| kv.key).collect()))
@@ -433,9 +454,10 @@ impl Node {
             if self.lessor.knows(lease) || self.membership.parent().is_some() {
                 continue;
             }
-            let revision = store.end_lease(lease).await?;
-            let store = store.name();
-            tracing::warn!(%store, lease, revision, "keys of a lease that does not exist are deleted");
+            if let Some(revision) = store.end_lease(lease).await? {
+                let store = store.name();
+                tracing::warn!(%store, lease, revision, "keys of a lease that does not exist are deleted");
+            }
         }
         Ok(())
     }
@@ -451,7 +473,10 @@ impl Node {
             tokio::spawn(async move {
                 let _turn = turn;
                 // Whoever ends it says so in the log, and sees to it that it is tried again.
-                let _ = node.revoke(id).await;
+                if let Err(StoreError::Corrupt) = node.revoke(id).await {
+                    // Nothing is changed before an operator has looked.
+                    node.lessor.try_again(id);
+                }
             });
         }
     }

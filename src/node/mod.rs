@@ -3,12 +3,13 @@
 //! ```text
 //!   server/ ──> Node ─┬─ kv: range, txn, compact        one revision for each answer
 //!                     ├─ leases: grant, expire, revoke  keys die with their lease
-//!                     ├─ quota: the NOSPACE alarm
+//!                     ├─ quota, alarms: what is refused meanwhile
 //!                     └─ hub: watches
 //! ```
 //!
 //! It knows neither gRPC nor databases. All that must survive it lies in its stores.
 
+mod alarms;
 mod foreign;
 mod kv;
 mod lease;
@@ -21,18 +22,19 @@ use std::{future::Future, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tracing::Instrument as _;
 
+use self::{alarms::Alarms, foreign::ForeignLeases, lease::Lessor, quota::Quota};
 pub use self::{
+    alarms::{Alarm, AlarmKind},
     foreign::Fence,
     kv::{Chunk, Header},
     lease::{GrantError, LeaseState, TTL_MAX, TTL_MIN},
     queue::Contender,
 };
-use self::{foreign::ForeignLeases, lease::Lessor, quota::Quota};
 use crate::{
     clock::{LaneBlock, SharedClock},
     model::{Revision, StoreError, error::Result},
     route::Router,
-    store::{Size, Store as _, records::Records},
+    store::{Size, Store, records::Records},
     tree::{
         Identity,
         membership::{JoinError, Membership},
@@ -51,6 +53,8 @@ pub struct Options {
     pub progress_every: Duration,
     /// Bytes on disk after which puts are refused; 0 for no bound.
     pub quota_bytes: u64,
+    /// Whether a deletion that spans stores is carried out in each, and no transaction any more.
+    pub splits_deletes: bool,
 }
 
 /// A node; see the module.
@@ -62,6 +66,7 @@ pub struct Node {
     lessor: Lessor,
     foreign: ForeignLeases,
     quota: Quota,
+    alarms: Alarms,
     membership: Arc<Membership>,
     options: Options,
 }
@@ -96,10 +101,12 @@ impl Node {
         let records = membership.records();
         reserve::begin(records, root.name(), &clock, late).await?;
         let lessor = Lessor::load(records).await?;
-        let quota = Quota::load(records, options.quota_bytes).await?;
+        let quota = Quota::new(options.quota_bytes);
+        let alarms = Alarms::load(records, membership.identity().member).await?;
         let hub = Hub::new(root.clone(), clock.clone());
         let foreign = ForeignLeases::default();
-        Ok(Arc::new(Self { root, clock, hub, lessor, foreign, quota, membership, options }))
+        let node = Self { root, clock, hub, lessor, foreign, quota, alarms, membership, options };
+        Ok(Arc::new(node))
     }
 
     /// Reserves revisions ahead of the clock, for ever.
@@ -175,6 +182,16 @@ impl Node {
     /// What the operator set.
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Gives what is free in its files back to the disk, and says whether it has any; see
+    /// [`Store::defragment`]. It runs to its end, also where whoever asked has gone.
+    ///
+    /// # Errors
+    /// The last of those of its stores; the others are done all the same.
+    pub async fn defragment(self: &Arc<Self>) -> Result<bool> {
+        let root = self.root.clone();
+        to_the_end(async move { root.defragment().await }).await
     }
 
     /// The bytes on disk of all its stores.

@@ -24,6 +24,10 @@ pub mod mvccpb {
 pub mod authpb {
     tonic::include_proto!("authpb");
 }
+/// gRPC's health service.
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
 /// Server-side locks.
 pub mod v3lockpb {
     tonic::include_proto!("v3lockpb");

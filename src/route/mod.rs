@@ -11,11 +11,12 @@
 //! may hold keys that route elsewhere, since rules change: such misrouted keys are never shown.
 //!
 //! What it never does: spread one transaction over two stores, answer with a part of a list, or keep
-//! anything of its own.
+//! anything of its own. A deletion that an operator lets it split is no transaction.
 
 mod fan;
 mod merged;
 pub mod rule;
+mod split;
 
 use std::{
     collections::BTreeSet,
@@ -213,10 +214,10 @@ impl Store for Router {
 
     /// One store after the other, so that revisions come in the stores' order; one that fails does not
     /// save the keys of the others.
-    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+    async fn end_lease(&self, lease: LeaseId) -> Result<Option<Revision>> {
         // All of them, also where one is away: what can go goes.
         let ended = join_all(self.stores().map(|store| store.end_lease(lease))).await;
-        ended.into_iter().try_fold(0, |last, revision| Ok(revision?.max(last)))
+        ended.into_iter().try_fold(None, |last, revision| Ok(revision?.max(last)))
     }
 
     async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
@@ -329,8 +330,21 @@ impl Store for Router {
         self.stores().map(|store| store.head()).fold(all, |all, head| Head {
             newest: all.newest.max(head.newest),
             is_exact: all.is_exact && head.is_exact,
+            is_full: all.is_full || head.is_full,
             ..all
         })
+    }
+
+    /// One store after the other: each waits for its disk. Those that are away are passed over.
+    async fn defragment(&self) -> Result<bool> {
+        let (mut has_files, mut failed) = (false, None);
+        for store in self.stores() {
+            match store.defragment().await {
+                Ok(has) => has_files |= has,
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(has_files), Err)
     }
 
     async fn close(&self) {

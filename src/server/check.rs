@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use prost::Message as _;
 use tonic::Status;
 
 use super::status::{self, status};
@@ -14,6 +15,10 @@ use crate::{
         request_op::Request as Op,
     },
 };
+
+/// How deep transactions nest at most, however many operations a flag allows: what goes through them does so
+/// on the stack.
+const DEPTH_MAX: usize = 500;
 
 type Checked = Result<(), Status>;
 
@@ -71,17 +76,23 @@ pub(super) fn delete(request: &DeleteRangeRequest) -> Checked {
     key(&request.key)
 }
 
-/// A transaction of at most `ops_max` operations a branch; a nested one has what is left of them.
+/// A transaction of at most `ops_max` operations a branch; a nested one has what is left of them, so that by
+/// etcd's own default, too, they nest to a depth of 127.
 pub(super) fn txn(request: &TxnRequest, ops_max: usize) -> Checked {
-    parts(request, ops_max)?;
+    parts(request, ops_max, 0)?;
     overlaps(&request.success)?;
     overlaps(&request.failure)?;
     Ok(())
 }
 
-fn parts(request: &TxnRequest, ops_max: usize) -> Checked {
+fn nested(bytes: &Bytes) -> Result<TxnRequest, Status> {
+    let nested = TxnRequest::decode(bytes.clone());
+    nested.map_err(|error| Status::invalid_argument(format!("a nested transaction: {error}")))
+}
+
+fn parts(request: &TxnRequest, ops_max: usize, depth: usize) -> Checked {
     let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
-    if ops > ops_max {
+    if ops > ops_max || depth > DEPTH_MAX {
         return Err(status(status::TOO_MANY_OPS));
     }
     request.compare.iter().try_for_each(|compare: &Compare| key(&compare.key))?;
@@ -90,7 +101,7 @@ fn parts(request: &TxnRequest, ops_max: usize) -> Checked {
             Some(Op::RequestRange(request)) => range(request)?,
             Some(Op::RequestPut(request)) => put(request)?,
             Some(Op::RequestDeleteRange(request)) => delete(request)?,
-            Some(Op::RequestTxn(request)) => parts(request, ops_max - ops)?,
+            Some(Op::RequestTxn(request)) => parts(&nested(request)?, ops_max - ops, depth + 1)?,
             None => return Err(status(status::KEY_NOT_FOUND)),
         }
     }
@@ -131,6 +142,7 @@ fn overlaps(ops: &[RequestOp]) -> Result<Writes, Status> {
     }
     for request in requests() {
         let Op::RequestTxn(inner) = request else { continue };
+        let inner = nested(inner)?;
         let (then, other) = (overlaps(&inner.success)?, overlaps(&inner.failure)?);
         if then.puts.iter().any(|key| writes.refuses(key)) {
             return Err(duplicate());

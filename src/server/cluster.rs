@@ -21,7 +21,8 @@ impl pb::cluster_server::Cluster for Services {
         let member = pb::Member {
             id: self.node.identity().member,
             name: self.name.clone(),
-            peer_ur_ls: Vec::new(),
+            // There is no port for peers, but clients take the first of these without looking.
+            peer_ur_ls: client_urls.clone(),
             client_ur_ls: client_urls,
             is_learner: false,
         };

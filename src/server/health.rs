@@ -1,16 +1,16 @@
 //! gRPC's health service: SERVING while the node can answer.
 
-use std::{pin::Pin, time::Duration};
+use std::{collections::HashMap, pin::Pin, time::Duration};
 
 use futures::{Stream, stream};
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};
-use tonic_health::pb::{
-    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
-    health_server::Health,
-};
 
 use super::Services;
+use crate::proto::health::{
+    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+    health_check_response::ServingStatus, health_server::Health,
+};
 
 /// How often is looked for who watches.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -28,6 +28,14 @@ impl Health for Services {
             return Err(Status::not_found("unknown service"));
         }
         Ok(Response::new(answer(self.serving().await)))
+    }
+
+    async fn list(
+        &self,
+        _: Request<HealthListRequest>,
+    ) -> Result<Response<HealthListResponse>, Status> {
+        let statuses = HashMap::from([(String::new(), answer(self.serving().await))]);
+        Ok(Response::new(HealthListResponse { statuses }))
     }
 
     type WatchStream = Watched;

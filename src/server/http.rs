@@ -4,8 +4,9 @@ use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{FromRequestParts, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{any, get},
 };
@@ -15,9 +16,13 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use super::{ETCD_VERSION, STORAGE_VERSION, Services, metrics};
+use crate::node::{Alarm, AlarmKind};
 
 /// How long a store may take to say whether it is there.
 const STORE_TIME_MAX: Duration = Duration::from_secs(1);
+
+const TEXT: [(HeaderName, &str); 1] = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+const NOSNIFF: [(HeaderName, &str); 1] = [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
 
 /// The checks of `/livez` and `/readyz`, by etcd's names. Each is a path of its own, too.
 const LIVE: &[&str] = &["serializable_read"];
@@ -42,7 +47,21 @@ pub(super) fn routes(face: Services) -> Router {
             router = router.route(&format!("/{path}/{check}"), any(probe));
         }
     }
-    router.with_state(face)
+    router.layer(from_fn(cors)).with_state(face)
+}
+
+/// Pages of any origin may ask, as etcd lets them where its `--cors` is not given.
+async fn cors(request: Request, next: Next) -> Response {
+    let mut response = match *request.method() {
+        Method::OPTIONS => StatusCode::OK.into_response(),
+        _ => next.run(request).await,
+    };
+    let headers = response.headers_mut();
+    let mut allow = |name, value| headers.insert(name, HeaderValue::from_static(value));
+    allow(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
+    allow(header::ACCESS_CONTROL_ALLOW_METHODS, "POST, GET, OPTIONS, PUT, DELETE");
+    allow(header::ACCESS_CONTROL_ALLOW_HEADERS, "accept, content-type, authorization");
+    response
 }
 
 /// What a probe looks at.
@@ -92,12 +111,33 @@ fn not_allowed() -> Response {
     (StatusCode::METHOD_NOT_ALLOWED, allow, "Method Not Allowed\n").into_response()
 }
 
-/// What is nowhere: 404 to who speaks HTTP, UNIMPLEMENTED to who speaks gRPC.
-pub(super) async fn missing(headers: HeaderMap) -> Response {
+/// What is nowhere: 404 to who speaks HTTP, UNIMPLEMENTED to who speaks gRPC, in the words of its library
+/// for Go.
+pub(super) async fn missing(uri: Uri, headers: HeaderMap) -> Response {
     let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    match kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
-        true => Status::unimplemented("").into_http(),
-        false => StatusCode::NOT_FOUND.into_response(),
+    if !kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let path = uri.path();
+    let text = match path.trim_start_matches('/').rsplit_once('/') {
+        Some((service, _)) => format!("unknown service {service}"),
+        None => format!("malformed method name: {path:?}"),
+    };
+    Status::unimplemented(text).into_http()
+}
+
+/// Says which method it is that a service does not have.
+pub(super) fn name_unknown(path: &str, response: Response) -> Response {
+    let is = |name: &str, value: &str| response.headers().get(name).is_some_and(|it| it == value);
+    if !is("grpc-status", "12") || response.headers().contains_key("grpc-message") {
+        return response;
+    }
+    match path.trim_start_matches('/').rsplit_once('/') {
+        Some((service, method)) => {
+            Status::unimplemented(format!("unknown method {method} for service {service}"))
+                .into_http()
+        }
+        None => response,
     }
 }
 
@@ -106,16 +146,16 @@ async fn health(State(face): State<Services>, asked: Asked) -> Response {
     if !asked.is_get {
         return not_allowed();
     }
-    let alarm = face.node.is_out_of_space() && !asked.excludes("NOSPACE");
-    let trouble = match alarm {
-        true => Some("ALARM NOSPACE".to_owned()),
-        false => face.unanswering().await,
+    let alarms = face.node.alarms().into_iter().map(|alarm| alarm.kind.name());
+    let trouble = match alarms.into_iter().find(|alarm| !asked.excludes(alarm)) {
+        Some(alarm) => Some(format!("ALARM {alarm}")),
+        None => face.unanswering().await,
     };
-    let (code, health, reason) = match trouble {
-        None => (StatusCode::OK, "true", String::new()),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, "false", reason),
+    let Some(reason) = trouble else {
+        return (StatusCode::OK, TEXT, r#"{"health":"true","reason":""}"#).into_response();
     };
-    (code, Json(json!({ "health": health, "reason": reason }))).into_response()
+    let said = json!({ "health": "false", "reason": reason }).to_string() + "\n";
+    (StatusCode::SERVICE_UNAVAILABLE, TEXT, NOSNIFF, said).into_response()
 }
 
 /// Whether to start the node again: never for what a restart does not mend, such as a store that is away.
@@ -132,9 +172,8 @@ async fn readyz(State(face): State<Services>, asked: Asked) -> Response {
 async fn version() -> Json<serde_json::Value> {
     Json(json!({
         "etcdserver": ETCD_VERSION,
-        "etcdcluster": ETCD_VERSION,
+        "etcdcluster": STORAGE_VERSION,
         "storage": STORAGE_VERSION,
-        "pleach": env!("CARGO_PKG_VERSION"),
     }))
 }
 
@@ -170,7 +209,12 @@ impl Services {
         for check in checks.iter().filter(|check| !asked.excludes(check)) {
             let trouble = match *check {
                 "linearizable_read" | "serializable_read" if reads => self.unanswering().await,
-                // Nothing here is ever corrupt, or learns.
+                "data_corruption" => {
+                    let is_raised = |alarm: &Alarm| alarm.kind == AlarmKind::Corrupt;
+                    let is_raised = self.node.alarms().iter().any(is_raised);
+                    is_raised.then(|| "alarm activated: CORRUPT".to_owned())
+                }
+                // A node does not learn.
                 _ => None,
             };
             is_good &= trouble.is_none();
@@ -188,15 +232,13 @@ impl Services {
                 };
             }
         }
-        let text = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
         let said = match (is_good, asked.is_verbose) {
             (true, false) => "ok\n".to_owned(),
             (true, true) => lines + "ok\n",
-            (false, _) => lines,
+            (false, _) => lines + "\n",
         };
         let code = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let kind = [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
-        (code, text, kind, said).into_response()
+        (code, TEXT, NOSNIFF, said).into_response()
     }
 
     /// Why the node does not answer, if it does not.

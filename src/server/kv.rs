@@ -1,15 +1,18 @@
 //! KV: reads, writes, transactions, compaction.
 
 use futures::{Stream, stream};
-use prost::Message as _;
+use prost::{Message as _, length_delimiter_len};
 use tonic::{Request, Response, Status};
 
 use super::{
-    GRPC_OVERHEAD_BYTES, Services, check,
+    GRPC_OVERHEAD_BYTES, RAFT_OVERHEAD_BYTES, Services, check,
     status::{self, status},
 };
 use crate::{
-    model::txn::{Op, OpResult, Txn},
+    model::{
+        StoreError,
+        txn::{Op, OpResult, Txn},
+    },
     proto::etcdserverpb as pb,
     store::Written,
     wire,
@@ -74,7 +77,14 @@ impl pb::kv_server::Kv for Services {
         check::delete(request.get_ref())?;
         self.check_size(request.get_ref().encoded_len())?;
         let delete = wire::delete_op(request.get_ref());
-        let Written { revision, mut result } = self.node.txn(Txn::from(Op::Delete(delete))).await?;
+        let Written { revision, mut result } =
+            self.node.delete(delete).await.map_err(|error| match error {
+                StoreError::TwoStores { .. } => Status::invalid_argument(format!(
+                    "pleach: {error}; or start the node with --allow-split-deletes, to have a deletion of its own \
+                     carried out store by store"
+                )),
+                error => error.into(),
+            })?;
         let (deleted, prevs) = match result.results.pop() {
             Some(OpResult::Delete { deleted, prevs, .. }) => (deleted, prevs),
             _ => (0, Vec::new()),
@@ -108,13 +118,15 @@ impl pb::kv_server::Kv for Services {
 }
 
 impl Services {
-    /// Refuses a write beyond the bound that etcd sets for what goes through its log.
+    /// Refuses a write beyond the bound that etcd sets for what goes through its log, with what etcd puts
+    /// around it there.
     pub(super) fn check_size(&self, bytes: usize) -> Result<(), Status> {
         let message_max = self.limits.request_bytes_max + GRPC_OVERHEAD_BYTES;
         if bytes > message_max {
             return Err(status::beyond_all(bytes, message_max));
         }
-        if bytes > self.limits.request_bytes_max {
+        if bytes + RAFT_OVERHEAD_BYTES + length_delimiter_len(bytes) > self.limits.request_bytes_max
+        {
             return Err(status(status::TOO_LARGE));
         }
         Ok(())

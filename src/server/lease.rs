@@ -42,10 +42,9 @@ impl pb::lease_server::Lease for Services {
         let face = self.clone();
         let answers = request.into_inner().map(move |asked| {
             let id = asked?.id;
-            let header = face.header_now();
             // 0 seconds tells that there is no such lease.
             let ttl = face.node.keep_lease_alive(id).unwrap_or(0);
-            Ok(pb::LeaseKeepAliveResponse { header, id, ttl })
+            Ok(pb::LeaseKeepAliveResponse { header: face.header_now(), id, ttl })
         });
         let answers = answers.take_until(self.stopping.clone().cancelled_owned());
         Ok(Response::new(Box::pin(answers)))
@@ -58,6 +57,8 @@ impl pb::lease_server::Lease for Services {
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
         let mut header = self.header_now();
         let Some(lease) = self.node.lease(id) else {
+            // It may have gone at a revision that was not reached a moment ago.
+            let header = self.header_now();
             let gone = pb::LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() };
             return Ok(Response::new(gone));
         };

@@ -4,7 +4,11 @@ use futures::stream;
 use tonic::{Request, Response, Status};
 
 use super::{ETCD_VERSION, STORAGE_VERSION, Services};
-use crate::{proto::etcdserverpb as pb, store::Store as _};
+use crate::{
+    node::{Alarm, AlarmKind},
+    proto::etcdserverpb as pb,
+    store::Store as _,
+};
 
 #[tonic::async_trait]
 impl pb::maintenance_server::Maintenance for Services {
@@ -14,29 +18,35 @@ impl pb::maintenance_server::Maintenance for Services {
         &self,
         request: Request<pb::AlarmRequest>,
     ) -> Result<Response<pb::AlarmResponse>, Status> {
-        use pb::{AlarmType, alarm_request::AlarmAction};
-        let asked = request.into_inner();
-        let is_ours = asked.alarm == AlarmType::Nospace as i32;
-        let raised = pb::AlarmMember {
-            member_id: self.node.identity().member,
-            alarm: AlarmType::Nospace as i32,
-        };
-        let alarms = match AlarmAction::try_from(asked.action) {
-            Ok(AlarmAction::Get) => {
-                let is_asked = is_ours || asked.alarm == AlarmType::None as i32;
-                let is_raised = is_asked && self.node.is_out_of_space();
-                is_raised.then_some(raised).into_iter().collect()
+        use pb::alarm_request::AlarmAction;
+        let pb::AlarmRequest { action, member_id: member, alarm } = request.into_inner();
+        let kind = kind_of(alarm);
+        let mut alarms: Vec<Alarm> = Vec::new();
+        match (AlarmAction::try_from(action), kind) {
+            (Ok(AlarmAction::Get), _) => {
+                alarms.extend(self.node.alarms());
+                // As in etcd, whatever member is named.
+                alarms.retain(|it| alarm == pb::AlarmType::None as i32 || Some(it.kind) == kind);
             }
-            Ok(AlarmAction::Activate) if is_ours => {
-                self.node.set_out_of_space(true).await?;
-                vec![raised]
+            (Ok(AlarmAction::Activate), Some(kind)) => {
+                let alarm = Alarm { kind, member };
+                self.node.raise_alarm(alarm).await?;
+                alarms.push(alarm);
             }
-            Ok(AlarmAction::Deactivate) if is_ours && self.node.is_out_of_space() => {
-                self.node.set_out_of_space(false).await?;
-                vec![raised]
+            (Ok(AlarmAction::Deactivate), Some(kind)) => {
+                let alarm = Alarm { kind, member };
+                alarms.extend(self.node.disarm_alarm(alarm).await?.then_some(alarm));
             }
-            _ => Vec::new(),
-        };
+            _ => {}
+        }
+        let alarms = alarms.into_iter().map(|Alarm { kind, member }| pb::AlarmMember {
+            member_id: member,
+            alarm: match kind {
+                AlarmKind::NoSpace => pb::AlarmType::Nospace as i32,
+                AlarmKind::Corrupt => pb::AlarmType::Corrupt as i32,
+            },
+        });
+        let alarms = alarms.collect();
         Ok(Response::new(pb::AlarmResponse { header: self.header_now(), alarms }))
     }
 
@@ -48,11 +58,11 @@ impl pb::maintenance_server::Maintenance for Services {
         let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let revision = self.node.revision();
         let index = u64::try_from(revision).unwrap_or(0);
-        let mut errors = Vec::new();
-        if self.node.is_out_of_space() {
-            let member = self.node.identity().member;
-            errors.push(format!("memberID:{member} alarm:NOSPACE "));
-        }
+        // As Go prints the message, without the space that it adds at random.
+        let errors = self.node.alarms().into_iter().map(|Alarm { kind, member }| match member {
+            0 => format!("alarm:{}", kind.name()),
+            member => format!("memberID:{member} alarm:{}", kind.name()),
+        });
         Ok(Response::new(pb::StatusResponse {
             header: self.header(revision),
             version: ETCD_VERSION.to_owned(),
@@ -61,7 +71,7 @@ impl pb::maintenance_server::Maintenance for Services {
             raft_index: index,
             raft_term: super::RAFT_TERM,
             raft_applied_index: index,
-            errors,
+            errors: errors.collect(),
             db_size_in_use: bytes(size.in_use),
             is_learner: false,
             storage_version: STORAGE_VERSION.to_owned(),
@@ -70,19 +80,27 @@ impl pb::maintenance_server::Maintenance for Services {
         }))
     }
 
-    /// There is nothing to defragment by hand: what compaction frees is used again.
+    /// Files are made as small as what is in them. What is elsewhere is not this node's to do that with, and
+    /// the answer says so where there is nothing else.
     async fn defragment(
         &self,
         _: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
-        Ok(Response::new(pb::DefragmentResponse { header: None }))
+        match self.node.defragment().await? {
+            true => Ok(Response::new(pb::DefragmentResponse { header: None })),
+            false => Err(Status::unimplemented(
+                "pleach: none of this node's stores is a file; databases, etcds and other nodes give space \
+                 back by themselves",
+            )),
+        }
     }
 
     async fn hash(
         &self,
         _: Request<pb::HashRequest>,
     ) -> Result<Response<pb::HashResponse>, Status> {
-        let (revision, hash, _) = self.node.hash(0).await?;
+        // Of what was there at the revision that it says.
+        let (_, hash, revision) = self.node.hash(0).await?;
         Ok(Response::new(pb::HashResponse { header: self.header(revision), hash }))
     }
 
@@ -120,5 +138,13 @@ impl pb::maintenance_server::Maintenance for Services {
         _: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
         Err(Status::unimplemented("pleach: a node's stores are not downgraded"))
+    }
+}
+
+fn kind_of(alarm: i32) -> Option<AlarmKind> {
+    match pb::AlarmType::try_from(alarm) {
+        Ok(pb::AlarmType::Nospace) => Some(AlarmKind::NoSpace),
+        Ok(pb::AlarmType::Corrupt) => Some(AlarmKind::Corrupt),
+        Ok(pb::AlarmType::None) | Err(_) => None,
     }
 }

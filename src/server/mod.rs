@@ -31,11 +31,10 @@ use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
-use tonic_health::pb::health_server::HealthServer;
 use tower::util::MapRequestLayer;
 
-use self::failures::Failures;
 pub use self::tls::{Tls, TlsPart, WrongTls};
+use self::{failures::Failures, patience::Places};
 use crate::{
     model::Revision,
     node::Node,
@@ -50,6 +49,10 @@ pub const STORAGE_VERSION: &str = "3.7.0";
 
 /// There are no elections, so the first term lasts.
 const RAFT_TERM: u64 = 1;
+
+/// What stands around a request in etcd's log, beside its length: a header with an id of nine bytes, and
+/// which request it is.
+const RAFT_OVERHEAD_BYTES: usize = 14;
 
 /// What etcd adds to the bound on requests where it bounds messages.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
@@ -87,6 +90,7 @@ pub struct Services {
     advertised: Vec<String>,
     scheme: &'static str,
     stopping: CancellationToken,
+    places: Places,
 }
 
 // === impl Services ===
@@ -101,7 +105,14 @@ impl Services {
         advertised: Vec<String>,
         stopping: CancellationToken,
     ) -> Self {
-        Self { node, limits, name, advertised, scheme: "http", stopping }
+        let places = Places::new(usize::MAX);
+        Self { node, limits, name, advertised, scheme: "http", stopping, places }
+    }
+
+    /// The same for so many connections at once, over all its listeners.
+    #[must_use]
+    pub fn with_connections_max(self, count: usize) -> Self {
+        Self { places: Places::new(count), ..self }
     }
 
     fn header(&self, revision: Revision) -> Option<pb::ResponseHeader> {
@@ -148,8 +159,8 @@ impl Services {
             .with_nodelay(Some(true))
             .with_keepalive(Some(PROBE_EVERY))
             .with_keepalive_interval(Some(PROBE_EVERY));
+        let incoming = patience::patient(incoming, self.places.clone());
         let routes = self.routes().await;
-        let incoming = patience::patient(incoming);
         server.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
     }
 
@@ -163,7 +174,7 @@ impl Services {
         tls: Option<Tls>,
         stopped: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
-        let incoming = patience::patient(TcpIncoming::from(listener));
+        let incoming = patience::patient(TcpIncoming::from(listener), self.places.clone());
         let routes = Routes::from(http::routes(self));
         listening(tls)?.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
     }
@@ -192,7 +203,7 @@ impl Services {
             };
         }
         let routes = add!(
-            HealthServer<Services>,
+            proto::health::health_server::HealthServer<Services>,
             pb::kv_server::KvServer<Services>,
             treepb::tree_server::TreeServer<Services>,
             pb::watch_server::WatchServer<Services>,

@@ -1,25 +1,31 @@
-//! How long a client may take to say what it wants: connections that send nothing, and requests that stop
-//! half-way, end after a time and hold nothing for ever.
+//! How long a client may take to say what it wants, and how many may be connected: connections that send
+//! nothing, and requests that stop half-way, end after a time and hold nothing for ever; those for which there is
+//! no place end at once, so that their clients go elsewhere, and stores have the files that they need.
 
 use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::body::{Body, Bytes, HttpBody};
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, future::ready};
 use hyper::body::{Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep},
 };
 use tonic::transport::server::Connected;
 
 /// What a client may take to send its first bytes, and to send a whole request.
 pub(super) const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How often is said that there is no place.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// The methods whose requests are streams, which last as long as the client likes.
 const STREAMED: [&str; 4] = [
@@ -33,6 +39,7 @@ const STREAMED: [&str; 4] = [
 #[derive(Debug)]
 pub(super) struct Patient<S> {
     stream: S,
+    _place: OwnedSemaphorePermit,
     /// Until the first bytes have come.
     waiting: Option<Pin<Box<Sleep>>>,
 }
@@ -44,12 +51,31 @@ struct InTime {
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-/// Connections, each of which must send something in time.
+/// The places for connections of all listeners. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    free: Arc<Semaphore>,
+    refused: Arc<Mutex<Refused>>,
+}
+
+/// What was refused, and when that was said.
+#[derive(Debug, Default)]
+struct Refused {
+    since: u64,
+    said: Option<Instant>,
+}
+
+/// Connections, each of which has a place and must send something in time. One that can't be accepted is none:
+/// the next may be.
 pub(super) fn patient<S>(
     incoming: impl Stream<Item = io::Result<S>>,
+    places: Places,
 ) -> impl Stream<Item = io::Result<Patient<S>>> {
-    incoming.map(|stream| {
-        stream.map(|stream| Patient { stream, waiting: Some(Box::pin(sleep(REQUEST_TIME_MAX))) })
+    incoming.filter_map(move |stream| {
+        ready(places.take(stream).map(|(stream, place)| {
+            let waiting = Some(Box::pin(sleep(REQUEST_TIME_MAX)));
+            Ok(Patient { stream, _place: place, waiting })
+        }))
     })
 }
 
@@ -59,6 +85,38 @@ pub(super) fn in_time(request: axum::extract::Request) -> axum::extract::Request
         return request;
     }
     request.map(|body| Body::new(InTime { body, deadline: None }))
+}
+
+// === impl Places ===
+
+impl Places {
+    pub(super) fn new(count: usize) -> Self {
+        let free = Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
+        Self { free, refused: Arc::default() }
+    }
+
+    /// A place for a connection; without one it ends.
+    fn take<S>(&self, stream: io::Result<S>) -> Option<(S, OwnedSemaphorePermit)> {
+        match stream {
+            Ok(stream) => match self.free.clone().try_acquire_owned() {
+                Ok(place) => Some((stream, place)),
+                Err(_) => self.refuse("as many are open as open files allow (ulimit -n)"),
+            },
+            Err(error) => self.refuse(&error.to_string()),
+        }
+    }
+
+    fn refuse<T>(&self, reason: &str) -> Option<T> {
+        // Nothing panics while it holds the lock.
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.since += 1;
+        if refused.said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
+            refused.said = Some(Instant::now());
+            let count = std::mem::take(&mut refused.since);
+            tracing::warn!(count, reason, "connections were refused");
+        }
+        None
+    }
 }
 
 // === impl Patient ===
@@ -160,18 +218,38 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_says_nothing_ends_and_one_that_has_said_something_stays() {
         let (silent, _their_end) = tokio::io::duplex(64);
-        let mut connections = Box::pin(patient(stream::iter([Ok(silent)])));
+        let places = Places::new(1);
+        let mut connections = Box::pin(patient(stream::iter([Ok(silent)]), places.clone()));
         let mut silent = connections.next().await.expect("it came").expect("it is one");
         let error = silent.read_u8().await.expect_err("nothing was said");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(silent);
 
         let (spoke, mut their_end) = tokio::io::duplex(64);
-        let mut connections = Box::pin(patient(stream::iter([Ok(spoke)])));
+        let mut connections = Box::pin(patient(stream::iter([Ok(spoke)]), places));
         let mut spoke = connections.next().await.expect("it came").expect("it is one");
         tokio::io::AsyncWriteExt::write_u8(&mut their_end, 7).await.expect("it is open");
         assert_eq!(spoke.read_u8().await.expect("it was said"), 7);
         let waited = tokio::time::timeout(REQUEST_TIME_MAX * 10, spoke.read_u8()).await;
         assert!(waited.is_err(), "it was ended all the same");
+    }
+
+    #[tokio::test]
+    async fn who_finds_no_place_is_let_go_and_the_next_may_find_one() {
+        let places = Places::new(2);
+        let connections = || (0..4).map(|at| tokio::io::duplex(at + 1).0).map(Ok);
+        let failed = || [Err(io::Error::other("too many open files"))];
+        let all = || {
+            Box::pin(patient(
+                stream::iter(failed().into_iter().chain(connections())),
+                places.clone(),
+            ))
+        };
+        let taken: Vec<_> = all().collect().await;
+        assert!(taken.len() == 2 && taken.iter().all(Result::is_ok));
+        assert_eq!(all().count().await, 0, "there are two");
+        drop(taken);
+        assert_eq!(all().collect::<Vec<_>>().await.len(), 2);
     }
 
     #[tokio::test(start_paused = true)]

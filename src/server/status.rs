@@ -31,6 +31,7 @@ texts! {
     INVALID_SORT = InvalidArgument, "etcdserver: invalid sort option";
     TOO_LARGE = InvalidArgument, "etcdserver: request is too large";
     NO_SPACE = ResourceExhausted, "etcdserver: mvcc: database space exceeded";
+    CORRUPT = DataLoss, "etcdserver: corrupt cluster";
     LEASE_NOT_FOUND = NotFound, "etcdserver: requested lease not found";
     MEMBER_NOT_FOUND = NotFound, "etcdserver: member not found";
     LEASE_EXISTS = FailedPrecondition, "etcdserver: lease already exists";
@@ -67,6 +68,7 @@ impl From<StoreError> for Status {
             StoreError::LeaseNotFound(_) => status(LEASE_NOT_FOUND),
             StoreError::TooLarge(_) => status(TOO_LARGE),
             StoreError::NoSpace(_) => status(NO_SPACE),
+            StoreError::Corrupt => status(CORRUPT),
             StoreError::UnknownOutcome { .. } => status(TIMED_OUT),
             StoreError::TwoStores { .. }
             | StoreError::KeyTooLong { .. }

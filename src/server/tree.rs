@@ -20,7 +20,7 @@ use tonic::{
 };
 use tracing::Instrument as _;
 
-use super::{Services, check, failures::Failures, patience, status, trace};
+use super::{Services, check, failures::Failures, http, patience, status, trace};
 use crate::{
     clock::REVISION_MAX,
     model::{Commit, Event, KeyRange, Revision, StoreError},
@@ -81,7 +81,7 @@ pub(super) async fn note_call(
                 response
             }
         },
-        None => response,
+        None => http::name_unknown(uri.path(), response),
     };
     trace::follow(span, response)
 }
@@ -374,7 +374,9 @@ impl pb::tree_server::Tree for Services {
         }
         let fence = self.fence(&request, leases_ended);
         let ended = self.node.end_lease_for_parent(lease, fence).await;
-        Ok(Response::new(pb::EndLeaseResponse { revision: ended.map_err(refused)? }))
+        let ended = ended.map_err(refused)?;
+        let revision = ended.unwrap_or_else(|| self.node.revision());
+        Ok(Response::new(pb::EndLeaseResponse { revision, had_none: ended.is_none() }))
     }
 
     async fn leases(

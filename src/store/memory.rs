@@ -25,7 +25,7 @@ use crate::{
         Commit, KeyRange, KeyValue, LeaseId, Revision, StoreError,
         error::Result,
         key::successor,
-        txn::{Past, Rows, Txn, Workspace, delete_all, execute, in_range},
+        txn::{Past, Rows, Txn, TxnResult, Workspace, delete_all, execute, in_range},
     },
 };
 
@@ -148,7 +148,8 @@ impl Memory {
                     state.rows.remove(&event.kv.key);
                 }
                 let revision = commit.as_ref().map_or(before, |commit| commit.revision);
-                (Written { revision, result: Default::default() }, commit)
+                let result = TxnResult { succeeded: commit.is_some(), results: Vec::new() };
+                (Written { revision, result }, commit)
             }
         };
         if let Some(commit) = commit {
@@ -177,9 +178,9 @@ impl Store for Memory {
         self.apply_now(&mut self.kept.lock(), Write::Txn { txn, dead_leases }, &past)
     }
 
-    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+    async fn end_lease(&self, lease: LeaseId) -> Result<Option<Revision>> {
         let ended = self.apply_now(&mut self.kept.lock(), Write::EndLease(lease), &Past::new())?;
-        Ok(ended.revision)
+        Ok(ended.result.succeeded.then_some(ended.revision))
     }
 
     async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
@@ -252,6 +253,10 @@ impl Store for Memory {
 
     fn head(&self) -> Head {
         Head { newest: self.kept.lock().newest, is_exact: true, ..Head::default() }
+    }
+
+    async fn defragment(&self) -> Result<bool> {
+        Ok(false)
     }
 
     async fn close(&self) {}

@@ -86,12 +86,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written>;
 
     /// Deletes all keys of a lease, in key order: at one revision in each leaf that has some. Returns the
-    /// greatest of these revisions; where there was no key, one as of which there was none. It may be
-    /// asked for again after an error, and then deletes what is left.
+    /// greatest of these revisions; `None` where there was no key. It may be asked for again after an error,
+    /// and then deletes what is left.
     ///
     /// # Errors
     /// The first of those of its leaves; the others are done all the same.
-    async fn end_lease(&self, lease: LeaseId) -> Result<Revision>;
+    async fn end_lease(&self, lease: LeaseId) -> Result<Option<Revision>>;
 
     /// The leases of its live keys, but for those that a node behind it granted itself.
     ///
@@ -171,6 +171,13 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// The stores it is made of, as a node tells others: itself, unless it is composed.
     async fn describe(&self) -> Vec<Described>;
+
+    /// Gives what is free in its files back to the disk, where it has such files; says whether it has. Writes
+    /// wait meanwhile, for as long as it takes to copy the store.
+    ///
+    /// # Errors
+    /// Where there is no room for the copy, or the store can't be used.
+    async fn defragment(&self) -> Result<bool>;
 
     /// Ends its tasks and gives it up, so that another process may have it at once. What is asked of it
     /// afterwards is refused. Returns when that is done, or can't be.
@@ -290,6 +297,8 @@ pub struct Head {
     /// Whether it may have been made from a copy since it was last owned, as far as its server says. Who knows
     /// how far it had come knows better.
     pub is_suspect: bool,
+    /// Whether it has said that there is no room for more, and not yet that there is some again.
+    pub is_full: bool,
 }
 
 /// Which store is expected at an address.

@@ -120,6 +120,11 @@ impl Feed {
         self.store.tail(after)
     }
 
+    /// The oldest revision that can be read of what it follows.
+    pub(super) fn compacted(&self) -> Revision {
+        self.store.compacted()
+    }
+
     /// Behind which revision a watch begins that wants what comes from now on. Numbers of other nodes
     /// may be below what was shown here: they close that first, or, where they can't, the watch begins
     /// behind all that they have closed.
@@ -150,7 +155,7 @@ impl Feed {
     /// # Errors
     /// `Compacted` where it may not.
     pub(super) fn check_resume(&self, after: Revision) -> Result<()> {
-        let compacted = self.store.compacted();
+        let compacted = self.compacted();
         if after + 1 < compacted {
             return Err(StoreError::Compacted { compacted });
         }

@@ -372,7 +372,8 @@ impl Stream {
         let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
             return Ok(());
         };
-        let events = watcher.wanted.select(&commits);
+        let State::Live(joined) = &watcher.state else { return Ok(()) };
+        let events = watcher.wanted.select(&commits, joined.feed().compacted());
         let fragment = watcher.wanted.fragment;
         let Some(last) = events.last() else { return Ok(()) };
         watcher.was_told = true;
@@ -579,7 +580,7 @@ impl Reading {
 
     /// Whether some of what comes late is wanted.
     fn misses(&self, late: &Backfill) -> bool {
-        !self.wanted.select(&late.commits).is_empty()
+        !self.wanted.select(&late.commits, 0).is_empty()
     }
 
     async fn send(&self, commits: &[Arc<Commit>], revision: Revision) {
@@ -593,7 +594,7 @@ impl Reading {
             });
             let (now, later) = rest.split_at(fits.count());
             rest = later;
-            let events = self.wanted.select(now);
+            let events = self.wanted.select(now, self.feed.compacted());
             if !events.is_empty() {
                 let (watcher, fragment) = (self.joining.watcher.id, self.wanted.fragment);
                 let events = Response::Events { watcher, revision, events, fragment };
@@ -607,14 +608,16 @@ impl Reading {
 // === impl Wanted ===
 
 impl Wanted {
-    /// The events that are wanted of some commits.
-    fn select(&self, commits: &[Arc<Commit>]) -> Vec<Event> {
+    /// The events that are wanted of some commits. What was before the compacted revision can't be had any
+    /// more, so events at it come without previous values, as from etcd.
+    fn select(&self, commits: &[Arc<Commit>], compacted: Revision) -> Vec<Event> {
         let mut events = Vec::new();
         for event in commits.iter().flat_map(|commit| &commit.events) {
             let is_delete = event.is_delete();
             let is_filtered = if is_delete { self.filters.no_delete } else { self.filters.no_put };
             if !is_filtered && self.range.contains(&event.kv.key) {
-                let prev = event.prev.as_ref().filter(|_| self.prev_kv).cloned();
+                let has_prev = self.prev_kv && event.kv.mod_revision > compacted;
+                let prev = event.prev.as_ref().filter(|_| has_prev).cloned();
                 events.push(Event { kv: event.kv.clone(), prev });
             }
         }

@@ -28,6 +28,7 @@ pub fn failure(error: &StoreError) -> Failure {
         StoreError::KeyReserved { store, prefix } => make(Kind::KeyReserved, store, prefix, 0, 0),
         StoreError::TooLarge(store) => make(Kind::TooLarge, store, "", 0, 0),
         StoreError::NoSpace(reason) => make(Kind::NoSpace, "", reason, 0, 0),
+        StoreError::Corrupt => make(Kind::Corrupt, "", "", 0, 0),
         StoreError::TwoStores { first, second } => make(Kind::TwoStores, first, second, 0, 0),
         StoreError::Unavailable { store, reason } => make(Kind::Unavailable, store, reason, 0, 0),
         StoreError::UnknownOutcome { store, reason } => {
@@ -61,6 +62,7 @@ pub fn from_failure(route: &str, failure: Failure) -> Option<StoreError> {
         }
         Kind::KeyReserved => StoreError::KeyReserved { store: name, prefix: text.into() },
         Kind::TooLarge => StoreError::TooLarge(name),
+        Kind::Corrupt => StoreError::Corrupt,
         Kind::NoSpace => StoreError::NoSpace(format!("{route}: {text}").into()),
         Kind::TwoStores => StoreError::TwoStores { first: name, second: below(&text) },
         Kind::Unavailable => StoreError::Unavailable { store: name, reason: text.into() },
@@ -91,6 +93,7 @@ mod tests {
             StoreError::KeyReserved { store: pods.clone(), prefix: text.clone() },
             StoreError::TooLarge(pods.clone()),
             StoreError::NoSpace(text.clone()),
+            StoreError::Corrupt,
             StoreError::TwoStores { first: pods.clone(), second: text.clone() },
             StoreError::Unavailable { store: pods.clone(), reason: text.clone() },
             StoreError::UnknownOutcome { store: pods.clone(), reason: text.clone() },

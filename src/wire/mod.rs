@@ -6,6 +6,7 @@ pub mod trace;
 mod tree;
 
 use bytes::Bytes;
+use prost::Message as _;
 
 pub use self::{
     failure::{failure, from_failure},
@@ -117,7 +118,7 @@ fn compare(compare: &pb::Compare) -> Compare {
     Compare { range: range(&compare.key, &compare.range_end), relation, against }
 }
 
-/// A transaction; `None` where an operation says nothing.
+/// A transaction; `None` where an operation says nothing, or a nested one nothing that can be read.
 pub fn txn(request: &pb::TxnRequest) -> Option<Txn> {
     Some(Txn {
         compares: request.compare.iter().map(compare).collect(),
@@ -132,7 +133,7 @@ fn op(op: &pb::RequestOp) -> Option<Op> {
         Request::RequestRange(request) => Op::Range(range_op(request)),
         Request::RequestPut(request) => Op::Put(put_op(request)),
         Request::RequestDeleteRange(request) => Op::Delete(delete_op(request)),
-        Request::RequestTxn(request) => Op::Txn(txn(request)?),
+        Request::RequestTxn(nested) => Op::Txn(txn(&pb::TxnRequest::decode(nested.clone()).ok()?)?),
     })
 }
 
@@ -197,7 +198,9 @@ fn response_op(result: OpResult) -> pb::ResponseOp {
                 prev_kvs: key_values(prevs),
             })
         }
-        OpResult::Txn(result) => Response::ResponseTxn(txn_response(inner(0), result)),
+        OpResult::Txn(result) => {
+            Response::ResponseTxn(txn_response(inner(0), result).encode_to_vec().into())
+        }
     };
     pb::ResponseOp { response: Some(response) }
 }

@@ -1,6 +1,7 @@
 //! The model's words as requests, and answers as the model's words: what a parent does with a child.
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use crate::{
     model::{
@@ -70,7 +71,7 @@ fn op(op: &Op) -> pb::RequestOp {
         Op::Range(range) => Request::RequestRange(range_request(range)),
         Op::Put(put) => Request::RequestPut(put_request(put)),
         Op::Delete(delete) => Request::RequestDeleteRange(delete_request(delete)),
-        Op::Txn(txn) => Request::RequestTxn(txn_request(txn)),
+        Op::Txn(txn) => Request::RequestTxn(txn_request(txn).encode_to_vec().into()),
     };
     pb::RequestOp { request: Some(request) }
 }
@@ -125,16 +126,16 @@ fn delete_request(op: &DeleteOp) -> pb::DeleteRangeRequest {
     pb::DeleteRangeRequest { key, range_end, prev_kv: op.prev_kv }
 }
 
-/// What a transaction answered.
-pub fn txn_result(response: pb::TxnResponse) -> TxnResult {
+/// What a transaction answered; `None` where an answer to a nested one can't be read.
+pub fn txn_result(response: pb::TxnResponse) -> Option<TxnResult> {
     let results = response.responses.into_iter().filter_map(|op| op.response).map(op_result);
-    TxnResult { succeeded: response.succeeded, results: results.collect() }
+    Some(TxnResult { succeeded: response.succeeded, results: results.collect::<Option<_>>()? })
 }
 
-fn op_result(response: pb::response_op::Response) -> OpResult {
+fn op_result(response: pb::response_op::Response) -> Option<OpResult> {
     use pb::response_op::Response;
     let of = |header: Option<pb::ResponseHeader>| header.map_or(0, |header| header.revision);
-    match response {
+    Some(match response {
         Response::ResponseRange(range) => OpResult::Range {
             revision: of(range.header),
             found: Found {
@@ -151,8 +152,10 @@ fn op_result(response: pb::response_op::Response) -> OpResult {
             deleted: delete.deleted,
             prevs: delete.prev_kvs.into_iter().map(kv).collect(),
         },
-        Response::ResponseTxn(txn) => OpResult::Txn(txn_result(txn)),
-    }
+        Response::ResponseTxn(txn) => {
+            OpResult::Txn(txn_result(pb::TxnResponse::decode(txn).ok()?)?)
+        }
+    })
 }
 
 /// A key as it stands. Shares the memory of its message.

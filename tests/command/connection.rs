@@ -12,7 +12,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{call::put, support::node::Node};
+use crate::{
+    call::{get, put},
+    support::{node::Node, process::eventually},
+};
 
 /// The opening words of HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -43,6 +46,38 @@ async fn silent_and_half_open_connections_hold_up_nobody() -> Result<()> {
     let fresh = node.channel()?;
     put(&fresh, "answered", "yes").await?;
     drop(held);
+    node.ensure_running()
+}
+
+/// Clients that take all open files there are end where a place is missing, are told of in the log, and leave the
+/// stores what they need.
+#[tokio::test]
+async fn more_clients_than_open_files_are_let_go_and_stores_have_theirs() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut node =
+        Node::new(folder.path(), &[])?.with_routes(&["/a/", "/b/"])?.under("ulimit -n 256");
+    let channel = node.start().await?;
+    let mut held = Vec::new();
+    for _ in 0..300 {
+        held.push(TcpStream::connect(("127.0.0.1", node.port())).await?);
+    }
+    // Those behind the last place end, and are not left to wait.
+    let last = held.last_mut().context("there are some")?;
+    let ended = tokio::time::timeout(Duration::from_secs(10), last.read(&mut [0; 1])).await?;
+    ensure!(ended.is_err() || ended.is_ok_and(|count| count == 0), "it has a place");
+    for key in ["/a/1", "/b/1", "/c/1"] {
+        put(&channel, key, vec![b'v'; 100_000]).await?;
+        ensure!(get(&channel, key).await?.is_some(), "{key} is not there");
+    }
+    let log = node.log();
+    for said in ["few clients can be connected at once", "connections were refused"] {
+        ensure!(log.contains(said), "`{said}` is not in {log}");
+    }
+    drop(held);
+    eventually("there are places again", Duration::from_secs(10), async || {
+        Ok(put(&node.channel()?, "again", "yes").await?)
+    })
+    .await?;
     node.ensure_running()
 }
 

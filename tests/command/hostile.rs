@@ -4,8 +4,9 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use pleach::proto::etcdserverpb::{
     self as pb, compare::TargetUnion, lease_client::LeaseClient, request_op::Request as Op,
-    watch_client::WatchClient, watch_request::RequestUnion,
+    response_op::Response as Done, watch_client::WatchClient, watch_request::RequestUnion,
 };
+use prost::Message as _;
 use tempfile::TempDir;
 use tonic::{Code, transport::Channel};
 
@@ -85,17 +86,55 @@ async fn requests_beyond_the_bounds_get_the_texts_of_etcd() -> Result<()> {
 }
 
 #[tokio::test]
-async fn transactions_nested_a_thousand_deep_are_refused() -> Result<()> {
+async fn transactions_nest_as_deep_as_in_etcd_and_no_depth_ends_the_node() -> Result<()> {
     let (_folder, _node, channel) = node().await?;
-    let mut txn = pb::TxnRequest { success: puts(1), ..Default::default() };
-    for _ in 0..1_000 {
-        let op = pb::RequestOp { request: Some(Op::RequestTxn(txn)) };
-        txn = pb::TxnRequest { success: vec![op], ..Default::default() };
+    for depth in [1, 49, 50, 126, 127] {
+        let answer = client(&channel).txn(nested(depth)).await?.into_inner();
+        ensure!(answer.succeeded && innermost(answer)? == depth, "{depth}");
     }
-    let error = client(&channel).txn(txn).await.err().context("it was taken")?;
-    ensure!(error.code() != Code::Unavailable, "{error:?}");
+    for depth in [128, 1_000, 10_000] {
+        let error = client(&channel).txn(nested(depth)).await;
+        ensure_error(error, Code::InvalidArgument, TOO_MANY)?;
+    }
     put(&channel, "alive", "yes").await?;
     Ok(())
+}
+
+#[tokio::test]
+async fn a_flag_that_allows_any_number_of_operations_does_not_allow_any_depth() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut node = Node::new(folder.path(), &["--max-txn-ops", "1000000"])?;
+    let channel = node.start().await?;
+    let answer = client(&channel).txn(nested(500)).await?.into_inner();
+    ensure!(innermost(answer)? == 500, "it did something else");
+    for depth in [501, 10_000] {
+        let error = client(&channel).txn(nested(depth)).await;
+        ensure_error(error, Code::InvalidArgument, TOO_MANY)?;
+    }
+    put(&channel, "alive", "yes").await?;
+    Ok(())
+}
+
+/// A put in so many transactions, one in the other.
+fn nested(depth: usize) -> pb::TxnRequest {
+    let mut txn = pb::TxnRequest { success: puts(1), ..Default::default() };
+    for _ in 0..depth {
+        let op = pb::RequestOp { request: Some(Op::RequestTxn(txn.encode_to_vec().into())) };
+        txn = pb::TxnRequest { success: vec![op], ..Default::default() };
+    }
+    txn
+}
+
+/// How deep the answer to a put lies.
+fn innermost(mut answer: pb::TxnResponse) -> Result<usize> {
+    for depth in 0.. {
+        match answer.responses.pop().and_then(|op| op.response) {
+            Some(Done::ResponseTxn(nested)) => answer = pb::TxnResponse::decode(nested)?,
+            Some(Done::ResponsePut(_)) => return Ok(depth),
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+    anyhow::bail!("it has no end")
 }
 
 #[tokio::test]

@@ -82,7 +82,8 @@ pub(crate) async fn open_child(
 /// A node over `root`, where it can be reached.
 pub(crate) async fn serve(root: Arc<Router>, member: Arc<Membership>) -> SocketAddr {
     let name = member.me().name.clone();
-    let options = Options { progress_every: Duration::from_secs(600), quota_bytes: 0 };
+    let options =
+        Options { progress_every: Duration::from_secs(600), quota_bytes: 0, splits_deletes: false };
     let node = Node::start(root, member, options, &[]).await.expect("memory answers");
     tokio::spawn(node.clone().reserve_revisions());
     let limits = Limits { request_bytes_max: 2 << 20, txn_ops_max: 128, ready_requires_all: false };

@@ -109,6 +109,10 @@ impl<S: Store + ?Sized> Store for Defective<S> {
         self.inner.describe().await
     }
 
+    async fn defragment(&self) -> Result<bool> {
+        self.inner.defragment().await
+    }
+
     async fn close(&self) {
         self.inner.close().await;
     }
@@ -120,7 +124,7 @@ impl<S: Store + ?Sized> Store for Defective<S> {
         self.inner.apply(txn, dead_leases).await
     }
 
-    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+    async fn end_lease(&self, lease: LeaseId) -> Result<Option<Revision>> {
         let lease = if matches!(self.defect, Defect::KeepsLeased) { -1 } else { lease };
         self.inner.end_lease(lease).await
     }

@@ -63,6 +63,10 @@ impl Store for Stalled {
         self.inner.describe().await
     }
 
+    async fn defragment(&self) -> Result<bool> {
+        self.inner.defragment().await
+    }
+
     async fn close(&self) {
         self.inner.close().await;
     }
@@ -72,7 +76,7 @@ impl Store for Stalled {
         self.inner.apply(txn, dead_leases).await
     }
 
-    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+    async fn end_lease(&self, lease: LeaseId) -> Result<Option<Revision>> {
         self.pass().await;
         self.inner.end_lease(lease).await
     }

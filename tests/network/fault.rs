@@ -134,6 +134,10 @@ impl<S: Store + ?Sized> Store for Faulty<S> {
         self.inner.describe().await
     }
 
+    async fn defragment(&self) -> Result<bool> {
+        self.inner.defragment().await
+    }
+
     async fn close(&self) {
         self.inner.close().await;
     }
@@ -151,7 +155,7 @@ impl<S: Store + ?Sized> Store for Faulty<S> {
         }
     }
 
-    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+    async fn end_lease(&self, lease: LeaseId) -> Result<Option<Revision>> {
         self.inner.end_lease(lease).await
     }
 

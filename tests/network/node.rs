@@ -68,7 +68,7 @@ impl Start {
         let settings = Settings {
             name: name.to_owned(),
             tree: TreeOptions { is_local: true, ..TreeOptions::default() },
-            node: Options { progress_every: PROGRESS_EVERY, quota_bytes: 0 },
+            node: Options { progress_every: PROGRESS_EVERY, quota_bytes: 0, splits_deletes: false },
             grace: self.grace,
             adopt: Vec::new(),
             entropy: self.entropy.clone(),

@@ -12,6 +12,7 @@ use pleach::proto::{
     },
     mvccpb,
 };
+use prost::Message as _;
 
 use crate::request::{Answer, Request};
 
@@ -87,10 +88,6 @@ const MEANT_ELSEWHERE: &[(&str, &str)] = &[
         "a node pushes them when a get shows that a client waits; their promise is checked",
     ),
     (
-        "previous values, and the first of several changes of a key, at the compacted revision",
-        "etcd has dropped them; a node gives them while it still has them",
-    ),
-    (
         "events that were on their way when a watcher was cancelled",
         "etcd drops or sends them by chance, also without their previous values; one history must be the beginning of the other",
     ),
@@ -164,7 +161,11 @@ fn hide_in_txn(answer: &mut pb::TxnResponse) {
             Some(Done::ResponseRange(a)) => a.header.iter_mut().for_each(hide),
             Some(Done::ResponsePut(a)) => a.header.iter_mut().for_each(hide),
             Some(Done::ResponseDeleteRange(a)) => a.header.iter_mut().for_each(hide),
-            Some(Done::ResponseTxn(a)) => hide_in_txn(a),
+            Some(Done::ResponseTxn(nested)) => {
+                let mut a = pb::TxnResponse::decode(nested.clone()).expect("it is an answer");
+                hide_in_txn(&mut a);
+                *nested = a.encode_to_vec().into();
+            }
             None => {}
         }
     }
@@ -218,7 +219,7 @@ fn shape_of_members(answer: &mut Answer) {
         if member.client_ur_ls.iter().any(|url| url.starts_with("http")) {
             member.client_ur_ls = vec!["a URL".into()];
         }
-        member.peer_ur_ls.clear();
+        member.peer_ur_ls.iter_mut().for_each(|url| url.truncate("http://".len()));
     }
 }
 
@@ -282,7 +283,14 @@ fn order_of_ties_in_txn(
                 Some(Op::RequestTxn(request)),
                 Some(Done::ResponseTxn(left)),
                 Some(Done::ResponseTxn(right)),
-            ) => order_of_ties_in_txn(request, left, right),
+            ) => {
+                let request = pb::TxnRequest::decode(request.clone()).expect("it was sent");
+                let [mut a, mut b] = [&*left, &*right].map(|answer| {
+                    pb::TxnResponse::decode(answer.clone()).expect("it is an answer")
+                });
+                order_of_ties_in_txn(&request, &mut a, &mut b);
+                (*left, *right) = (a.encode_to_vec().into(), b.encode_to_vec().into());
+            }
             _ => {}
         }
     }

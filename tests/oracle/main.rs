@@ -19,6 +19,7 @@ mod differences;
 mod generate;
 mod keys;
 mod nested;
+mod probes;
 mod request;
 mod run;
 mod server;
@@ -33,7 +34,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use pleach::{clock::Entropy, proto::etcdserverpb as pb};
+use pleach::{
+    clock::Entropy,
+    proto::etcdserverpb::{self as pb, request_op::Request as Op},
+};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -136,12 +140,77 @@ async fn requests_beyond_the_size_limit_are_refused_as_etcd_does() -> Result<()>
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut run = Run::start(Kind::Node.or_as_asked()).await?;
     let limit = 3 << 19;
-    // Not the last bytes: etcd counts what it wraps around the request as well.
-    for size in [limit - 1024, limit + 1024, limit + (1 << 19) + 1024] {
-        let value = vec![b'v'; size].into();
-        let put = pb::PutRequest { key: "a".into(), value, ..Default::default() };
-        run.step(&Step::Ask(Request::Put(put))).await.with_context(|| format!("{size} bytes"))?;
+    let far = [limit - 1024, limit + 1024, limit + (1 << 19) + 1024];
+    // To the byte: etcd counts what it wraps around the request as well.
+    for size in (limit - 48..=limit + 2).step_by(3).chain(limit - 26..=limit - 20).chain(far) {
+        let value = || vec![b'v'; size].into();
+        let put = pb::PutRequest { key: "a".into(), value: value(), ..Default::default() };
+        let op = pb::RequestOp { request: Some(Op::RequestPut(put.clone())) };
+        let txn = pb::TxnRequest { success: vec![op], ..Default::default() };
+        let delete = pb::DeleteRangeRequest { key: value(), ..Default::default() };
+        for request in [Request::Put(put), Request::Txn(txn), Request::DeleteRange(delete)] {
+            run.step(&Step::Ask(request)).await.with_context(|| format!("{size} bytes"))?;
+        }
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alarms_bind_and_are_told_as_by_etcd() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut run = Run::start(Kind::Node.or_as_asked()).await?;
+    let mut rng = Rng::new(seed());
+    for step in 0..600 {
+        let request = match rng.below(12) {
+            at @ (0..=3) => Request::Alarm(pb::AlarmRequest {
+                // Rather disarmed than raised, so that writes are taken now and then.
+                action: [0, 1, 2, 2][at],
+                member_id: rng.pick(&[0, 5, 5]),
+                alarm: rng.pick(&[0, 1, 2]),
+            }),
+            4 => Request::Range(pb::RangeRequest { key: "a".into(), ..Default::default() }),
+            5 => Request::Put(pb::PutRequest { key: "a".into(), ..Default::default() }),
+            6 => Request::DeleteRange(pb::DeleteRangeRequest {
+                key: "a".into(),
+                ..Default::default()
+            }),
+            7 => {
+                let put = pb::PutRequest { key: "b".into(), ..Default::default() };
+                let op = pb::RequestOp { request: Some(Op::RequestPut(put)) };
+                Request::Txn(pb::TxnRequest { success: vec![op], ..Default::default() })
+            }
+            8 => Request::LeaseGrant(pb::LeaseGrantRequest { ttl: 600, id: 9 }),
+            9 => Request::LeaseRevoke(pb::LeaseRevokeRequest { id: 9 }),
+            10 => Request::Compact(pb::CompactionRequest {
+                revision: run.seen.revision,
+                ..Default::default()
+            }),
+            _ => Request::Status(pb::StatusRequest {}),
+        };
+        let taken = run.step(&Step::Ask(request.clone())).await;
+        taken.with_context(|| format!("step {step}: {request:?}"))?;
+        if rng.chance(40) {
+            let mut pages = Vec::new();
+            for side in run.sides() {
+                pages.push(probes::answers(side.url()).await?);
+            }
+            for ((path, left), (_, right)) in pages[0].iter().zip(&pages[1]) {
+                ensure!(left == right, "{path}\n  left:  {left:?}\n  right: {right:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn methods_that_are_not_there_are_refused_in_etcds_words() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut run = Run::start(Kind::Node.or_as_asked()).await?;
+    let mut said = Vec::new();
+    for side in run.sides() {
+        said.push(probes::unknown_methods(side.url()).await?);
+    }
+    ensure!(said[0] == said[1], "left:  {:?}\nright: {:?}", said[0], said[1]);
     Ok(())
 }
 

@@ -25,7 +25,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// What `pleach serve` takes where no flag is given, which is what etcd takes.
 const LIMITS: Limits =
     Limits { request_bytes_max: 1_572_864, txn_ops_max: 128, ready_requires_all: false };
-const OPTIONS: Options = Options { progress_every: Duration::from_secs(600), quota_bytes: 0 };
+const OPTIONS: Options =
+    Options { progress_every: Duration::from_secs(600), quota_bytes: 0, splits_deletes: false };
 
 /// A running node. It ends when this value goes.
 #[derive(Debug)]

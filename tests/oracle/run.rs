@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use pleach::proto::{etcdserverpb as pb, mvccpb};
+use pleach::proto::etcdserverpb as pb;
 use tonic::Code;
 
 use crate::{
@@ -104,6 +104,11 @@ impl Side {
             bail!("no answer to {request:?}:\n{}", self.server.last_words());
         }
         Ok(answer)
+    }
+
+    /// Where its server is reached.
+    pub fn url(&self) -> &str {
+        self.server.url()
     }
 
     pub fn stream(&mut self, stream: usize) -> &mut Listener {
@@ -399,7 +404,7 @@ impl Watcher {
     /// forgotten that previous values were asked for.
     fn compare(&mut self, histories: &[&crate::watch::History; 2]) -> Result<()> {
         let fresh = |side: usize| &histories[side].events[self.compared[side]..];
-        let [left, mut right] = [0, 1].map(|side| kept_at(self.compacted, fresh(side)));
+        let [left, mut right] = [0, 1].map(|side| fresh(side).to_vec());
         for (left, right) in left.iter().zip(&mut right) {
             if histories[0].is_ended && left.prev_kv.is_none() {
                 right.prev_kv = None;
@@ -413,24 +418,6 @@ impl Watcher {
         }
         Ok(())
     }
-}
-
-/// The events as far as etcd keeps them: of those at the compacted revision no previous values, and
-/// only the last of each key.
-fn kept_at(compacted: i64, events: &[mvccpb::Event]) -> Vec<mvccpb::Event> {
-    let key = |event: &mvccpb::Event| event.kv.as_ref().map(|kv| kv.key.clone());
-    let is_there =
-        |event: &mvccpb::Event| event.kv.as_ref().is_some_and(|kv| kv.mod_revision == compacted);
-    let mut kept: Vec<mvccpb::Event> = Vec::new();
-    for event in events {
-        let mut event = event.clone();
-        if is_there(&event) {
-            event.prev_kv = None;
-            kept.retain(|other| !is_there(other) || key(other) != key(&event));
-        }
-        kept.push(event);
-    }
-    kept
 }
 
 /// The name of the call and, where it was refused, the words.

@@ -163,6 +163,10 @@ impl Server {
 
     /// The end of what the process wrote, for the report of a failure. What runs here writes
     /// nothing.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     pub fn last_words(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let tail = &log[log.len().saturating_sub(3000)..];

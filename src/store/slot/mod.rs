@@ -148,7 +148,7 @@ impl Store for Slot {
         self.shared.store()?.apply(txn, dead_leases).await
     }
 
-    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+    async fn end_lease(&self, lease: LeaseId) -> Result<Option<Revision>> {
         self.shared.store()?.end_lease(lease).await
     }
 
@@ -241,6 +241,10 @@ impl Store for Slot {
                 Head { incarnation, newest, ..Head::default() }
             }
         }
+    }
+
+    async fn defragment(&self) -> Result<bool> {
+        self.shared.store()?.defragment().await
     }
 
     async fn close(&self) {

@@ -212,18 +212,22 @@ impl Store for NodeStore {
         let request = pb::ApplyRequest { txn, dead_leases, leases_ended };
         let answer = self.shared.asked(true, self.shared.wire.apply(request)).await?;
         self.shared.advance_to(answer.revision).await?;
-        let result = answer.txn.map(words::txn_result).unwrap_or_default();
+        let result = answer.txn.and_then(words::txn_result);
+        let result = result.ok_or_else(|| StoreError::UnknownOutcome {
+            store: self.shared.name.clone(),
+            reason: "its answer can't be read".into(),
+        })?;
         Ok(Written { revision: answer.revision, result })
     }
 
-    async fn end_lease(&self, lease: LeaseId) -> Result<Revision> {
+    async fn end_lease(&self, lease: LeaseId) -> Result<Option<Revision>> {
         // Counted before it is sent: what is sent from now on knows of it.
         let ended = self.shared.membership.leases_ended();
         let leases_ended = ended.fetch_add(1, Ordering::AcqRel) + 1;
         let request = pb::EndLeaseRequest { lease, leases_ended };
         let answer = self.shared.asked(true, self.shared.wire.end_lease(request)).await?;
         self.shared.advance_to(answer.revision).await?;
-        Ok(answer.revision)
+        Ok((!answer.had_none).then_some(answer.revision))
     }
 
     async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
@@ -326,6 +330,11 @@ impl Store for NodeStore {
         let is_exact =
             self.shared.has_exact_newest.load(Ordering::Acquire) && self.shared.is_attached();
         Head { incarnation: known.incarnation, newest, is_exact, ..Head::default() }
+    }
+
+    /// What a child has in files, its own operator sees to.
+    async fn defragment(&self) -> Result<bool> {
+        Ok(false)
     }
 
     async fn close(&self) {

@@ -478,7 +478,7 @@ async fn large_deletions_and_large_leases_go_at_one_revision() {
             0 => delete(&*bed.store, crate::words::family_range(0)).await,
             lease => {
                 let ended = bed.store.end_lease(lease).await;
-                ended.expect("the lease ends")
+                ended.expect("the lease ends").expect("it had keys")
             }
         };
         let told = commits(&*bed.store, before, gone).await;

@@ -71,7 +71,11 @@ fuzz_target!(|input: &[u8]| {
                     let ask = async |face: &Services, request| face.delete_range(request).await;
                     pair.write(delete, ask).await;
                 }
-                Op::RequestTxn(txn) => pair.txn(txn).await,
+                Op::RequestTxn(nested) => {
+                    if let Ok(txn) = TxnRequest::decode(nested.clone()) {
+                        pair.txn(&txn).await;
+                    }
+                }
             }
         }
     });
@@ -105,10 +109,14 @@ fn change(txn: &mut TxnRequest, dice: &mut Dice) {
         1 => ops.push(ops[at].clone()),
         2 => {
             let inner = TxnRequest { success: vec![ops[at].clone()], ..TxnRequest::default() };
-            ops[at].request = Some(Op::RequestTxn(inner));
+            ops[at].request = Some(Op::RequestTxn(inner.encode_to_vec().into()));
         }
         _ => match &mut ops[at].request {
-            Some(Op::RequestTxn(inner)) => change(inner, dice),
+            Some(Op::RequestTxn(nested)) => {
+                let mut inner = TxnRequest::decode(nested.clone()).unwrap_or_default();
+                change(&mut inner, dice);
+                *nested = inner.encode_to_vec().into();
+            }
             request => *request = Some(new_op(dice)),
         },
     }
@@ -143,7 +151,8 @@ async fn face(routes: &[&str]) -> Services {
     // All nodes say that they are the same one, so that their answers can be compared.
     let records = Records::open(main.clone()).await.expect("memory does not fail");
     let root = Router::new(routes.collect(), main);
-    let options = Options { progress_every: Duration::from_secs(600), quota_bytes: 0 };
+    let options =
+        Options { progress_every: Duration::from_secs(600), quota_bytes: 0, splits_deletes: false };
     let tree = TreeOptions::default();
     let membership = Membership::load(records, clock, Entropy::seeded(1), "fuzz", tree).await;
     let membership = membership.expect("memory does not fail");
@@ -272,7 +281,11 @@ fn check_txn(txn: &TxnRequest, answer: &TxnResponse) {
             (
                 RequestOp { request: Some(Op::RequestTxn(txn)) },
                 ResponseOp { response: Some(Answer::ResponseTxn(answer)) },
-            ) => check_txn(txn, answer),
+            ) => {
+                let txn = TxnRequest::decode(txn.clone()).expect("it was executed");
+                let answer = TxnResponse::decode(answer.clone()).expect("it is an answer");
+                check_txn(&txn, &answer);
+            }
             (
                 RequestOp { request: Some(Op::RequestPut(_)) },
                 ResponseOp { response: Some(Answer::ResponsePut(_)) },

@@ -149,7 +149,11 @@ impl Face {
         let store = Memory::new("a", clock.clone());
         let records = Records::open(main.clone()).await.expect("memory does not fail");
         let root = Router::new(vec![Route { rule, store, has_other_writers: true }], main);
-        let options = Options { progress_every: Duration::from_secs(600), quota_bytes: 0 };
+        let options = Options {
+            progress_every: Duration::from_secs(600),
+            quota_bytes: 0,
+            splits_deletes: false,
+        };
         let tree = TreeOptions { is_local: true, ..TreeOptions::default() };
         let membership = Membership::load(records, clock, Entropy::seeded(1), "fuzz", tree).await;
         let membership = membership.expect("memory does not fail");

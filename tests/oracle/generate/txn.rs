@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use pleach::proto::etcdserverpb::{self as pb, compare::TargetUnion, request_op::Request as Op};
+use prost::Message as _;
 
 use super::{Generator, Seen};
 
@@ -15,6 +16,9 @@ impl Generator {
     pub(super) fn txn(&mut self, seen: &Seen) -> pb::TxnRequest {
         if self.rng.chance(2) {
             return self.txn_at_the_limit(seen);
+        }
+        if self.rng.chance(2) {
+            return self.deep_txn(seen);
         }
         let is_read_only = self.rng.chance(15);
         let group = if is_read_only { None } else { self.group() };
@@ -58,7 +62,7 @@ impl Generator {
             'p' => Some(Op::RequestPut(self.put(group, seen))),
             'd' => Some(Op::RequestDeleteRange(self.delete(group))),
             't' if depth < TXN_DEPTH_MAX => {
-                Some(Op::RequestTxn(self.txn_of(group, depth + 1, false, seen)))
+                Some(nested(&self.txn_of(group, depth + 1, false, seen)))
             }
             't' => Some(Op::RequestPut(self.put(group, seen))),
             _ => None,
@@ -108,6 +112,17 @@ impl Generator {
         }
     }
 
+    /// As deep as the limit for operations lets transactions nest, or nearly, or one level more.
+    fn deep_txn(&mut self, seen: &Seen) -> pb::TxnRequest {
+        let group = self.group();
+        let mut op = self.op(group, TXN_DEPTH_MAX, false, seen);
+        for _ in 0..self.rng.pick(&[40, 60, TXN_OPS_MAX - 2, TXN_OPS_MAX - 1, TXN_OPS_MAX]) {
+            let txn = pb::TxnRequest { success: vec![op], ..Default::default() };
+            op = pb::RequestOp { request: Some(nested(&txn)) };
+        }
+        pb::TxnRequest { success: vec![op], ..Default::default() }
+    }
+
     /// Near the limit for operations, which nested transactions share with what is around them.
     fn txn_at_the_limit(&mut self, seen: &Seen) -> pb::TxnRequest {
         let total = TXN_OPS_MAX - 1 + self.rng.below(3);
@@ -123,7 +138,7 @@ impl Generator {
         if outer < total {
             let inner = (outer..total).map(|_| read(self)).collect();
             let inner = pb::TxnRequest { failure: inner, ..Default::default() };
-            success[0].request = Some(Op::RequestTxn(inner));
+            success[0].request = Some(nested(&inner));
         }
         if self.rng.chance(30) {
             txn.compare = (0..total).map(|_| self.compare(group, seen)).collect();
@@ -146,9 +161,17 @@ fn keep_from_etcds_panic(txn: &mut pb::TxnRequest) {
 pub(super) fn deletes_to_the_end(txn: &pb::TxnRequest) -> bool {
     txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
         Some(Op::RequestDeleteRange(delete)) => delete.range_end == "\0",
-        Some(Op::RequestTxn(nested)) => deletes_to_the_end(nested),
+        Some(Op::RequestTxn(nested)) => deletes_to_the_end(&read_nested(nested)),
         _ => false,
     })
+}
+
+fn nested(txn: &pb::TxnRequest) -> Op {
+    Op::RequestTxn(txn.encode_to_vec().into())
+}
+
+fn read_nested(bytes: &Bytes) -> pb::TxnRequest {
+    pb::TxnRequest::decode(bytes.clone()).expect("it was made here")
 }
 
 fn forget_wishes(op: &mut pb::RequestOp) {
@@ -157,8 +180,10 @@ fn forget_wishes(op: &mut pb::RequestOp) {
             put.ignore_value = false;
             put.ignore_lease = false;
         }
-        Some(Op::RequestTxn(nested)) => {
-            nested.success.iter_mut().chain(&mut nested.failure).for_each(forget_wishes);
+        Some(Op::RequestTxn(bytes)) => {
+            let mut txn = read_nested(bytes);
+            txn.success.iter_mut().chain(&mut txn.failure).for_each(forget_wishes);
+            op.request = Some(nested(&txn));
         }
         _ => {}
     }

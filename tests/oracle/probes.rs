@@ -1,0 +1,118 @@
+//! What is beside etcd's services: pages for probes, and methods that are not there.
+
+use std::{str::FromStr as _, time::Duration};
+
+use anyhow::{Context as _, Result};
+use http::{Uri, uri::PathAndQuery};
+use pleach::proto::health::{HealthListRequest, health_client::HealthClient};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use tonic::{Code, client::Grpc, transport::Endpoint};
+use tonic_prost::ProstCodec;
+
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
+
+const METHODS: [&str; 4] = ["GET", "HEAD", "POST", "OPTIONS"];
+
+const PATHS: [&str; 17] = [
+    "/health",
+    "/health?serializable=true",
+    "/health?exclude=NOSPACE",
+    "/health?exclude=CORRUPT&exclude=NOSPACE",
+    "/health?serializable=true&exclude=NOSPACE&exclude=CORRUPT",
+    "/livez",
+    "/livez?verbose",
+    "/livez?exclude=serializable_read",
+    "/livez/serializable_read",
+    "/readyz",
+    "/readyz?verbose",
+    "/readyz?exclude=data_corruption",
+    "/readyz/data_corruption",
+    "/readyz/linearizable_read",
+    "/readyz/non_learner",
+    "/readyz/serializable_read?verbose",
+    "/version",
+];
+
+/// The headers that say something about an answer, beside its length and date.
+const HEADERS: [&str; 6] = [
+    "access-control-allow-headers",
+    "access-control-allow-methods",
+    "access-control-allow-origin",
+    "allow",
+    "content-type",
+    "x-content-type-options",
+];
+
+/// Status, headers, and the lines of the body in alphabetical order: etcd's own is another each time.
+pub type Page = (String, Vec<String>, Vec<String>);
+
+/// What a server answers to every probe by every method.
+pub async fn answers(url: &str) -> Result<Vec<(String, Page)>> {
+    let mut answers = Vec::new();
+    for method in METHODS {
+        for path in PATHS {
+            let page = timeout(ANSWER_WAIT_MAX, page(url, method, path)).await??;
+            answers.push((format!("{method} {path}"), page));
+        }
+    }
+    Ok(answers)
+}
+
+async fn page(url: &str, method: &str, path: &str) -> Result<Page> {
+    let host = Uri::from_str(url)?.authority().context("no host")?.to_string();
+    let mut stream = TcpStream::connect(&host).await?;
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    let (head, body) = text.split_once("\r\n\r\n").context("no end of the headers")?;
+    let mut lines = head.lines();
+    let status = lines.next().context("no status")?.to_owned();
+    let mut headers: Vec<String> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| format!("{}: {value}", name.to_lowercase()))
+        .filter(|line| HEADERS.iter().any(|name| line.starts_with(&format!("{name}:"))))
+        .collect();
+    headers.sort_unstable();
+    let mut body: Vec<String> = body.lines().map(str::to_owned).collect();
+    body.sort_unstable();
+    // Both alarms may stand, and etcd says either.
+    body.iter_mut().for_each(|line| *line = line.replace("ALARM CORRUPT", "ALARM NOSPACE"));
+    Ok((status, headers, body))
+}
+
+/// What is said of methods and services that are not there, and of the services that are.
+pub async fn unknown_methods(url: &str) -> Result<Vec<(Code, String)>> {
+    let channel = Endpoint::from_shared(url.to_owned())?.connect().await?;
+    let mut said = Vec::new();
+    let paths = [
+        "/etcdserverpb.KV/Nothing",
+        "/etcdserverpb.Watch/Nothing",
+        "/v3lockpb.Lock/Nothing",
+        "/grpc.health.v1.Health/Nothing",
+        "/etcdserverpb.Nothing/Range",
+        "/Nothing/Range",
+        "/a/b/c",
+        "/Nothing",
+    ];
+    for path in paths {
+        let mut client = Grpc::new(channel.clone());
+        client.ready().await?;
+        let codec = ProstCodec::<(), ()>::default();
+        let answer =
+            client.unary(tonic::Request::new(()), PathAndQuery::from_static(path), codec).await;
+        let status = answer.err().with_context(|| format!("{path} was answered"))?;
+        said.push((status.code(), status.message().to_owned()));
+    }
+    let list = HealthClient::new(channel).list(HealthListRequest {}).await?.into_inner();
+    let mut list: Vec<_> = list.statuses.into_iter().collect();
+    list.sort_unstable_by(|left, right| left.0.cmp(&right.0));
+    said.push((Code::Ok, format!("{list:?}")));
+    Ok(said)
+}
