@@ -54,12 +54,17 @@ async fn every_topology_of_the_repository_is_good() -> Result<()> {
                 folders.push(path);
                 continue;
             }
+            // A story has other files beside its topologies.
+            let text = fs::read_to_string(&path)?;
+            if !text.lines().any(|line| line == "backends:") {
+                continue;
+            }
             let ended = pleach(folder.path(), &["check", &path.to_string_lossy()]).await?;
             ensure!(ended.is_success && ended.stderr.is_empty(), "{path:?}: {}", ended.stderr);
             count += 1;
         }
     }
-    ensure!(count >= 5, "only {count} were found");
+    ensure!(count >= 9, "only {count} were found");
     Ok(())
 }
 
