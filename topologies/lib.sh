@@ -169,7 +169,7 @@ mariadb_server() {
             CREATE USER root@'%' IDENTIFIED BY '$password'; GRANT ALL ON *.* TO root@'%' WITH GRANT OPTION"
 }
 
-# api_server NAME NODE FLAGS…: one on a node. In compose it is a service, which runs already.
+# api_server NAME NODE FLAGS…: one on a node. In compose it is a service of the profile `kubernetes`.
 api_server() {
     local name=$1 node=$2 program keys=$work/credentials
     shift 2
@@ -190,6 +190,7 @@ api_server() {
             --authorization-mode=RBAC --service-cluster-ip-range=10.0.0.0/24 \
             --disable-admission-plugins=ServiceAccount "$@"
     fi
+    [ "$mode" = processes ] || compose "${profiles[@]}" up -d "$name" >&2
     # Its default namespace is the last thing that a first command needs.
     wait_for 120 "the API server $name" kubectl_quietly_at "$name" get namespace default
 }
@@ -362,7 +363,7 @@ tree_is_whole() {
 profiles=()
 
 # A story with a past defines its own.
-composed() { compose "${profiles[@]}" up -d >&2; }
+composed() { compose up -d >&2; }
 
 story() {
     local word
