@@ -46,8 +46,12 @@ first_of() {
 }
 
 find_programs() {
-    pleach=$(first_of "${PLEACH:-}" "$repository/target/release/pleach" "$repository/target/debug/pleach") ||
-        fail "there is no node: run \`cargo build --release\`, or name one in PLEACH"
+    if [ -n "${PLEACH:-}" ]; then
+        pleach=$(first_of "$PLEACH") || fail "PLEACH names no program: $PLEACH"
+    else
+        pleach=$(first_of "$repository/target/release/pleach" "$repository/target/debug/pleach") ||
+            fail "there is no node: run \`cargo build --release\`, or name one in PLEACH"
+    fi
     etcdctl=$(first_of "${ETCDCTL:-etcdctl}") || fail "etcdctl is neither on the PATH nor named in ETCDCTL"
 }
 
@@ -66,7 +70,7 @@ wait_for() {
     local end=$((SECONDS + $1)) what=$2
     shift 2
     until "$@" > /dev/null 2>&1; do
-        ((SECONDS < end)) || fail "$what: not within its time${work:+; the logs are in $work}"
+        ((SECONDS < end)) || fail "$what: not within its time"
         sleep 0.1
     done
 }
@@ -92,12 +96,15 @@ stop() {
 finish() {
     local status=$? at
     trap - EXIT INT TERM
+    # Who interrupts it does not ask why.
+    local is_failure=no
+    case $status in 0 | 130 | 143) ;; *) is_failure=yes ;; esac
     if [ "$mode" = compose ]; then
-        ((status == 0)) || compose logs --no-color --tail 20 >&2 || true
+        [ "$is_failure" = no ] || compose logs --no-color --tail 20 >&2 || true
         compose "${profiles[@]}" down --volumes --remove-orphans >&2 || true
     fi
     for ((at = ${#started[@]} - 1; at >= 0; at--)); do stop "${started[at]}"; done
-    if [ -n "$work" ] && ((status != 0)); then
+    if [ -n "$work" ] && [ "$is_failure" = yes ]; then
         for log in "$work"/*.log; do
             [ -e "$log" ] && note "--- $(basename "$log")" && tail -n 8 "$log" >&2
         done
@@ -343,7 +350,7 @@ in_etcd() {
 # As `at`, with kubectl, in the story's folder.
 kubectl_at() {
     printf '%s$ kubectl %s\n' "$1" "${*:2}"
-    kubectl_quietly_at "$@"
+    kubectl_quietly_at "$@" | sed 's/ *$//'
 }
 
 kubectl_quietly_at() {

@@ -28,7 +28,7 @@ empty() { rm -rf "$folder/context" && mkdir -p "$folder/context/image"; }
 
 node() {
     local program=${PLEACH:-} candidate
-    for candidate in "$repository"/target/{dist,release,debug}/pleach; do
+    for candidate in "$repository"/target/{release,debug}/pleach; do
         [ -n "$program" ] || [ ! -x "$candidate" ] || program=$candidate
     done
     [ -n "$program" ] || { echo "there is no node: build one, or name it in PLEACH" >&2 && return 1; }
@@ -36,8 +36,7 @@ node() {
     (
         cd "$folder/context/image"
         mkdir -p usr/local/bin etc/ssl/certs data db tmp
-        cp "$program" usr/local/bin/pleach
-        strip usr/local/bin/pleach 2> /dev/null || true
+        strip --output-file=usr/local/bin/pleach "$program"
         libraries "$program" .
         cp -L /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/
         echo 'hosts: files dns' > etc/nsswitch.conf
