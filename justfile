@@ -24,6 +24,10 @@ bench *options:
     tests/peers/build etcd kine
     cargo bench --locked --bench peers -- {{options}}
 
+# The stories of topologies/. Options: --compose (in Docker), --kubernetes, names. As root.
+stories *options:
+    tests/stories/run {{options}}
+
 # The library's documentation, in which every link must lead somewhere.
 doc:
     RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps

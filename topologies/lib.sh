@@ -405,7 +405,8 @@ story() {
     show
     if [ "$has_kubernetes" = yes ]; then show_kubernetes; fi
     if [ "$keeps" = yes ]; then
-        note "running until Ctrl-C; ${nodes[0]} is http://${address:-127.0.0.1}:${port[${nodes[0]}]}, the logs are in $work"
+        note "running until Ctrl-C: ${nodes[0]} is http://${address:-127.0.0.1}:${port[${nodes[0]}]}"
+        [ "$mode" = compose ] || note "the logs and the data are in $work"
         while true; do sleep 1; done
     fi
 }
