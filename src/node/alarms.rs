@@ -43,6 +43,8 @@ pub struct Alarm {
 #[derive(Debug)]
 pub(super) struct Alarms {
     raised: Mutex<BTreeSet<Alarm>>,
+    /// Held from a record's change to the end of what follows from it, so that both have the same order.
+    changing: tokio::sync::Mutex<()>,
     /// Whether some is there of each kind, for each request to look at.
     has_no_space: AtomicBool,
     has_corrupt: AtomicBool,
@@ -103,6 +105,7 @@ impl Alarms {
         }
         let alarms = Self {
             raised: Mutex::new(raised),
+            changing: tokio::sync::Mutex::default(),
             has_no_space: AtomicBool::new(false),
             has_corrupt: AtomicBool::new(false),
             me,
@@ -135,13 +138,36 @@ impl Alarms {
         if self.has(AlarmKind::Corrupt) { Err(StoreError::Corrupt) } else { Ok(()) }
     }
 
-    /// The node's own alarm, which counts from now on, and what keeps it over a restart.
-    pub(super) fn raise_no_space(&self) -> Changes {
+    /// The node's own alarm: it counts from now on, and over restarts once this returns.
+    pub(super) async fn raise_no_space(&self, records: &Records) -> Result<()> {
         let alarm = Alarm { kind: AlarmKind::NoSpace, member: self.me };
+        let _changing = self.changing.lock().await;
+        self.change(|raised| raised.insert(alarm));
+        records.write(Changes::default().put_at(alarm.id(self.me), &Record {})).await
+    }
+
+    /// Raises or disarms an alarm, and says whether that changed something.
+    async fn set(&self, records: &Records, alarm: Alarm, is_raised: bool) -> Result<bool> {
+        let id = alarm.id(self.me);
+        let _changing = self.changing.lock().await;
+        // Whatever is known here: a record whose outcome was not known may be there.
+        records
+            .write(match is_raised {
+                true => Changes::default().put_at(id, &Record {}),
+                false => Changes::default().delete_at::<Record>(id),
+            })
+            .await?;
+        Ok(self.change(|raised| match is_raised {
+            true => raised.insert(alarm),
+            false => raised.remove(&alarm),
+        }))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeSet<Alarm>) -> bool) -> bool {
         let mut raised = self.lock();
-        raised.insert(alarm);
+        let is_changed = change(&mut raised);
         self.note(&raised);
-        Changes::default().put_at(alarm.id(self.me), &Record {})
+        is_changed
     }
 }
 
@@ -160,8 +186,7 @@ impl Node {
     /// # Errors
     /// Where the default store can't be written.
     pub async fn raise_alarm(self: &Arc<Self>, alarm: Alarm) -> Result<()> {
-        let change = Changes::default().put_at(alarm.id(self.alarms.me), &Record {});
-        self.change_alarms(change, move |raised| raised.insert(alarm)).await.map(drop)
+        self.set_alarm(alarm, true).await.map(drop)
     }
 
     /// Disarms an alarm, and says whether it was raised. One that a full store keeps up stays.
@@ -169,27 +194,20 @@ impl Node {
     /// # Errors
     /// Where the default store can't be written.
     pub async fn disarm_alarm(self: &Arc<Self>, alarm: Alarm) -> Result<bool> {
-        if !self.alarms.lock().contains(&alarm) {
-            return Ok(false);
-        }
-        let change = Changes::default().delete_at::<Record>(alarm.id(self.alarms.me));
-        self.change_alarms(change, move |raised| raised.remove(&alarm)).await
+        self.set_alarm(alarm, false).await
     }
 
-    async fn change_alarms(
-        self: &Arc<Self>,
-        change: Changes,
-        then: impl FnOnce(&mut BTreeSet<Alarm>) -> bool + Send + 'static,
-    ) -> Result<bool> {
+    async fn set_alarm(self: &Arc<Self>, alarm: Alarm, is_raised: bool) -> Result<bool> {
         let node = self.clone();
-        to_the_end(async move {
-            node.records().write(change).await?;
-            let mut raised = node.alarms.lock();
-            let is_changed = then(&mut raised);
-            node.alarms.note(&raised);
-            Ok(is_changed)
-        })
-        .await
+        to_the_end(async move { node.alarms.set(node.records(), alarm, is_raised).await }).await
+    }
+
+    /// Refuses what changes something while the CORRUPT alarm stands.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn check_intact(&self) -> Result<()> {
+        self.alarms.check_intact()
     }
 }
 

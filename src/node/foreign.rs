@@ -170,6 +170,7 @@ impl Node {
         lease: LeaseId,
         fence: Fence,
     ) -> Result<Option<Revision>> {
+        self.check_intact()?;
         let node = self.clone();
         to_the_end(async move {
             node.foreign.end(lease, fence).await?;

@@ -205,6 +205,11 @@ impl Node {
     /// Those of [`execute`], of the stores, `NoSpace` where the quota is used up, and `Corrupt`.
     pub async fn txn(&self, txn: Txn) -> Result<Written> {
         if !txn.is_mutating() {
+            // As etcd, which takes what holds another for one that changes something.
+            let mut ops = txn.success.iter().chain(&txn.failure);
+            if ops.any(|op| matches!(op, Op::Txn(_))) {
+                self.check_intact()?;
+            }
             return self.read_only(&txn).await;
         }
         self.admit(&txn).await?;

@@ -23,7 +23,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Node, to_the_end};
+use super::{Node, alarms::AlarmKind, to_the_end};
 use crate::{
     model::{Key, KeyRange, LeaseId, Revision, StoreError, error::Result},
     proto::records::Lease as Record,
@@ -179,12 +179,6 @@ impl Lessor {
         }
     }
 
-    /// Has a lease expire once more in a while.
-    fn try_again(&self, id: LeaseId) {
-        lock(&self.table).rearm(id, Instant::now() + RETRY_AFTER);
-        self.changed.notify_waiters();
-    }
-
     /// Waits until a lease has expired. From then on nothing keeps it alive.
     async fn expired(&self) -> LeaseId {
         loop {
@@ -290,10 +284,10 @@ impl Node {
     }
 
     async fn grant(&self, id: LeaseId, ttl: i64) -> Result<(LeaseId, i64), GrantError> {
+        self.admit_lease()?;
         if ttl > TTL_MAX {
             return Err(GrantError::TooLong);
         }
-        self.admit_lease()?;
         let ttl = ttl.max(TTL_MIN);
         let entropy = self.membership.entropy();
         let id = {
@@ -334,12 +328,12 @@ impl Node {
     /// `LeaseNotFound`, and those of the stores; then the lease is gone, and what is left of its keys is
     /// deleted as soon as their stores can be reached.
     pub async fn revoke_lease(self: &Arc<Self>, id: LeaseId) -> Result<Revision> {
+        self.check_intact()?;
         let node = self.clone();
         to_the_end(async move { node.revoke(id).await }).await
     }
 
     async fn revoke(&self, id: LeaseId) -> Result<Revision> {
-        self.alarms.check_intact()?;
         self.lessor.take_in_hand(id).await?;
         let ended = self.end_lease(id).await;
         {
@@ -447,6 +441,7 @@ impl Node {
         if self.membership.parent().is_some() {
             return Ok(());
         }
+        self.check_intact()?;
         // First which leases have keys, then which exist: one is granted before its first key comes.
         let mut dead = store.leases().await?;
         dead.retain(|id| !self.lessor.knows(*id));
@@ -467,16 +462,17 @@ impl Node {
     pub async fn expire_leases(self: Arc<Self>) {
         let turns = Arc::new(Semaphore::new(ENDED_AT_ONCE_MAX));
         loop {
+            // Nothing is changed before an operator has looked: leases live on, as in etcd.
+            while self.alarms.has(AlarmKind::Corrupt) {
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
             let id = self.lessor.expired().await;
             let turn = turns.clone().acquire_owned().await;
             let node = self.clone();
             tokio::spawn(async move {
                 let _turn = turn;
                 // Whoever ends it says so in the log, and sees to it that it is tried again.
-                if let Err(StoreError::Corrupt) = node.revoke(id).await {
-                    // Nothing is changed before an operator has looked.
-                    node.lessor.try_again(id);
-                }
+                let _ = node.revoke(id).await;
             });
         }
     }

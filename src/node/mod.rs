@@ -66,7 +66,7 @@ pub struct Node {
     lessor: Lessor,
     foreign: ForeignLeases,
     quota: Quota,
-    alarms: Alarms,
+    alarms: Arc<Alarms>,
     membership: Arc<Membership>,
     options: Options,
 }
@@ -102,7 +102,7 @@ impl Node {
         reserve::begin(records, root.name(), &clock, late).await?;
         let lessor = Lessor::load(records).await?;
         let quota = Quota::new(options.quota_bytes);
-        let alarms = Alarms::load(records, membership.identity().member).await?;
+        let alarms = Arc::new(Alarms::load(records, membership.identity().member).await?);
         let hub = Hub::new(root.clone(), clock.clone());
         let foreign = ForeignLeases::default();
         let node = Self { root, clock, hub, lessor, foreign, quota, alarms, membership, options };

@@ -78,11 +78,10 @@ impl Node {
             used.bytes = used.bytes.saturating_add(bytes);
             return Ok(());
         }
-        let raised = self.alarms.raise_no_space();
         tracing::error!(quota_bytes = self.quota.bytes_max, "the storage quota is used up");
         // Whoever asked may go meanwhile.
-        let records = self.records().clone();
-        to_the_end(async move { records.write(raised).await }).await?;
+        let (alarms, records) = (self.alarms.clone(), self.records().clone());
+        to_the_end(async move { alarms.raise_no_space(&records).await }).await?;
         Err(no_space())
     }
 

@@ -87,7 +87,8 @@ pub(super) fn txn(request: &TxnRequest, ops_max: usize) -> Checked {
 
 fn nested(bytes: &Bytes) -> Result<TxnRequest, Status> {
     let nested = TxnRequest::decode(bytes.clone());
-    nested.map_err(|error| Status::invalid_argument(format!("a nested transaction: {error}")))
+    // As for a message that can't be read as a whole.
+    nested.map_err(|error| Status::internal(error.to_string()))
 }
 
 fn parts(request: &TxnRequest, ops_max: usize, depth: usize) -> Checked {

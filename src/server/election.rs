@@ -4,7 +4,7 @@ use futures::{Stream, StreamExt as _, stream};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::{Services, check};
+use super::{Services, check, status};
 use crate::{model::Revision, node::Contender, proto::v3electionpb as pb, wire};
 
 /// etcd's words, which its clients compare.
@@ -41,7 +41,7 @@ impl pb::election_server::Election for Services {
     ) -> Result<Response<pb::ProclaimResponse>, Status> {
         self.check_size(request.get_ref().encoded_len())?;
         let pb::ProclaimRequest { leader, value } = request.into_inner();
-        let revision = self.node.proclaim(&place(leader)?, value).await?;
+        let revision = self.node.proclaim(&place(leader)?, value).await.map_err(status::of_line)?;
         let revision = revision.ok_or_else(|| Status::unknown(NOT_LEADER))?;
         Ok(Response::new(pb::ProclaimResponse { header: self.header(revision) }))
     }
@@ -73,7 +73,8 @@ impl pb::election_server::Election for Services {
         &self,
         request: Request<pb::ResignRequest>,
     ) -> Result<Response<pb::ResignResponse>, Status> {
-        let revision = self.node.leave_line(&place(request.into_inner().leader)?).await?;
+        let left = self.node.leave_line(&place(request.into_inner().leader)?).await;
+        let revision = left.map_err(status::of_line)?;
         Ok(Response::new(pb::ResignResponse { header: self.header(revision) }))
     }
 }

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use axum::{
-    Json, Router,
+    Router,
     extract::{FromRequestParts, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     middleware::{Next, from_fn},
@@ -35,7 +35,7 @@ pub(super) fn routes(face: Services) -> Router {
         .route("/health", any(health))
         .route("/livez", any(livez))
         .route("/readyz", any(readyz))
-        .route("/version", get(version))
+        .route("/version", any(version))
         .route("/metrics", get(scrape));
     for (path, checks, reads) in [("livez", LIVE, false), ("readyz", READY, true)] {
         for &check in checks {
@@ -108,7 +108,7 @@ impl Asked {
 /// As etcd answers what is no GET.
 fn not_allowed() -> Response {
     let allow = [(header::ALLOW, "GET")];
-    (StatusCode::METHOD_NOT_ALLOWED, allow, "Method Not Allowed\n").into_response()
+    (StatusCode::METHOD_NOT_ALLOWED, allow, TEXT, NOSNIFF, "Method Not Allowed\n").into_response()
 }
 
 /// What is nowhere: 404 to who speaks HTTP, UNIMPLEMENTED to who speaks gRPC, in the words of its library
@@ -169,12 +169,15 @@ async fn readyz(State(face): State<Services>, asked: Asked) -> Response {
     face.probe(&asked, Probe { checks: READY, reads: true, has_stores: true }).await
 }
 
-async fn version() -> Json<serde_json::Value> {
-    Json(json!({
-        "etcdserver": ETCD_VERSION,
-        "etcdcluster": STORAGE_VERSION,
-        "storage": STORAGE_VERSION,
-    }))
+async fn version(asked: Asked) -> Response {
+    if !asked.is_get {
+        return not_allowed();
+    }
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    let versions = format!(
+        r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{STORAGE_VERSION}","storage":"{STORAGE_VERSION}"}}"#
+    );
+    (json, versions).into_response()
 }
 
 async fn scrape(State(face): State<Services>) -> Response {

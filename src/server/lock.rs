@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::{Services, check};
+use super::{Services, check, status};
 use crate::{
     model::{
         KeyRange,
@@ -33,7 +33,7 @@ impl pb::lock_server::Lock for Services {
         check::key(&request.get_ref().key)?;
         let range = KeyRange::single(request.into_inner().key);
         let delete = Op::Delete(DeleteOp { range, prev_kv: false });
-        let written = self.node.txn(Txn::from(delete)).await?;
+        let written = self.node.txn(Txn::from(delete)).await.map_err(status::of_line)?;
         Ok(Response::new(pb::UnlockResponse { header: self.header(written.revision) }))
     }
 }

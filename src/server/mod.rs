@@ -67,6 +67,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(15);
 /// What a client may take to agree on TLS.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// Connections at once of a port for probes and metrics.
+const ADMIN_CONNECTIONS_MAX: usize = 16;
+
 /// API servers give up many requests; HTTP/2 counts these against a flood of resets.
 const RESETS_PENDING_MAX: usize = 1_024;
 
@@ -125,13 +128,13 @@ impl Services {
         })
     }
 
-    /// Waits for what may take as long as others like, but not longer than the node runs.
+    /// Waits in a line, which may take as long as others like, but not longer than the node runs.
     async fn until_stopped<T>(
         &self,
         waiting: impl Future<Output = crate::model::error::Result<T>>,
     ) -> Result<T, tonic::Status> {
         tokio::select! {
-            done = waiting => Ok(done?),
+            done = waiting => done.map_err(status::of_line),
             () = self.stopping.cancelled() => Err(status::status(status::STOPPED)),
         }
     }
@@ -174,7 +177,9 @@ impl Services {
         tls: Option<Tls>,
         stopped: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
-        let incoming = patience::patient(TcpIncoming::from(listener), self.places.clone());
+        // Clients, however many, do not keep a probe out.
+        let places = Places::new(ADMIN_CONNECTIONS_MAX);
+        let incoming = patience::patient(TcpIncoming::from(listener), places);
         let routes = Routes::from(http::routes(self));
         listening(tls)?.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
     }

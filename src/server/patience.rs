@@ -12,7 +12,7 @@ use std::{
 };
 
 use axum::body::{Body, Bytes, HttpBody};
-use futures::{Stream, StreamExt as _, future::ready};
+use futures::{Stream, StreamExt as _};
 use hyper::body::{Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -23,6 +23,9 @@ use tonic::transport::server::Connected;
 
 /// What a client may take to send its first bytes, and to send a whole request.
 pub(super) const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How long nothing is accepted where that has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often is said that there is no place.
 const SAID_EVERY: Duration = Duration::from_secs(10);
@@ -72,10 +75,16 @@ pub(super) fn patient<S>(
     places: Places,
 ) -> impl Stream<Item = io::Result<Patient<S>>> {
     incoming.filter_map(move |stream| {
-        ready(places.take(stream).map(|(stream, place)| {
+        let (is_failed, taken) = (stream.is_err(), places.take(stream));
+        async move {
+            if is_failed {
+                // What keeps one from being accepted keeps the next, too, for a moment.
+                sleep(ACCEPT_PAUSE).await;
+            }
+            let (stream, place) = taken?;
             let waiting = Some(Box::pin(sleep(REQUEST_TIME_MAX)));
-            Ok(Patient { stream, _place: place, waiting })
-        }))
+            Some(Ok(Patient { stream, _place: place, waiting }))
+        }
     })
 }
 

@@ -430,6 +430,7 @@ impl pb::tree_server::Tree for Services {
         self.enter(&request).await?;
         let pb::CompactRequest { revision, wait } = request.into_inner();
         self.check_reached(revision)?;
+        self.node.check_intact().map_err(refused)?;
         self.node.root().compact(revision, wait).await.map_err(refused)?;
         Ok(Response::new(pb::CompactResponse {}))
     }

@@ -175,7 +175,9 @@ impl<'a> Check<'a> {
                     [Change { now: Some(kv), .. }],
                 ) => kv.key == *key && kv.value == *value,
                 (Asked::Delete(keys), gone) => {
-                    gone.iter().all(|it| it.now.is_none() && keys.contain(&it.key))
+                    let there = self.in_range_at(keys, revision - 1);
+                    gone.iter().all(|it| it.now.is_none())
+                        && there.iter().map(|kv| &kv.key).eq(gone.iter().map(|it| &it.key))
                 }
                 _ => false,
             };
@@ -322,8 +324,8 @@ impl<'a> Check<'a> {
                 let revision = earlier.revision().unwrap_or(0);
                 let told = at_node.entry(earlier.node).or_default();
                 *told = revision.max(*told);
-                if let Asked::Put { key, .. } = &earlier.asked {
-                    let told = of_key.entry(key).or_default();
+                for change in self.commits.get(&revision).into_iter().flatten() {
+                    let told = of_key.entry(&change.key).or_default();
                     *told = revision.max(*told);
                 }
             }
@@ -333,7 +335,12 @@ impl<'a> Check<'a> {
             if revision < told || is_new && revision == told {
                 self.wrong(format!("{call:?}: {told} was told before it began"));
             }
-            if let Asked::Read { keys, revision: 0 } = &call.asked {
+            let about = match &call.asked {
+                Asked::Read { keys, revision: 0 } | Asked::Delete(keys) => Some(keys.clone()),
+                Asked::Put { key, .. } | Asked::Guarded { key, .. } => Some(Keys::one(key)),
+                _ => None,
+            };
+            if let Some(keys) = about {
                 let newer =
                     of_key.iter().filter(|(key, told)| keys.contain(key) && **told > revision);
                 let newer: Vec<_> = newer.collect();

@@ -58,6 +58,12 @@ pub struct Client {
 // === impl Shared ===
 
 impl Shared {
+    /// Nothing is compacted before every place has been heard of.
+    pub fn begin(&self, places: usize) {
+        let mut heard = self.heard.lock().expect("nobody panicked");
+        heard.extend((0..places).map(|place| (place, 0)));
+    }
+
     fn heard(&self) -> i64 {
         let heard = self.heard.lock().expect("nobody panicked");
         heard.values().min().copied().unwrap_or(0)

@@ -161,12 +161,12 @@ impl Server {
         }
     }
 
-    /// The end of what the process wrote, for the report of a failure. What runs here writes
-    /// nothing.
     pub fn url(&self) -> &str {
         &self.url
     }
 
+    /// The end of what the process wrote, for the report of a failure. What runs here writes
+    /// nothing.
     pub fn last_words(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let tail = &log[log.len().saturating_sub(3000)..];

@@ -44,12 +44,7 @@ async fn a_deletion_over_several_stores_is_split_where_that_is_allowed() -> Resu
     for key in keys {
         eventually("it is taken", SOON, async || Ok(put(&channel, key, "x").await?)).await?;
     }
-    let all = || pb::DeleteRangeRequest {
-        key: "/".into(),
-        range_end: "0".into(),
-        prev_kv: true,
-        ..Default::default()
-    };
+    let all = || pb::DeleteRangeRequest { key: "/".into(), range_end: "0".into(), prev_kv: true };
     let mut client = pb::kv_client::KvClient::new(channel.clone());
     let refused = client.delete_range(all()).await.err().context("it was carried out")?;
     ensure!(refused.message().contains("--allow-split-deletes"), "{refused:?}");

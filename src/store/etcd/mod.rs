@@ -268,6 +268,7 @@ pub async fn open_known(
         log_etcd: etcd,
         known,
         held: VecDeque::new(),
+        one_by_one: 0,
         spare: VecDeque::new(),
         read_first: 0,
         helpers,

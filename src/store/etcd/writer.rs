@@ -79,6 +79,8 @@ pub(super) struct Writer {
     pub known: EtcdRevision,
     /// Taken from the queue, and left for the next batch.
     pub held: VecDeque<Task>,
+    /// How many of those are to be tried alone, since together they were refused.
+    pub one_by_one: usize,
     /// Revisions of a batch that began again.
     pub spare: VecDeque<Revision>,
     /// How many batches read what they look at before keys are guessed not to exist again.
@@ -220,6 +222,12 @@ impl Writer {
             self.held = tasks;
             return Next::LeaseLost;
         }
+        if self.one_by_one > 0 && tasks.len() > 1 {
+            self.one_by_one -= 1;
+            self.held = tasks.split_off(1);
+            return Next::Tasks(tasks);
+        }
+        self.one_by_one = 0;
         if tasks.is_empty() {
             let shared = self.shared.clone();
             tokio::select! {
@@ -298,18 +306,11 @@ impl Writer {
             }
         };
         if self.is_one_to_blame(&trouble, &tasks) {
+            // One that can't be written takes no other along.
             self.give_up();
-            let later = std::mem::take(&mut self.held);
-            for task in tasks {
-                // One that can't be written takes no other along.
-                let goes_on = Box::pin(self.process([task].into())).await;
-                debug_assert!(self.held.is_empty(), "one task is taken whole");
-                if !goes_on {
-                    // Those that are left hear that the writer has stopped.
-                    return false;
-                }
-            }
-            self.held = later;
+            self.one_by_one = tasks.len();
+            tasks.append(&mut self.held);
+            self.held = tasks;
             return true;
         }
         let error = self.shared.trouble_error(&trouble);

@@ -116,6 +116,11 @@ impl Task {
         }
     }
 
+    /// Whether it may make a store larger.
+    pub(in crate::store) fn has_puts(&self) -> bool {
+        matches!(self, Self::Write(Write::Txn { txn, .. }, _) if txn.longest_put() > 0)
+    }
+
     /// Whether it reads in the past, where the writes before it must be.
     pub(in crate::store) fn reads_past(&self) -> bool {
         let Self::Write(Write::Txn { txn, .. }, _) = self else { return false };

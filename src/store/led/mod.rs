@@ -132,9 +132,10 @@ impl<E: Engine> Led<E> {
     /// A page of a lease's keys with those that have left the lease since the revision that was asked for: engines
     /// find keys by an index of what is there now, and the log says what came since.
     async fn with_those_that_left(&self, query: &Query, page: Page) -> Result<Page> {
-        // Whatever the index was ahead of is closed by then.
-        let through = self.leaf().clock.now();
-        self.wait_readable(through).await?;
+        // Behind all that was written when the index was read: by then the log has it.
+        let (answer, written) = oneshot::channel();
+        self.ask(Task::Records(Vec::new(), answer), written).await??;
+        let through = self.leaf().journal.newest();
         let end = page.next.clone().or_else(|| query.range.end.clone());
         let range = KeyRange { start: query.range.start.clone(), end };
         let mut kvs: BTreeMap<Key, KeyValue> =
@@ -142,7 +143,7 @@ impl<E: Engine> Led<E> {
         let mut after = query.revision;
         while after < through {
             let batch = self.engine.log_after(after, through).await?;
-            self.leaf().check_readable(query.revision + 1)?;
+            self.leaf().check_readable(query.revision)?;
             let changes = batch.commits.iter().flat_map(|commit| &commit.events);
             for kv in changes.filter_map(|event| event.prev.as_ref()) {
                 // Of all changes of a key the first one says how it was then.

@@ -244,7 +244,10 @@ impl Store for Slot {
     }
 
     async fn defragment(&self) -> Result<bool> {
-        self.shared.store()?.defragment().await
+        match self.shared.store() {
+            Ok(store) => store.defragment().await,
+            Err(_) => Ok(false),
+        }
     }
 
     async fn close(&self) {

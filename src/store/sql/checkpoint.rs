@@ -29,6 +29,10 @@ const PAGES_OF_ROW: u64 = 2;
 /// Pages that the writer may fold in by itself.
 const REST_PAGES_MAX: i64 = 512;
 
+/// What a checkpoint waits for others, and one that the writer waits for.
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(10);
+const TRUNCATE_WAIT_MAX: Duration = Duration::from_millis(100);
+
 /// How often is looked whether a full disk has room again.
 const RESTORE_EVERY: Duration = Duration::from_secs(1);
 
@@ -50,7 +54,7 @@ impl Checkpoints {
     /// Starts the thread; it ends with what is returned.
     pub(super) fn start(name: &str, path: &Path, reserve: Arc<Reserve>) -> rusqlite::Result<Self> {
         let connection = Connection::open(path)?;
-        connection.busy_timeout(Duration::from_secs(10))?;
+        connection.busy_timeout(BUSY_WAIT_MAX)?;
         let (nudge, nudged) = sync_channel(1);
         let is_rest_small = Arc::new(AtomicBool::new(false));
         let told = is_rest_small.clone();
@@ -117,8 +121,12 @@ fn fold(
         };
         if !reserve.is_whole() {
             if reserve.is_full() {
-                // What lies in the log is room that may be wanted.
-                if let Err(error) = truncate(connection) {
+                // What lies in the log is room that may be wanted, but no writer waits long for that.
+                let cut = connection
+                    .busy_timeout(TRUNCATE_WAIT_MAX)
+                    .and_then(|()| truncate(connection))
+                    .and_then(|()| connection.busy_timeout(BUSY_WAIT_MAX));
+                if let Err(error) = cut {
                     tracing::debug!(%error, "the log could not be made shorter");
                 }
             }

@@ -127,6 +127,7 @@ async fn open<D: Database>(
             compaction: Compaction::resume(walked, compacted),
             made_anew,
             held: None,
+            pieces: Vec::new(),
         };
         Box::pin(writer.run())
     };

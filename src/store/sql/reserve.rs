@@ -18,12 +18,15 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use rustix::fs::{FallocateFlags, StatVfs, fallocate, fstatvfs, statvfs};
+use rustix::{
+    fs::{FallocateFlags, StatVfs, fallocate, fstatvfs, statvfs},
+    io::Errno,
+};
 
 /// What is held, where the disk is large: half as much again as the write-ahead log may hold, so that it can
 /// always be folded in.
@@ -44,6 +47,10 @@ pub(super) struct Reserve {
     is_full: Arc<AtomicBool>,
     /// Whether all is held that is to be, or nothing can be.
     is_whole: AtomicBool,
+    /// Whether some was ever held: a disk that never had so much to spare is not full for that.
+    was_held: AtomicBool,
+    /// Held by who changes the file.
+    changing: Mutex<()>,
 }
 
 // === impl Reserve ===
@@ -53,17 +60,20 @@ impl Reserve {
     pub(super) fn new(database: &Path, is_full: Arc<AtomicBool>) -> Self {
         let mut path = OsString::from(database);
         path.push(".reserve");
-        Self { path: path.into(), is_full, is_whole: AtomicBool::new(false) }
+        Self {
+            path: path.into(),
+            is_full,
+            is_whole: AtomicBool::new(false),
+            was_held: AtomicBool::new(false),
+            changing: Mutex::new(()),
+        }
     }
 
     /// At the start: holds the room, or finds that it was given up and there is none yet.
     pub(super) fn begin(&self, spare: u64) {
-        let is_there = self.path.exists();
+        let held = std::fs::metadata(&self.path).map_or(0, |file| file.len());
+        self.was_held.store(held > 0, Ordering::Release);
         self.restore(spare);
-        // A disk that never had so much room is not full for that.
-        if !is_there && !self.is_whole() {
-            self.set_full(false);
-        }
     }
 
     /// Whether [`Reserve::restore`] is due from time to time.
@@ -72,9 +82,18 @@ impl Reserve {
     }
 
     fn set_full(&self, is_full: bool) {
-        if self.is_full.swap(is_full, Ordering::AcqRel) && !is_full {
-            tracing::info!(path = %self.path.display(), "there is room on the disk again");
+        let path = self.path.display();
+        match (self.is_full.swap(is_full, Ordering::AcqRel), is_full) {
+            (true, false) => tracing::info!(%path, "there is room on the disk again"),
+            (false, true) => {
+                tracing::error!(%path, "there is no room on the disk: puts are refused")
+            }
+            _ => {}
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -83,6 +102,7 @@ impl Reserve {
 
     /// Gives up all but the last of the room, and says whether there was more than that.
     pub(super) fn release(&self) -> bool {
+        let _changing = self.lock();
         self.set_full(true);
         self.is_whole.store(false, Ordering::Release);
         self.cut().unwrap_or_else(|error| {
@@ -107,7 +127,8 @@ impl Reserve {
     /// The bytes that the write-ahead log may have, so that what is given up is enough to fold it in.
     pub(super) fn log_bytes_max(&self) -> u64 {
         let bytes = self.bytes();
-        (bytes - last(bytes)) / 3 * 2
+        // A disk that does not say how large it is has room.
+        if bytes == 0 { u64::MAX } else { (bytes - last(bytes)) / 3 * 2 }
     }
 
     /// How much is held where nothing is wrong; 0 where the disk does not say how large it is.
@@ -118,6 +139,7 @@ impl Reserve {
 
     /// Gives up the last of the room too, and says whether there was some.
     pub(super) fn release_last(&self) -> bool {
+        let _changing = self.lock();
         self.set_full(true);
         self.is_whole.store(false, Ordering::Release);
         std::fs::remove_file(&self.path).is_ok()
@@ -127,12 +149,18 @@ impl Reserve {
     /// puts are taken. They are also while there is so much in the file alone, and enough on the disk for the log.
     /// On a file system that can't hold room there is none.
     pub(super) fn restore(&self, spare: u64) {
+        let _changing = self.lock();
         match self.take(spare) {
-            Ok(is_full) => self.set_full(is_full),
-            Err(error) => {
+            Ok(is_full) if is_full => self.set_full(self.was_held.load(Ordering::Acquire)),
+            Ok(_) => self.set_full(false),
+            Err(error) if is_unsupported(&error) => {
                 tracing::debug!(path = %self.path.display(), %error, "no room can be held here");
                 self.is_whole.store(true, Ordering::Release);
                 self.set_full(false);
+            }
+            // It is tried again.
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), %error, "room could not be held");
             }
         }
     }
@@ -146,21 +174,35 @@ impl Reserve {
         let (free, missing) = (disk.f_bavail * disk.f_frsize, bytes.saturating_sub(held));
         // The log, which comes before the file, needs some in any case.
         if missing == 0 || free >= missing + missing / 2 && free + spare >= 2 * missing {
-            hold(&file, bytes.max(held))?;
+            hold(&file, held, bytes)?;
             self.is_whole.store(true, Ordering::Release);
+            self.was_held.store(true, Ordering::Release);
             return Ok(false);
+        }
+        if held == 0 {
+            // Nothing is held, and nothing says so.
+            std::fs::remove_file(&self.path)?;
         }
         Ok(spare < 2 * bytes || free < self.log_bytes_max())
     }
 }
 
 /// Has the file system set so many bytes aside, of which no sparse file would be sure.
-fn hold(file: &File, bytes: u64) -> io::Result<()> {
-    let held = fallocate(file, FallocateFlags::empty(), 0, bytes);
-    if held.is_err() {
-        file.set_len(0)?;
+fn hold(file: &File, held: u64, bytes: u64) -> io::Result<()> {
+    if held >= bytes {
+        return Ok(());
     }
-    Ok(held?)
+    let done = fallocate(file, FallocateFlags::empty(), 0, bytes);
+    if done.is_err() {
+        file.set_len(held)?;
+    }
+    Ok(done?)
+}
+
+/// Whether a file system can't set room aside, ever.
+fn is_unsupported(error: &io::Error) -> bool {
+    let unsupported = [Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL, Errno::ROFS];
+    Errno::from_io_error(error).is_some_and(|error| unsupported.contains(&error))
 }
 
 fn last(bytes: u64) -> u64 {

@@ -11,7 +11,10 @@ use std::{
     io::{Read as _, Seek as _, SeekFrom},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -238,7 +241,8 @@ pub async fn open_known(
 ) -> Result<Arc<dyn RecordStore>, OpenError> {
     let is_full = Arc::new(AtomicBool::new(false));
     let reserve = Arc::new(Reserve::new(path, is_full.clone()));
-    let opening = Opening { name, path, shown: path.display().to_string(), expected, reserve };
+    let (shown, ran_full) = (path.display().to_string(), AtomicBool::new(false));
+    let opening = Opening { name, path, shown, expected, reserve, ran_full };
     let (file, witness) = opening.lock()?;
     let (writer, witnessed) = opening.open(file, witness, owner)?;
     let readers = Readers {
@@ -257,6 +261,8 @@ struct Opening<'a> {
     shown: String,
     expected: Expected,
     reserve: Arc<Reserve>,
+    /// Whether the disk was too full for a start.
+    ran_full: AtomicBool,
 }
 
 // === impl OpenError ===
@@ -312,7 +318,7 @@ impl Opening<'_> {
     ) -> Result<(SqliteSession, Witnessed), OpenError> {
         let connection = self.begin(witness).or_else(|error| match error {
             // On a full disk the last of what is held is for this.
-            error if self.reserve.release_last() => {
+            error if self.ran_full.load(Ordering::Relaxed) && self.reserve.release_last() => {
                 tracing::warn!(path = self.shown, %error, "opened with the room that was held for it");
                 self.begin(witness)
             }
@@ -341,7 +347,13 @@ impl Opening<'_> {
     fn begin(&self, witness: Witness) -> Result<(Connection, i64, u64), OpenError> {
         let connection = Connection::open(self.path).map_err(|error| self.failed(error))?;
         self.check(&connection, witness)?;
-        let prepared = self.prepare(&connection);
+        let prepared = self.prepare(&connection).inspect_err(|error| {
+            let is_full = matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure)
+            );
+            self.ran_full.store(is_full, Ordering::Relaxed);
+        });
         let (epoch, incarnation) = prepared.map_err(|error| self.failed(describe(&error)))?;
         Ok((connection, epoch, incarnation))
     }
@@ -646,9 +658,10 @@ impl Session for SqliteSession {
     }
 
     async fn defragment(&mut self) -> DbResult<bool> {
-        self.batch("VACUUM")?;
-        // The whole store went through the log.
-        truncate(&self.connection).map_err(|error| failure(&error))?;
+        let copied = self.batch("VACUUM");
+        // The whole store went through the log, or as much of it as there was room for.
+        let cut = truncate(&self.connection).map_err(|error| failure(&error));
+        copied.and(cut)?;
         Ok(true)
     }
 

@@ -13,7 +13,7 @@
 mod batch;
 mod trouble;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time::Instant};
 use tracing::{Instrument as _, Span};
@@ -40,6 +40,9 @@ use crate::{
 /// The most writes in one commit. What waits longer than one commit is what the queue holds.
 const BATCH_WRITES_MAX: usize = 512;
 
+/// How long what was refused together is tried again in pieces.
+const RETRY_TIME_MAX: Duration = Duration::from_secs(7);
+
 /// The bytes after which a batch is closed.
 const BATCH_BYTES_MAX: usize = 8 << 20;
 
@@ -62,10 +65,14 @@ pub(super) struct Writer<S> {
     pub made_anew: Option<i64>,
     /// Taken from the queue, and left for a batch of its own.
     pub held: Option<Task>,
+    /// What is to be tried again of a batch that failed, the next piece last.
+    pub pieces: Vec<Vec<Task>>,
 }
 
 /// Where a batch failed.
 enum Failure {
+    /// Before anything of it was looked at.
+    Beginning(DbError),
     /// Before its commit: nothing of it was applied.
     Before(DbError),
     /// In its commit: it may have been applied.
@@ -171,11 +178,18 @@ impl<S: Session> Writer<S> {
     }
 
     async fn process(&mut self, tasks: Vec<Task>) {
-        let mut left = vec![tasks];
-        while let Some(tasks) = left.pop() {
+        let until = Instant::now() + RETRY_TIME_MAX;
+        self.pieces.push(tasks);
+        while let Some(tasks) = self.pieces.pop() {
             let mut again = self.process_together(tasks).await;
+            if Instant::now() >= until {
+                let error = self.shared.leaf.unavailable("it refuses what it is given, one by one");
+                let left = self.pieces.drain(..).flatten().chain(again.drain(..));
+                left.for_each(|task| task.refuse(error.clone()));
+            }
+            self.keep_where_due().await;
             let later = again.split_off(again.len() / 2);
-            left.extend([later, again].into_iter().filter(|tasks| !tasks.is_empty()));
+            self.pieces.extend([later, again].into_iter().filter(|tasks| !tasks.is_empty()));
         }
     }
 
@@ -194,6 +208,14 @@ impl<S: Session> Writer<S> {
                 self.conclude(batch);
                 Vec::new()
             }
+            Err(Failure::Beginning(error)) => {
+                let again = match &error {
+                    DbError::Full(_) => self.refuse(batch, &error),
+                    _ => self.refuse_all(batch, &error),
+                };
+                self.take_trouble(error).await;
+                again
+            }
             Err(Failure::Before(error)) => {
                 let again = self.refuse(batch, &error);
                 self.take_trouble(error).await;
@@ -206,7 +228,7 @@ impl<S: Session> Writer<S> {
     /// The whole batch as one database transaction.
     async fn attempt(&mut self, batch: &mut WriteBatch) -> Result<(), Failure> {
         let WriteBatch { tasks, run, written, compact, .. } = &mut *batch;
-        self.prepare(tasks, run).await.map_err(Failure::Before)?;
+        self.prepare(tasks, run).await.map_err(Failure::Beginning)?;
         for task in tasks {
             match task {
                 Task::Write(write, _) => {
@@ -257,19 +279,31 @@ impl<S: Session> Writer<S> {
         }
     }
 
-    /// Nothing of the batch was applied. Returns its tasks where they are to be tried again: there are
-    /// several, of which one may be to blame, or room was made.
-    fn refuse(&mut self, batch: WriteBatch, error: &DbError) -> Vec<Task> {
+    /// Nothing of the batch was applied. Returns those of its tasks that are to be tried again: where one of several
+    /// may be to blame, all; where there is no room, those that need little.
+    fn refuse(&mut self, mut batch: WriteBatch, error: &DbError) -> Vec<Task> {
+        match error {
+            DbError::Full(_) => {
+                self.shared.leaf.note_full(true);
+                let has_room = self.session.make_room();
+                let tasks = std::mem::take(&mut batch.tasks);
+                let (puts, others): (Vec<_>, Vec<_>) = tasks.into_iter().partition(Task::has_puts);
+                let is_smaller = has_room || !puts.is_empty();
+                let (refused, again) = if is_smaller { (puts, others) } else { (others, puts) };
+                batch.tasks = refused;
+                self.refuse_all(batch, error);
+                again
+            }
+            DbError::Failed(_) if batch.tasks.len() > 1 => {
+                self.shared.leaf.journal.abort();
+                batch.tasks
+            }
+            _ => self.refuse_all(batch, error),
+        }
+    }
+
+    fn refuse_all(&mut self, batch: WriteBatch, error: &DbError) -> Vec<Task> {
         self.shared.leaf.journal.abort();
-        let is_full = matches!(error, DbError::Full(_));
-        if is_full {
-            self.shared.leaf.note_full(true);
-        }
-        let has_room = is_full && self.session.make_room();
-        let is_one_to_blame = is_full || matches!(error, DbError::Failed(_));
-        if has_room || is_one_to_blame && batch.tasks.len() > 1 {
-            return batch.tasks;
-        }
         tracing::error!(store = %self.shared.leaf.name, %error, "a batch of writes failed");
         let error = self.shared.error(error.clone());
         // Refusals too: they were worked out on changes that are not there.
@@ -440,6 +474,13 @@ impl<S: Session> Writer<S> {
     async fn compact_step(&mut self) {
         let step = self.compaction.step(&mut self.session, &self.shared.statements).await;
         if let Err(error) = step {
+            if matches!(error, DbError::Full(_)) {
+                self.shared.leaf.note_full(true);
+                if self.session.make_room() {
+                    // It is what gives room back.
+                    return self.take_trouble(error).await;
+                }
+            }
             tracing::warn!(store = %self.shared.leaf.name, %error, "a step of compaction failed");
             // The next compaction takes up where this one stopped.
             self.compaction.give_up(self.shared.error(error.clone()));

@@ -144,9 +144,8 @@ impl<S: Session> Writer<S> {
             self.shared.leaf.enter_trouble(error.clone());
             // The work itself goes on when the store is back.
             self.compaction.answer(&Err(error.clone()));
-            if let Some(task) = self.held.take() {
-                task.refuse(error.clone());
-            }
+            let waiting = self.pieces.drain(..).flatten().chain(self.held.take());
+            waiting.for_each(|task| task.refuse(error.clone()));
             if matches!(trouble, DbError::Fenced(_)) {
                 self.shared.leaf.journal.abort();
                 // Whoever may have it next finds nothing of this owner in the way.
