@@ -161,7 +161,8 @@ impl Node {
         self.root.apply(txn, dead_leases).await
     }
 
-    /// Deletes the keys of a parent's lease, which its parent counts in `fence`; see [`Store::end_lease`].
+    /// Deletes the keys of a parent's lease, which its parent counts in `fence`; see
+    /// [`crate::store::Store::end_lease`].
     ///
     /// # Errors
     /// Those of the stores; the others are done all the same.

@@ -226,7 +226,8 @@ impl Node {
         self.apply_under(&leases, txn).await
     }
 
-    /// Deletes the keys of a range; where they lie in several stores, only if [`Options::splits_deletes`].
+    /// Deletes the keys of a range; where they lie in several stores, only if
+    /// [`super::Options::splits_deletes`].
     ///
     /// # Errors
     /// As [`Node::txn`], and `UnknownOutcome` where some stores have deleted theirs and one has not.

@@ -120,9 +120,9 @@ impl Feed {
         self.store.tail(after)
     }
 
-    /// The oldest revision that can be read of what it follows.
-    pub(super) fn compacted(&self) -> Revision {
-        self.store.compacted()
+    /// Up to where all that it follows is compacted.
+    pub(super) fn compacted_everywhere(&self) -> Revision {
+        self.store.compacted_everywhere()
     }
 
     /// Behind which revision a watch begins that wants what comes from now on. Numbers of other nodes
@@ -155,7 +155,7 @@ impl Feed {
     /// # Errors
     /// `Compacted` where it may not.
     pub(super) fn check_resume(&self, after: Revision) -> Result<()> {
-        let compacted = self.compacted();
+        let compacted = self.store.compacted();
         if after + 1 < compacted {
             return Err(StoreError::Compacted { compacted });
         }

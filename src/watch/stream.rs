@@ -372,8 +372,7 @@ impl Stream {
         let Some(watcher) = self.watchers.get_mut(&tag.id).filter(|it| it.tag == tag) else {
             return Ok(());
         };
-        let State::Live(joined) = &watcher.state else { return Ok(()) };
-        let events = watcher.wanted.select(&commits, joined.feed().compacted());
+        let events = watcher.wanted.select(&commits, 0);
         let fragment = watcher.wanted.fragment;
         let Some(last) = events.last() else { return Ok(()) };
         watcher.was_told = true;
@@ -594,7 +593,7 @@ impl Reading {
             });
             let (now, later) = rest.split_at(fits.count());
             rest = later;
-            let events = self.wanted.select(now, self.feed.compacted());
+            let events = self.wanted.select(now, self.feed.compacted_everywhere());
             if !events.is_empty() {
                 let (watcher, fragment) = (self.joining.watcher.id, self.wanted.fragment);
                 let events = Response::Events { watcher, revision, events, fragment };
@@ -609,7 +608,7 @@ impl Reading {
 
 impl Wanted {
     /// The events that are wanted of some commits. What was before the compacted revision can't be had any
-    /// more, so events at it come without previous values, as from etcd.
+    /// more, so a watch that begins at it has no previous values there, as from etcd.
     fn select(&self, commits: &[Arc<Commit>], compacted: Revision) -> Vec<Event> {
         let mut events = Vec::new();
         for event in commits.iter().flat_map(|commit| &commit.events) {

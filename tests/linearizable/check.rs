@@ -42,6 +42,8 @@ struct Check<'a> {
     made_by: HashMap<i64, usize>,
     /// The commits by which leases ended.
     ends: HashMap<i64, BTreeSet<i64>>,
+    /// Those by which they may have ended, or a deletion that got no answer was carried out.
+    maybe_ends: HashMap<i64, BTreeSet<i64>>,
     promises: Promises,
     found: Vec<String>,
 }
@@ -54,8 +56,8 @@ impl<'a> Check<'a> {
             commits.entry(change.revision).or_default().push(change);
             past.entry(&change.key).or_default().push((change.revision, change.now.as_ref()));
         }
-        let (made_by, ends, found) = Default::default();
-        Self { calls, commits, past, made_by, ends, promises, found }
+        let (made_by, ends, maybe_ends, found) = Default::default();
+        Self { calls, commits, past, made_by, ends, maybe_ends, promises, found }
     }
 
     fn wrong(&mut self, what: String) {
@@ -197,8 +199,9 @@ impl<'a> Check<'a> {
                     && !used.contains(&at)
             });
             match maker {
-                // It may be either.
-                Some(_) if is_end => {}
+                Some(_) if is_end => {
+                    self.maybe_ends.entry(lease).or_default().insert(revision);
+                }
                 None if is_end => _ = self.ends.entry(lease).or_default().insert(revision),
                 Some(at) => {
                     used.insert(at);
@@ -240,8 +243,11 @@ impl<'a> Check<'a> {
                         matches!(other.asked, Asked::Revoke(id) if id == *lease)
                             && matches!(other.outcome, Outcome::Unknown)
                     });
-                    let is_it =
-                        |last: &i64| if is_first { last == revision } else { last <= revision };
+                    let maybe = self.maybe_ends.get(lease).is_some_and(|it| it.contains(revision));
+                    let is_it = |last: &i64| match is_first && !maybe {
+                        true => last == revision,
+                        false => last <= revision,
+                    };
                     if !ends.last().is_none_or(is_it) || !left.is_empty() {
                         self.wrong(format!("{call:?}: keys went at {ends:?}, and {left:?} stayed"));
                     }

@@ -4,11 +4,12 @@
 //! shows what the logs hold as of its revision. It is linearizable, key by key, where also what was done
 //! or seen before it was asked lies at or below that revision, and what was asked later lies above.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use pleach::{
     model::{Key, Revision},
+    proto::mvccpb,
     wire,
 };
 
@@ -44,7 +45,10 @@ pub(crate) fn check(history: &History, truth: &Truth) -> Result<u64, String> {
     done.check_known(history)?;
     check_order(history, truth, &done)?;
     for watcher in &history.watchers {
-        watcher.stretches.iter().try_for_each(|stretch| watcher.check(stretch, truth))?;
+        watcher
+            .stretches
+            .iter()
+            .try_for_each(|stretch| watcher.check(stretch, truth, &history.compacted))?;
     }
     Ok(known)
 }
@@ -135,7 +139,12 @@ impl Watcher {
     /// Reliable, resumable, bookmarkable, with what was before and what was wanted: from its list to
     /// the last revision that it was told of it has every change, across all the watches it opened.
     /// Where it was told to begin anew it may lack changes of children.
-    fn check(&self, stretch: &Stretch, truth: &Truth) -> Result<(), String> {
+    fn check(
+        &self,
+        stretch: &Stretch,
+        truth: &Truth,
+        compacted: &BTreeSet<Revision>,
+    ) -> Result<(), String> {
         let Stretch { base, told, events, is_over } = stretch;
         let mut told_events = events.iter().peekable();
         for event in truth.events(&self.range, *base, *told) {
@@ -143,7 +152,10 @@ impl Watcher {
                 continue;
             }
             let expected = wire::event(event.clone());
-            let is_told = told_events.next_if(|told| **told == expected).is_some();
+            let without = mvccpb::Event { prev_kv: None, ..expected.clone() };
+            let may_lack = compacted.contains(&event.kv.mod_revision);
+            let is_it = |told: &mvccpb::Event| *told == expected || may_lack && *told == without;
+            let is_told = told_events.next_if(|told| is_it(told)).is_some();
             let is_own = owner(&event.kv.key) == Some(self.node);
             if !is_told && (is_own || !is_over) {
                 return Err(format!("{} lacks {event:?}", self.named(stretch)));

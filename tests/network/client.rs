@@ -107,6 +107,7 @@ impl Client {
         loop {
             sleep(every).await;
             if reached > 1 {
+                self.history.borrow_mut().compacted.insert(reached);
                 let request = pb::CompactionRequest { revision: reached, physical: false };
                 if answered(self.kv.compact(request)).await.is_ok() {
                     self.history.borrow_mut().seen.compactions += 1;

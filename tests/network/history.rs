@@ -1,6 +1,6 @@
 //! What the clients asked and were answered, and when.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use pleach::{
@@ -89,6 +89,8 @@ pub(crate) struct History {
     /// What can't be, whatever else happened.
     pub(crate) broken: Vec<String>,
     pub(crate) seen: Seen,
+    /// Where it may be compacted: a watch that begins there has no previous values.
+    pub(crate) compacted: BTreeSet<Revision>,
     /// Clients only look on from here.
     pub(crate) is_settling: bool,
 }
