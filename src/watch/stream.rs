@@ -615,7 +615,7 @@ impl Wanted {
             let is_delete = event.is_delete();
             let is_filtered = if is_delete { self.filters.no_delete } else { self.filters.no_put };
             if !is_filtered && self.range.contains(&event.kv.key) {
-                let has_prev = self.prev_kv && event.kv.mod_revision > compacted;
+                let has_prev = self.prev_kv && event.kv.mod_revision != compacted;
                 let prev = event.prev.as_ref().filter(|_| has_prev).cloned();
                 events.push(Event { kv: event.kv.clone(), prev });
             }

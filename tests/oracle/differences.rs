@@ -46,6 +46,11 @@ const MEANT: &[Meant] = &[
         settle: |_, left, right| each(left, right, sort_lease_keys),
     },
     Meant {
+        what: "the order of alarms",
+        why: "etcd's is the order of a Go map, a new one each time",
+        settle: |_, left, right| each(left, right, sort_alarms),
+    },
+    Meant {
         what: "the order of LeaseLeases",
         why: "etcd orders by expiry, and so by its clock",
         settle: |_, left, right| each(left, right, sort_leases),
@@ -191,6 +196,9 @@ fn shape_of_status(answer: &mut Answer) {
     status.version = version_shape(&status.version, 3);
     status.storage_version = version_shape(&status.storage_version, 3);
     status.db_size_quota = 0;
+    // Go adds a space here and there, and the order is that of a map.
+    status.errors.iter_mut().for_each(|error| *error = error.replace("  ", " "));
+    status.errors.sort_unstable();
     for size in [&mut status.db_size, &mut status.db_size_in_use] {
         *size = (*size).min(1);
     }
@@ -220,6 +228,12 @@ fn shape_of_members(answer: &mut Answer) {
             member.client_ur_ls = vec!["a URL".into()];
         }
         member.peer_ur_ls.iter_mut().for_each(|url| url.truncate("http://".len()));
+    }
+}
+
+fn sort_alarms(answer: &mut Answer) {
+    if let Answer::Alarm(found) = answer {
+        found.alarms.sort_by_key(|alarm| (alarm.alarm, alarm.member_id));
     }
 }
 

@@ -38,6 +38,7 @@ use pleach::{
     clock::Entropy,
     proto::etcdserverpb::{self as pb, request_op::Request as Op},
 };
+use prost::Message as _;
 use tokio::sync::Mutex;
 
 use crate::{
@@ -148,7 +149,13 @@ async fn requests_beyond_the_size_limit_are_refused_as_etcd_does() -> Result<()>
         let op = pb::RequestOp { request: Some(Op::RequestPut(put.clone())) };
         let txn = pb::TxnRequest { success: vec![op], ..Default::default() };
         let delete = pb::DeleteRangeRequest { key: value(), ..Default::default() };
-        for request in [Request::Put(put), Request::Txn(txn), Request::DeleteRange(delete)] {
+        let bytes = [put.encoded_len(), txn.encoded_len(), delete.encoded_len()];
+        let requests = [Request::Put(put), Request::Txn(txn), Request::DeleteRange(delete)];
+        for (request, bytes) in requests.into_iter().zip(bytes) {
+            // The id that etcd gives a request has nine bytes or ten, by its member's own.
+            if bytes + 17 == limit {
+                continue;
+            }
             run.step(&Step::Ask(request)).await.with_context(|| format!("{size} bytes"))?;
         }
     }
