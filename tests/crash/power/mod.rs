@@ -59,7 +59,7 @@ async fn a_sync_that_is_left_out_is_noticed() -> Result<()> {
     let mut world = World::new(Stores::One, seed)?;
     let power = Power::new(&mut world, Some(3))?;
     let mut rng = Rng::new(seed);
-    for _ in 0..LOSSES * 2 {
+    for _ in 0..LOSSES * 8 {
         // The node starts, and the books do not balance.
         let channel = world.node.start().await?;
         if let Err(error) = world.settle(&channel).await {
@@ -68,7 +68,7 @@ async fn a_sync_that_is_left_out_is_noticed() -> Result<()> {
         }
         power.lose_with(&mut world, &mut rng, &channel).await?;
     }
-    bail!("nothing was missed in {} losses, PLEACH_SEED={seed}", LOSSES * 2)
+    bail!("nothing was missed in {} losses, PLEACH_SEED={seed}", LOSSES * 8)
 }
 
 /// What the node's files would be after a loss of power.
