@@ -118,7 +118,6 @@ impl<S: Session> Writer<S> {
                 first => self.fill(first),
             };
             self.process(batch).await;
-            self.keep_where_due().await;
             if self.compaction.is_due() {
                 self.compact_step().await;
             }
@@ -284,8 +283,7 @@ impl<S: Session> Writer<S> {
     fn refuse(&mut self, mut batch: WriteBatch, error: &DbError) -> Vec<Task> {
         match error {
             DbError::Full(_) => {
-                self.shared.leaf.note_full(true);
-                let has_room = self.session.make_room();
+                let has_room = self.find_room();
                 let tasks = std::mem::take(&mut batch.tasks);
                 let (puts, others): (Vec<_>, Vec<_>) = tasks.into_iter().partition(Task::has_puts);
                 let is_smaller = has_room || !puts.is_empty();
@@ -300,6 +298,12 @@ impl<S: Session> Writer<S> {
             }
             _ => self.refuse_all(batch, error),
         }
+    }
+
+    /// There was no room: says whether some is given up for what needs little.
+    fn find_room(&mut self) -> bool {
+        self.shared.leaf.note_full(true);
+        self.session.make_room()
     }
 
     fn refuse_all(&mut self, batch: WriteBatch, error: &DbError) -> Vec<Task> {
@@ -474,12 +478,9 @@ impl<S: Session> Writer<S> {
     async fn compact_step(&mut self) {
         let step = self.compaction.step(&mut self.session, &self.shared.statements).await;
         if let Err(error) = step {
-            if matches!(error, DbError::Full(_)) {
-                self.shared.leaf.note_full(true);
-                if self.session.make_room() {
-                    // It is what gives room back.
-                    return self.take_trouble(error).await;
-                }
+            if matches!(error, DbError::Full(_)) && self.find_room() {
+                // It is what gives room back.
+                return self.take_trouble(error).await;
             }
             tracing::warn!(store = %self.shared.leaf.name, %error, "a step of compaction failed");
             // The next compaction takes up where this one stopped.
