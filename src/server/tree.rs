@@ -261,6 +261,7 @@ impl Services {
             lanes_left,
             lanes_needed,
             newest: Some(root.head()).filter(|head| head.is_exact).map_or(0, |head| head.newest),
+            ..pb::Node::default()
         }
     }
 }

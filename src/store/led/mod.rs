@@ -267,7 +267,7 @@ impl<E: Engine> Store for Led<E> {
     async fn describe(&self) -> Vec<Described> {
         let trouble = self.leaf().check_usable().err().map(|error| error.to_string());
         let (name, trouble) = (self.name().to_string(), trouble.unwrap_or_default());
-        vec![Described { name, trouble, node: None }]
+        vec![Described { name, trouble, ..Described::default() }]
     }
 
     async fn defragment(&self) -> Result<bool> {

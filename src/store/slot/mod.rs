@@ -271,7 +271,7 @@ impl Store for Slot {
             Ok(store) => store.describe().await,
             Err(error) => {
                 let (name, trouble) = (self.shared.name.to_string(), error.to_string());
-                vec![Described { name, trouble, node: None }]
+                vec![Described { name, trouble, ..Described::default() }]
             }
         }
     }

@@ -353,10 +353,10 @@ impl Store for NodeStore {
         let trouble = self.shared.trouble.borrow().as_deref().unwrap_or_default().to_owned();
         let node = self.shared.wire.describe().await;
         vec![match node {
-            Ok(node) => Described { name, trouble, node: Some(node) },
+            Ok(node) => Described { name, trouble, node: Some(node), ..Described::default() },
             Err(error) => {
                 let trouble = if trouble.is_empty() { error.to_string() } else { trouble };
-                Described { name, trouble, node: None }
+                Described { name, trouble, ..Described::default() }
             }
         }]
     }
