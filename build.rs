@@ -21,11 +21,37 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     // `compile_fds` does not write the descriptor set that reflection serves, so it is written here.
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    fs::write(out.join("methods.rs"), methods(&descriptors))?;
     leave_nested_unread(&mut descriptors);
     tonic_prost_build::configure()
         .bytes(".") // keys and values as `Bytes`: a decoded message shares the receive buffer
         .compile_fds(descriptors)?;
     Ok(())
+}
+
+/// Every method as Rust has it: where it is asked for, its names, and which sides of it are streams, in the words of
+/// gRPC's metrics.
+fn methods(descriptors: &FileDescriptorSet) -> String {
+    let mut text = "&[\n".to_owned();
+    for file in &descriptors.file {
+        for service in &file.service {
+            let service_name = format!("{}.{}", file.package(), service.name());
+            for method in &service.method {
+                let name = method.name();
+                let kind = match (method.client_streaming(), method.server_streaming()) {
+                    (false, false) => "unary",
+                    (true, false) => "client_stream",
+                    (false, true) => "server_stream",
+                    (true, true) => "bidi_stream",
+                };
+                text += &format!(
+                    "Method {{ path: \"/{service_name}/{name}\", service: \"{service_name}\", name: \"{name}\", \
+                     kind: \"{kind}\" }},\n"
+                );
+            }
+        }
+    }
+    text + "]"
 }
 
 /// Makes bytes of messages that hold their own kind: each is read when it is looked at, by who counts how

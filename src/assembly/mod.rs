@@ -11,6 +11,7 @@
 
 mod compaction;
 mod endpoint;
+mod measure;
 mod plan;
 mod repair;
 mod witness;
@@ -39,6 +40,8 @@ use crate::{
     store::{
         RecordStore, Store,
         attach::AttachState,
+        meter::RequestMeter,
+        metered::Metered,
         records::Records,
         slot::{self, Opened, Opener, Refusal, SlotRecord},
     },
@@ -68,6 +71,8 @@ pub struct Settings {
     pub node: node::Options,
     /// How long merged watches wait for a store that is away.
     pub grace: Duration,
+    /// What a store takes longer for is logged.
+    pub slow_after: Duration,
     /// The routes that may hold another store than before.
     pub adopt: Vec<String>,
     /// Where its random numbers come from.
@@ -155,7 +160,7 @@ pub async fn start(
     let head = default.head();
     let mut went_back = leap_where_back(&*default, head.witnessed, &clock)?;
     let records = Records::open(default.clone()).await?;
-    let Settings { name, tree, node: options, grace, adopt, entropy } = settings;
+    let Settings { name, tree, node: options, grace, adopt, entropy, slow_after } = settings;
     let membership = Membership::load(records, clock, entropy, &name, tree).await?;
     // At once, so that silent ones are waited for together.
     let opening = plan.routes.iter().map(|route| open_slot(route, opens, &membership, &adopt));
@@ -176,12 +181,19 @@ pub async fn start(
         .zip(&slots)
         .filter_map(|(route, slot)| Some((slot.opened.slot.clone(), route.store.compaction?)));
     let compacting: Vec<_> = compacting.collect();
+    let mut measured: Vec<(Arc<dyn Store>, Arc<RequestMeter>)> = Vec::new();
+    let mut metered = |store: Arc<dyn Store>, plan: &StorePlan, rule: Option<String>| {
+        let metered = Metered::new(store.clone(), measure::about(plan, rule), slow_after);
+        measured.push((store, metered.meter().clone()));
+        metered
+    };
     let routes = plan.routes.into_iter().zip(&slots).map(|(route, slot)| Route {
         has_other_writers: route.store.may_be_a_node(),
+        store: metered(slot.opened.slot.clone(), &route.store, Some(route.rule.to_string())),
         rule: route.rule,
-        store: slot.opened.slot.clone(),
     });
-    let router = Router::new(routes.collect(), default.clone());
+    let routes = routes.collect();
+    let router = Router::new(routes, metered(default.clone(), &plan.default, None));
     let node = Node::start(router.clone(), membership, options, &unknown).await?;
     let mut tasks = Tasks::default();
     if went_back {
@@ -202,7 +214,11 @@ pub async fn start(
     let held = slots.iter().map(|slot| slot.opened.slot.clone()).collect();
     tasks.spawn("end dead leases", end_dead_leases(default, held, node.clone()));
     tasks.spawn("keep how far stores are", keep_progress(slots, witnesses, node.clone()));
-    tasks.spawn_once(survey(router, node.clone()));
+    let meters: Vec<_> =
+        measured.iter().map(|(store, meter)| (store.name().clone(), meter.clone())).collect();
+    tasks.spawn("sample meters", measure::sample(node.clone()));
+    tasks.spawn("count keys", measure::count_keys(measured, node.clone()));
+    tasks.spawn_once(survey(router, node.clone(), meters));
     Ok(Running { node, tasks })
 }
 
@@ -315,7 +331,7 @@ async fn end_until_done(node: &Arc<Node>, store: &dyn Store) {
 
 /// Finds keys that lie in a store which their route does not name: they are hidden, and operators
 /// want to know.
-async fn survey(router: Arc<Router>, node: Arc<Node>) {
+async fn survey(router: Arc<Router>, node: Arc<Node>, meters: Vec<(Arc<str>, Arc<RequestMeter>)>) {
     let found = loop {
         match router.survey(node.revision()).await {
             Ok(found) => break found,
@@ -325,8 +341,13 @@ async fn survey(router: Arc<Router>, node: Arc<Node>) {
         }
         sleep(SURVEY_AGAIN_AFTER).await;
     };
-    for (store, misrouted) in found.into_iter().filter(|(_, misrouted)| *misrouted > 0) {
-        tracing::warn!(%store, misrouted, "keys lie in a store that their route does not name");
+    for (store, misrouted) in found {
+        if let Some((_, meter)) = meters.iter().find(|(name, _)| *name == store) {
+            meter.note_misrouted(misrouted);
+        }
+        if misrouted > 0 {
+            tracing::warn!(%store, misrouted, "keys lie in a store that their route does not name");
+        }
     }
 }
 

@@ -117,6 +117,10 @@ pub struct Serve {
     /// is no part of a transaction (`etcdctl del --prefix /`). Else it is refused.
     #[arg(long, env = "PLEACH_ALLOW_SPLIT_DELETES")]
     allow_split_deletes: bool,
+    /// What takes longer is logged with route, store, rows and time.
+    #[arg(long, env = "PLEACH_WARNING_UNARY_REQUEST_DURATION", default_value = "300ms",
+          value_parser = duration)]
+    warning_unary_request_duration: Duration,
     /// What is logged: error, warn, info, debug or trace, or a filter of tracing's.
     #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -296,6 +300,7 @@ impl Serve {
                 splits_deletes: self.allow_split_deletes,
             },
             grace: GRACE,
+            slow_after: self.warning_unary_request_duration,
             adopt: self.adopt.clone(),
             entropy: Entropy::system(),
         };

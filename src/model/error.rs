@@ -134,6 +134,48 @@ impl StoreError {
         }
     }
 
+    /// The variant's name, as metrics have it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Compacted { .. } => "compacted",
+            Self::FutureRevision { .. } => "future_revision",
+            Self::KeyNotFound => "key_not_found",
+            Self::LeaseNotFound(_) => "lease_not_found",
+            Self::KeyTooLong { .. } => "key_too_long",
+            Self::KeyReserved { .. } => "key_reserved",
+            Self::TooLarge(_) => "too_large",
+            Self::NoSpace(_) => "no_space",
+            Self::Corrupt => "corrupt",
+            Self::TwoStores { .. } => "two_stores",
+            Self::Unavailable { .. } => "unavailable",
+            Self::UnknownOutcome { .. } => "unknown_outcome",
+            Self::StaleLeases => "stale_leases",
+            Self::Damaged { .. } => "damaged",
+            Self::Fenced { .. } => "fenced",
+        }
+    }
+
+    /// Whether the store is to blame, and not what it was asked.
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::NoSpace(_)
+            | Self::Corrupt
+            | Self::Unavailable { .. }
+            | Self::UnknownOutcome { .. }
+            | Self::Damaged { .. }
+            | Self::Fenced { .. } => true,
+            Self::Compacted { .. }
+            | Self::FutureRevision { .. }
+            | Self::KeyNotFound
+            | Self::LeaseNotFound(_)
+            | Self::KeyTooLong { .. }
+            | Self::KeyReserved { .. }
+            | Self::TooLarge(_)
+            | Self::TwoStores { .. }
+            | Self::StaleLeases => false,
+        }
+    }
+
     /// Whether the same request may be made again, of the same node, and may then succeed.
     pub fn is_retryable(&self) -> bool {
         match self {

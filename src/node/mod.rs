@@ -34,7 +34,7 @@ use crate::{
     clock::{LaneBlock, SharedClock},
     model::{Revision, StoreError, error::Result},
     route::Router,
-    store::{Size, Store, records::Records},
+    store::{Size, Store, meter::Meter, records::Records},
     tree::{
         Identity,
         membership::{JoinError, Membership},
@@ -69,6 +69,7 @@ pub struct Node {
     alarms: Arc<Alarms>,
     membership: Arc<Membership>,
     options: Options,
+    requests: Arc<Meter>,
 }
 
 /// Runs what has begun to change state to its end, also where whoever asked goes meanwhile.
@@ -105,8 +106,18 @@ impl Node {
         let alarms = Arc::new(Alarms::load(records, membership.identity().member).await?);
         let hub = Hub::new(root.clone(), clock.clone());
         let foreign = ForeignLeases::default();
-        let node = Self { root, clock, hub, lessor, foreign, quota, alarms, membership, options };
-        Ok(Arc::new(node))
+        Ok(Arc::new(Self {
+            root,
+            clock,
+            hub,
+            lessor,
+            foreign,
+            quota,
+            alarms,
+            membership,
+            options,
+            requests: Arc::default(),
+        }))
     }
 
     /// Reserves revisions ahead of the clock, for ever.
@@ -177,6 +188,11 @@ impl Node {
 
     fn records(&self) -> &Records {
         self.membership.records()
+    }
+
+    /// What clients asked for, but for streams: counted by who serves them.
+    pub fn requests(&self) -> &Arc<Meter> {
+        &self.requests
     }
 
     /// What the operator set.

@@ -12,6 +12,22 @@
 /// The descriptor set of every service, as gRPC reflection serves it.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// A method of a service.
+#[derive(Debug)]
+pub struct Method {
+    /// Where it is asked for.
+    pub path: &'static str,
+    /// The service with its package.
+    pub service: &'static str,
+    /// The method alone.
+    pub name: &'static str,
+    /// `unary`, `client_stream`, `server_stream` or `bidi_stream`, as gRPC's metrics say it.
+    pub kind: &'static str,
+}
+
+/// Every method of every service.
+pub const METHODS: &[Method] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
 /// KV, Watch, Lease, Cluster, Maintenance, Auth.
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");

@@ -35,6 +35,7 @@ use crate::{
     model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
     store::{
         Coverage, Described, Head, Page, Query, Size, Store, Tail, Written, attach::AttachState,
+        meter::Meters,
     },
 };
 
@@ -353,6 +354,10 @@ impl Store for Router {
 
     async fn describe(&self) -> Vec<Described> {
         join_all(self.stores().map(|store| store.describe())).await.concat()
+    }
+
+    fn meters(&self) -> Vec<Meters> {
+        self.stores().flat_map(|store| store.meters()).collect()
     }
 }
 

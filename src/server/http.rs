@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::time::timeout;
 use tonic::Status;
 
-use super::{ETCD_VERSION, STORAGE_VERSION, Services, metrics};
+use super::{ETCD_VERSION, STORAGE_VERSION, Services};
 use crate::node::{Alarm, AlarmKind};
 
 /// How long a store may take to say whether it is there.
@@ -181,7 +181,7 @@ async fn version(asked: Asked) -> Response {
 }
 
 async fn scrape(State(face): State<Services>) -> Response {
-    match metrics::text(&face.node).await {
+    match face.metrics_text().await {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
     }

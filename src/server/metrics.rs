@@ -1,53 +1,416 @@
-//! Metrics, under etcd's names where etcd has the metric, so that its dashboards show a node too.
+//! Metrics: under etcd's names what etcd has too, so that its dashboards and alerts serve a node, and under
+//! `pleach_` what only a node has. What a node can't say truly is left out: it has no raft and no peers.
+//!
+//! No label has more values than there are routes, methods, codes or kinds of errors.
 
-use prometheus::{Encoder as _, IntGauge, Registry, TextEncoder};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
-use crate::{node::Node, store::Store as _};
+use futures::future::join_all;
+use prometheus::{
+    TextEncoder,
+    core::Collector as _,
+    process_collector::ProcessCollector,
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+};
 
-/// What is measured now, as Prometheus reads it.
-pub(super) async fn text(node: &Node) -> Result<String, String> {
-    let size = node.size().await.map_err(|error| error.to_string())?;
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let mut gauges = vec![
-        ("etcd_server_has_leader", "Whether the node serves: always 1.", 1),
-        ("etcd_mvcc_db_total_size_in_bytes", "Bytes on disk of all stores.", signed(size.total)),
-        (
-            "etcd_mvcc_db_total_size_in_use_in_bytes",
-            "Bytes on disk that hold data.",
-            signed(size.in_use),
-        ),
-        ("etcd_debugging_mvcc_current_revision", "The revision reached.", node.revision()),
-        (
-            "etcd_debugging_mvcc_compact_revision",
-            "The oldest revision that can be read.",
-            node.root().compacted(),
-        ),
-        (
-            "etcd_debugging_mvcc_watcher_total",
-            "Watchers that are up to date.",
-            signed(node.hub().watchers() as u64),
-        ),
-        ("pleach_leases", "Leases that are alive.", signed(node.leases().len() as u64)),
-    ];
-    // Where there is none the line is left out: alerts divide by it.
-    if node.quota_bytes() > 0 {
-        gauges.push((
-            "etcd_server_quota_backend_bytes",
-            "Bytes on disk after which puts are refused.",
-            signed(node.quota_bytes()),
-        ));
-    }
-    render(&gauges).map_err(|error| error.to_string())
+use super::{ETCD_VERSION, Services, calls::MethodMeter};
+use crate::{
+    node::AlarmKind,
+    store::{
+        Size, Store,
+        meter::{BOUNDS, Counts, Meters, bound},
+    },
+};
+
+/// For how long the sizes of stores are taken for what they were: a database is asked for its own.
+const SIZES_LAST: Duration = Duration::from_secs(5);
+
+/// The sizes of all stores, and when they were so. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sizes(Arc<Mutex<Measured>>);
+
+#[derive(Debug, Default)]
+struct Measured {
+    at: Option<Instant>,
+    sizes: Vec<Size>,
 }
 
-fn render(gauges: &[(&str, &str, i64)]) -> prometheus::Result<String> {
-    let registry = Registry::new();
-    for (name, help, value) in gauges {
-        let gauge = IntGauge::new(*name, *help)?;
-        gauge.set(*value);
-        registry.register(Box::new(gauge))?;
+/// What the process takes of its machine.
+#[derive(Debug, Default)]
+pub(super) struct Process {
+    pub memory_bytes: u64,
+    pub cpu_s: f64,
+    pub open_files: u64,
+    pub open_files_max: u64,
+}
+
+/// Families on their way, by their names.
+#[derive(Default)]
+struct Families(BTreeMap<&'static str, MetricFamily>);
+
+/// What the labels of a metric are.
+type Labels<'a> = &'a [(&'a str, &'a str)];
+
+impl Services {
+    /// All metrics as they are now, ordered by name.
+    pub async fn metrics(&self) -> Vec<MetricFamily> {
+        let mut all = Families::default();
+        self.add_node(&mut all);
+        self.add_calls(&mut all);
+        self.add_stores(&mut all).await;
+        let mut families: Vec<_> = all.0.into_values().collect();
+        families.extend(ProcessCollector::for_self().collect());
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        families
     }
-    let mut text = Vec::new();
-    TextEncoder::new().encode(&registry.gather(), &mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+
+    /// The same as Prometheus reads it.
+    pub(super) async fn metrics_text(&self) -> Result<String, String> {
+        let families = self.metrics().await;
+        TextEncoder::new().encode_to_string(&families).map_err(|error| error.to_string())
+    }
+
+    fn add_node(&self, all: &mut Families) {
+        let (node, hub) = (&self.node, self.node.hub());
+        let member = format!("{:x}", node.identity().member);
+        let version = env!("CARGO_PKG_VERSION");
+        let minor = ETCD_VERSION.rsplit_once('.').map_or(ETCD_VERSION, |(minor, _)| minor);
+        let named: [(_, _, Labels<'_>); 5] = [
+            ("etcd_server_id", "The node's id, in hexadecimal.", &[("server_id", &member)]),
+            (
+                "etcd_server_version",
+                "The etcd that it passes for.",
+                &[("server_version", ETCD_VERSION)],
+            ),
+            (
+                "etcd_cluster_version",
+                "The same, less its last part.",
+                &[("cluster_version", minor)],
+            ),
+            ("pleach_build_info", "The version of Pleach.", &[("version", version)]),
+            ("etcd_server_has_leader", "Whether the node serves: always 1.", &[]),
+        ];
+        for (name, help, labels) in named {
+            all.gauge(name, help, labels, 1.0);
+        }
+        let (taken, places) = self.places.taken();
+        let gauges = [
+            (
+                "etcd_debugging_mvcc_current_revision",
+                "The revision reached.",
+                node.revision() as f64,
+            ),
+            (
+                "etcd_debugging_mvcc_compact_revision",
+                "The oldest revision that can be read.",
+                node.root().compacted() as f64,
+            ),
+            ("etcd_debugging_mvcc_watch_stream_total", "Watch streams.", hub.streams() as f64),
+            (
+                "etcd_debugging_mvcc_watcher_total",
+                "Watchers that are up to date.",
+                hub.watchers() as f64,
+            ),
+            (
+                "etcd_debugging_mvcc_slow_watcher_total",
+                "Watchers that read the log: they begin in the past, or their client is slow.",
+                hub.watchers_behind() as f64,
+            ),
+            ("pleach_leases", "Leases that are alive.", node.leases().len() as f64),
+            ("pleach_lanes_left", "Lanes that children can still get.", self.lanes_left()),
+            ("pleach_connections", "Connections of clients.", taken as f64),
+            ("pleach_connections_max", "The most that there may be.", places as f64),
+        ];
+        for (name, help, value) in gauges {
+            all.gauge(name, help, &[], value);
+        }
+        // Where there is none the line is left out: alerts divide by it.
+        if node.quota_bytes() > 0 {
+            let help = "Bytes on disk after which puts are refused.";
+            all.gauge("etcd_server_quota_backend_bytes", help, &[], node.quota_bytes() as f64);
+        }
+        let raised: Vec<AlarmKind> = node.alarms().iter().map(|alarm| alarm.kind).collect();
+        for kind in [AlarmKind::NoSpace, AlarmKind::Corrupt] {
+            let is_raised = f64::from(u8::from(raised.contains(&kind)));
+            all.gauge(
+                "pleach_alarm",
+                "Whether an alarm is raised.",
+                &[("alarm", kind.name())],
+                is_raised,
+            );
+        }
+        let events = hub.events() as f64;
+        all.counter("etcd_debugging_mvcc_events_total", "Events sent to watchers.", &[], events);
+        let (received, sent) = self.traffic.bytes();
+        let help = "Bytes on connections of clients, with all that stands around what was said.";
+        for (name, bytes) in [
+            ("etcd_network_client_grpc_received_bytes_total", received),
+            ("etcd_network_client_grpc_sent_bytes_total", sent),
+        ] {
+            all.counter(name, help, &[], bytes as f64);
+        }
+    }
+
+    fn lanes_left(&self) -> f64 {
+        f64::from(self.node.membership().lanes().left())
+    }
+
+    fn add_calls(&self, all: &mut Families) {
+        for meter in self.calls.methods() {
+            let MethodMeter { method, started, times, .. } = meter;
+            let labels = |code: Option<&'static str>| {
+                let mut labels = vec![
+                    ("grpc_method", method.name),
+                    ("grpc_service", method.service),
+                    ("grpc_type", method.kind),
+                ];
+                labels.extend(code.map(|code| ("grpc_code", code)));
+                labels
+            };
+            let (name, help) = ("grpc_server_started_total", "Calls that have begun.");
+            let started = started.load(Ordering::Relaxed);
+            all.counter(name, help, &labels(None), started as f64);
+            for (code, count) in meter.handled() {
+                let (name, help) = ("grpc_server_handled_total", "Calls that have ended, by code.");
+                all.counter(name, help, &labels(Some(code)), count as f64);
+            }
+            if started > 0 {
+                let help = "How long calls took, to the last of their answers.";
+                all.histogram("grpc_server_handling_seconds", help, &labels(None), &times.counts());
+            }
+        }
+    }
+
+    async fn add_stores(&self, all: &mut Families) {
+        let root = self.node.root();
+        let stores: Vec<_> = root.stores().map(|store| (store, store.meters().pop())).collect();
+        let sizes = self.sizes.of(root.stores()).await;
+        let (mut total, mut keys_total) = (Size::default(), Some(0));
+        let (mut writes, mut batches, mut syncs) =
+            (Counts::default(), Counts::default(), Counts::default());
+        let mut pending = 0;
+        let now = self.node.revision();
+        for ((store, meters), size) in stores.into_iter().zip(sizes) {
+            total.total += size.total;
+            total.in_use += size.in_use;
+            let Some(meters) = meters else { continue };
+            let labels = [("store", &*meters.name)];
+            let closed = store.announce_closed();
+            let gauges = [
+                (
+                    "pleach_store_up",
+                    "Whether the store can be used.",
+                    f64::from(u8::from(meters.trouble.is_none())),
+                ),
+                ("pleach_store_size_bytes", "Bytes on disk.", size.total as f64),
+                ("pleach_store_size_in_use_bytes", "Bytes that hold data.", size.in_use as f64),
+                (
+                    "pleach_store_full",
+                    "Whether there is no room for more.",
+                    f64::from(u8::from(store.head().is_full)),
+                ),
+                (
+                    "pleach_store_closed_lag_revisions",
+                    "How far what is closed lies behind the revision reached.",
+                    (now - closed).max(0) as f64,
+                ),
+            ];
+            for (name, help, value) in gauges {
+                all.gauge(name, help, &labels, value);
+            }
+            for state in store.attach_states() {
+                let is_detached = f64::from(u8::from(state.detached_at().is_some()));
+                let help = "Whether watches that span it go on without it.";
+                all.gauge("pleach_store_detached", help, &labels, is_detached);
+            }
+            add_commits(all, &meters);
+            if let Some(commits) = &meters.commits {
+                batches.add(&commits.batches.counts());
+                syncs.add(&commits.syncs.counts());
+            }
+            let Some(requests) = &meters.requests else { continue };
+            writes.add(&requests.writes.counts());
+            pending += requests.pending.load(Ordering::Relaxed);
+            let found = requests.found();
+            keys_total = keys_total.zip(found.keys).map(|(sum, (keys, _))| sum + keys);
+            add_requests(all, &meters);
+        }
+        all.gauge(
+            "etcd_mvcc_db_total_size_in_bytes",
+            "Bytes on disk of all stores.",
+            &[],
+            total.total as f64,
+        );
+        let help = "Bytes on disk that hold data.";
+        all.gauge("etcd_mvcc_db_total_size_in_use_in_bytes", help, &[], total.in_use as f64);
+        if let Some(keys) = keys_total {
+            let help = "Keys of all stores, as they were last counted.";
+            all.gauge("etcd_debugging_mvcc_keys_total", help, &[], keys as f64);
+        }
+        let (done, failed) = ((writes.total() - writes.failed) as f64, writes.failed as f64);
+        let help = "Writes that stores have carried out.";
+        all.counter("etcd_server_proposals_committed_total", help, &[], done);
+        all.counter("etcd_server_proposals_applied_total", help, &[], done);
+        all.counter(
+            "etcd_server_proposals_failed_total",
+            "Writes that stores have not carried out, or may not have.",
+            &[],
+            failed,
+        );
+        all.gauge(
+            "etcd_server_proposals_pending",
+            "Writes that are not answered yet.",
+            &[],
+            pending as f64,
+        );
+        let help = "The last step of a commit, which makes it durable, over all stores.";
+        all.histogram("etcd_disk_wal_fsync_duration_seconds", help, &[], &syncs);
+        let help = "Commits of stores from their beginning, each of many writes.";
+        all.histogram("etcd_disk_backend_commit_duration_seconds", help, &[], &batches);
+    }
+}
+
+fn add_commits(all: &mut Families, meters: &Meters) {
+    let Some(commits) = &meters.commits else { return };
+    let labels = [("store", &*meters.name)];
+    let help = "Commits of the store from their beginning, each of many writes.";
+    all.histogram("pleach_store_commit_duration_seconds", help, &labels, &commits.batches.counts());
+    let help = "The last step of a commit, which makes it durable.";
+    all.histogram("pleach_store_sync_duration_seconds", help, &labels, &commits.syncs.counts());
+    let writes = commits.writes.load(Ordering::Relaxed) as f64;
+    let help = "Writes in the store's commits.";
+    all.counter("pleach_store_committed_writes_total", help, &labels, writes);
+}
+
+fn add_requests(all: &mut Families, meters: &Meters) {
+    let Some(requests) = &meters.requests else { return };
+    let name = &*meters.name;
+    for (operation, meter) in [("read", &requests.reads), ("write", &requests.writes)] {
+        let labels = [("store", name), ("operation", operation)];
+        let help = "How long the store took.";
+        all.histogram("pleach_store_request_duration_seconds", help, &labels, &meter.counts());
+    }
+    for (kind, count) in requests.failures() {
+        let labels = [("store", name), ("kind", kind)];
+        let help = "What the store refused or could not do.";
+        all.counter("pleach_store_errors_total", help, &labels, count as f64);
+    }
+    let labels = [("store", name)];
+    let rows = requests.rows.load(Ordering::Relaxed) as f64;
+    all.counter("pleach_store_rows_read_total", "Keys that the store returned.", &labels, rows);
+    let pending = requests.pending.load(Ordering::Relaxed) as f64;
+    let help = "Writes that the store has not answered yet.";
+    all.gauge("pleach_store_pending_writes", help, &labels, pending);
+    let found = requests.found();
+    if let Some((keys, _)) = found.keys {
+        all.gauge("pleach_store_keys", "Keys as they were last counted.", &labels, keys as f64);
+    }
+    if let Some(misrouted) = found.misrouted {
+        let help = "Keys that lie there and route elsewhere, as of the start.";
+        all.gauge("pleach_store_misrouted_keys", help, &labels, misrouted as f64);
+    }
+}
+
+// === impl Process ===
+
+impl Process {
+    /// This one, as it is now.
+    pub(super) fn current() -> Self {
+        let families = ProcessCollector::for_self().collect();
+        let value = |name: &str| {
+            let family = families.iter().find(|family| family.name() == name);
+            let metric = family.and_then(|family| family.get_metric().first());
+            metric.map_or(0.0, |it| it.get_gauge().get_value() + it.get_counter().get_value())
+        };
+        Self {
+            memory_bytes: value("process_resident_memory_bytes") as u64,
+            cpu_s: value("process_cpu_seconds_total"),
+            open_files: value("process_open_fds") as u64,
+            open_files_max: value("process_max_fds") as u64,
+        }
+    }
+}
+
+// === impl Sizes ===
+
+impl Sizes {
+    /// Those of `stores`, in order.
+    async fn of(&self, stores: impl Iterator<Item = &Arc<dyn Store>>) -> Vec<Size> {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let last = lock();
+            if last.at.is_some_and(|at| at.elapsed() < SIZES_LAST) {
+                return last.sizes.clone();
+            }
+        }
+        let measured = join_all(stores.map(|store| store.size())).await;
+        let sizes: Vec<Size> = measured.into_iter().map(Result::unwrap_or_default).collect();
+        *lock() = Measured { at: Some(Instant::now()), sizes: sizes.clone() };
+        sizes
+    }
+}
+
+// === impl Families ===
+
+impl Families {
+    fn add(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        kind: MetricType,
+        mut metric: Metric,
+        labels: Labels<'_>,
+    ) {
+        let pair = |(name, value): &(&str, &str)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value((*value).to_owned());
+            pair
+        };
+        metric.set_label(labels.iter().map(pair).collect());
+        let family = self.0.entry(name).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(name.to_owned());
+            family.set_help(help.to_owned());
+            family.set_field_type(kind);
+            family
+        });
+        family.mut_metric().push(metric);
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &str, labels: Labels<'_>, value: f64) {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        self.add(name, help, MetricType::GAUGE, Metric::from_gauge(gauge), labels);
+    }
+
+    fn counter(&mut self, name: &'static str, help: &str, labels: Labels<'_>, value: f64) {
+        let mut counter = Counter::default();
+        counter.set_value(value);
+        let mut metric = Metric::default();
+        metric.set_counter(counter);
+        self.add(name, help, MetricType::COUNTER, metric, labels);
+    }
+
+    fn histogram(&mut self, name: &'static str, help: &str, labels: Labels<'_>, counts: &Counts) {
+        let mut cumulative = 0;
+        let buckets = (0..BOUNDS).filter_map(|at| {
+            cumulative += counts.buckets[at];
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound(at)?.as_secs_f64());
+            bucket.set_cumulative_count(cumulative);
+            Some(bucket)
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(counts.total());
+        histogram.set_sample_sum(Duration::from_nanos(counts.nanos).as_secs_f64());
+        let mut metric = Metric::default();
+        metric.set_histogram(histogram);
+        self.add(name, help, MetricType::HISTOGRAM, metric, labels);
+    }
 }

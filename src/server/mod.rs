@@ -4,6 +4,7 @@
 //! request alone, and gives each error etcd's code and text. It decides nothing else.
 
 mod auth;
+mod calls;
 mod check;
 mod cluster;
 mod election;
@@ -22,7 +23,11 @@ mod trace;
 mod tree;
 mod watch;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +39,12 @@ use tonic::{
 use tower::util::MapRequestLayer;
 
 pub use self::tls::{Tls, TlsPart, WrongTls};
-use self::{failures::Failures, patience::Places};
+use self::{
+    calls::Calls,
+    failures::Failures,
+    metrics::Sizes,
+    patience::{Places, Traffic},
+};
 use crate::{
     model::Revision,
     node::Node,
@@ -94,6 +104,10 @@ pub struct Services {
     scheme: &'static str,
     stopping: CancellationToken,
     places: Places,
+    calls: Calls,
+    traffic: Traffic,
+    sizes: Sizes,
+    begun: Instant,
 }
 
 // === impl Services ===
@@ -108,8 +122,20 @@ impl Services {
         advertised: Vec<String>,
         stopping: CancellationToken,
     ) -> Self {
-        let places = Places::new(usize::MAX);
-        Self { node, limits, name, advertised, scheme: "http", stopping, places }
+        let calls = Calls::new(node.requests().clone());
+        Self {
+            node,
+            limits,
+            name,
+            advertised,
+            scheme: "http",
+            stopping,
+            places: Places::new(usize::MAX),
+            calls,
+            traffic: Traffic::default(),
+            sizes: Sizes::default(),
+            begun: Instant::now(),
+        }
     }
 
     /// The same for so many connections at once, over all its listeners.
@@ -162,7 +188,7 @@ impl Services {
             .with_nodelay(Some(true))
             .with_keepalive(Some(PROBE_EVERY))
             .with_keepalive_interval(Some(PROBE_EVERY));
-        let incoming = patience::patient(incoming, self.places.clone());
+        let incoming = patience::patient(incoming, self.places.clone(), self.traffic.clone());
         let routes = self.routes().await;
         server.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
     }
@@ -179,7 +205,8 @@ impl Services {
     ) -> Result<(), tonic::transport::Error> {
         // Clients, however many, do not keep a probe out.
         let places = Places::new(ADMIN_CONNECTIONS_MAX);
-        let incoming = patience::patient(TcpIncoming::from(listener), places);
+        let traffic = Traffic::default();
+        let incoming = patience::patient(TcpIncoming::from(listener), places, traffic);
         let routes = Routes::from(http::routes(self));
         listening(tls)?.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
     }
@@ -219,7 +246,7 @@ impl Services {
             v3lockpb::lock_server::LockServer<Services>,
             v3electionpb::election_server::ElectionServer<Services>,
         );
-        let state = (self.node.clone(), Failures::default());
+        let state = (self.node.clone(), Failures::default(), self.calls.clone());
         let all = routes.into_axum_router().merge(http::routes(self)).fallback(http::missing);
         let all = all.layer(axum::middleware::from_fn_with_state(state, tree::note_call));
         let all = all.layer(MapRequestLayer::new(answer_as_asked));

@@ -6,7 +6,10 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -45,6 +48,17 @@ pub(super) struct Patient<S> {
     _place: OwnedSemaphorePermit,
     /// Until the first bytes have come.
     waiting: Option<Pin<Box<Sleep>>>,
+    traffic: Traffic,
+}
+
+/// The bytes that went through connections, with all that stands around what was said. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Traffic(Arc<Passed>);
+
+#[derive(Debug, Default)]
+struct Passed {
+    received: AtomicU64,
+    sent: AtomicU64,
 }
 
 /// The body of a request that must be whole in time.
@@ -57,6 +71,7 @@ struct InTime {
 /// The places for connections of all listeners. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
+    count: usize,
     free: Arc<Semaphore>,
     refused: Arc<Mutex<Refused>>,
 }
@@ -73,9 +88,10 @@ struct Refused {
 pub(super) fn patient<S>(
     incoming: impl Stream<Item = io::Result<S>>,
     places: Places,
+    traffic: Traffic,
 ) -> impl Stream<Item = io::Result<Patient<S>>> {
     incoming.filter_map(move |stream| {
-        let (is_failed, taken) = (stream.is_err(), places.take(stream));
+        let (is_failed, taken, traffic) = (stream.is_err(), places.take(stream), traffic.clone());
         async move {
             if is_failed {
                 // What keeps one from being accepted keeps the next, too, for a moment.
@@ -83,7 +99,7 @@ pub(super) fn patient<S>(
             }
             let (stream, place) = taken?;
             let waiting = Some(Box::pin(sleep(REQUEST_TIME_MAX)));
-            Some(Ok(Patient { stream, _place: place, waiting }))
+            Some(Ok(Patient { stream, _place: place, waiting, traffic }))
         }
     })
 }
@@ -100,8 +116,13 @@ pub(super) fn in_time(request: axum::extract::Request) -> axum::extract::Request
 
 impl Places {
     pub(super) fn new(count: usize) -> Self {
-        let free = Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
-        Self { free, refused: Arc::default() }
+        let count = count.min(Semaphore::MAX_PERMITS);
+        Self { count, free: Arc::new(Semaphore::new(count)), refused: Arc::default() }
+    }
+
+    /// How many are taken, and how many there are.
+    pub(super) fn taken(&self) -> (usize, usize) {
+        (self.count - self.free.available_permits(), self.count)
     }
 
     /// A place for a connection; without one it ends.
@@ -128,6 +149,21 @@ impl Places {
     }
 }
 
+// === impl Traffic ===
+
+impl Traffic {
+    /// The bytes that came, and those that went.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        (self.0.received.load(Ordering::Relaxed), self.0.sent.load(Ordering::Relaxed))
+    }
+
+    fn note_sent(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(count)) = written {
+            self.0.sent.fetch_add(*count as u64, Ordering::Relaxed);
+        }
+    }
+}
+
 // === impl Patient ===
 
 impl<S: Connected> Connected for Patient<S> {
@@ -144,7 +180,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let read = buffer.filled().len() - before;
+        self.traffic.0.received.fetch_add(read as u64, Ordering::Relaxed);
         let Some(waiting) = &mut self.waiting else { return polled };
         if polled.is_ready() {
             self.waiting = None;
@@ -160,7 +199,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.traffic.note_sent(&polled);
+        polled
     }
 
     fn poll_write_vectored(
@@ -168,7 +209,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
+        self.traffic.note_sent(&polled);
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -228,14 +271,16 @@ mod tests {
     async fn a_connection_that_says_nothing_ends_and_one_that_has_said_something_stays() {
         let (silent, _their_end) = tokio::io::duplex(64);
         let places = Places::new(1);
-        let mut connections = Box::pin(patient(stream::iter([Ok(silent)]), places.clone()));
+        let mut connections =
+            Box::pin(patient(stream::iter([Ok(silent)]), places.clone(), Traffic::default()));
         let mut silent = connections.next().await.expect("it came").expect("it is one");
         let error = silent.read_u8().await.expect_err("nothing was said");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(silent);
 
         let (spoke, mut their_end) = tokio::io::duplex(64);
-        let mut connections = Box::pin(patient(stream::iter([Ok(spoke)]), places));
+        let mut connections =
+            Box::pin(patient(stream::iter([Ok(spoke)]), places, Traffic::default()));
         let mut spoke = connections.next().await.expect("it came").expect("it is one");
         tokio::io::AsyncWriteExt::write_u8(&mut their_end, 7).await.expect("it is open");
         assert_eq!(spoke.read_u8().await.expect("it was said"), 7);
@@ -252,6 +297,7 @@ mod tests {
             Box::pin(patient(
                 stream::iter(failed().into_iter().chain(connections())),
                 places.clone(),
+                Traffic::default(),
             ))
         };
         let taken: Vec<_> = all().collect().await;

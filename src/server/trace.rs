@@ -1,4 +1,4 @@
-//! The span of a call: from its headers to the last of its answer.
+//! A call from its headers to the last of its answer: its span, and how it is counted.
 
 use std::{
     pin::Pin,
@@ -12,15 +12,20 @@ use axum::{
 };
 use http::{HeaderMap, header::CONTENT_TYPE};
 use hyper::body::{Frame, SizeHint};
-use tonic::{Code, Status};
+use tonic::Code;
 use tracing::{Span, field::Empty};
 
+use super::calls::{Running, is_failure};
 use crate::wire::trace;
 
-/// An answer on its way, which its call's span lasts as long as.
+/// Where gRPC says how a call ended.
+const GRPC_STATUS: &str = "grpc-status";
+
+/// An answer on its way, which its call lasts as long as.
 struct Answer {
     body: Body,
     span: Span,
+    call: Option<Running>,
 }
 
 /// Begins the trace of a call to `node`; without one, there is what to tell others of it.
@@ -47,31 +52,31 @@ pub(super) fn begin(node: &str, request: &Request) -> (Span, Option<trace::Conte
     })
 }
 
-/// Follows an answer to its end, where its call is traced.
-pub(super) fn follow(span: Span, response: Response) -> Response {
-    if span.is_none() {
+/// Follows an answer to its end, where its call is traced or counted.
+pub(super) fn follow(span: Span, call: Option<Running>, response: Response) -> Response {
+    if span.is_none() && call.is_none() {
         return response;
     }
-    note_status(&span, response.headers());
-    response.map(|body| Body::new(Answer { body, span }))
+    let mut answer = Answer { body: Body::empty(), span, call };
+    answer.note_status(response.headers());
+    response.map(|body| Body::new(Answer { body, ..answer }))
 }
 
-/// Headers have the status of a call that failed at once, trailers that of any other.
-fn note_status(span: &Span, headers: &HeaderMap) {
-    let Some(status) = Status::from_header_map(headers) else { return };
-    span.record("rpc.grpc.status_code", status.code() as i32);
-    // What a client got wrong is no failure of the server.
-    let is_failure = matches!(
-        status.code(),
-        Code::Unknown
-            | Code::DeadlineExceeded
-            | Code::Unimplemented
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss
-    );
-    if is_failure {
-        span.record("otel.status_code", "ERROR");
+// === impl Answer ===
+
+impl Answer {
+    /// Headers have the status of a call that failed at once, trailers that of any other.
+    fn note_status(&mut self, headers: &HeaderMap) {
+        let Some(code) = headers.get(GRPC_STATUS) else { return };
+        let code = Code::from_bytes(code.as_bytes());
+        if let Some(call) = &mut self.call {
+            call.end(code);
+        }
+        self.span.record("rpc.grpc.status_code", code as i32);
+        // What a client got wrong is no failure of the server.
+        if is_failure(code) {
+            self.span.record("otel.status_code", "ERROR");
+        }
     }
 }
 
@@ -83,13 +88,13 @@ impl HttpBody for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Self { body, span } = &mut *self;
+        let span = self.span.clone();
         let _in_span = span.enter();
-        let polled = Pin::new(body).poll_frame(context);
+        let polled = Pin::new(&mut self.body).poll_frame(context);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(trailers) = frame.trailers_ref()
         {
-            note_status(span, trailers);
+            self.note_status(trailers);
         }
         polled
     }

@@ -20,7 +20,10 @@ use tonic::{
 };
 use tracing::Instrument as _;
 
-use super::{Services, check, failures::Failures, http, patience, status, trace};
+use super::{
+    Services, calls::Calls, check, failures::Failures, http, metrics::Process, patience, status,
+    trace,
+};
 use crate::{
     clock::REVISION_MAX,
     model::{Commit, Event, KeyRange, Revision, StoreError},
@@ -45,10 +48,11 @@ const PATH_BYTES_MAX: usize = 64 << 10;
 /// Keeps what goes with a request for the task that serves it. A verb of the tree that is not the parent's
 /// to ask is refused here, before anything of its body is read; and here it is logged what failed.
 pub(super) async fn note_call(
-    State((node, failures)): State<(Arc<Node>, Failures)>,
+    State((node, failures, calls)): State<(Arc<Node>, Failures, Calls)>,
     request: HttpRequest,
     next: Next,
 ) -> HttpResponse {
+    let counted = calls.begin(request.uri().path());
     let (span, trace) = trace::begin(&node.membership().me().name, &request);
     let headers = request.headers();
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -83,7 +87,7 @@ pub(super) async fn note_call(
         },
         None => http::name_unknown(uri.path(), response),
     };
-    trace::follow(span, response)
+    trace::follow(span, counted, response)
 }
 
 /// How large a message is that was not read since it is larger than any that is taken, and how large these
@@ -246,6 +250,7 @@ impl Services {
         let in_loop = in_loop.or_else(|| below.into_iter().find(|it| !it.is_empty()));
         // What is closed first: all that lies in there is shown.
         let closed = root.announce_closed();
+        let process = Process::current();
         pb::Node {
             member: Some(wire::member(membership.me())),
             protocol: PROTOCOL,
@@ -261,7 +266,16 @@ impl Services {
             lanes_left,
             lanes_needed,
             newest: Some(root.head()).filter(|head| head.is_exact).map_or(0, |head| head.newest),
-            ..pb::Node::default()
+            requests: Some(self.node.requests().activity()),
+            watchers: self.node.hub().watchers() as u64,
+            watchers_behind: self.node.hub().watchers_behind() as u64,
+            leases: self.node.leases().len() as u64,
+            alarms: self.node.alarms().iter().map(|it| it.kind.name().to_owned()).collect(),
+            uptime_s: self.begun.elapsed().as_secs_f64(),
+            memory_bytes: process.memory_bytes,
+            cpu_s: process.cpu_s,
+            open_files: process.open_files,
+            open_files_max: process.open_files_max,
         }
     }
 }

@@ -18,6 +18,7 @@ use super::{
     attach::AttachState,
     journal::{Journal, Log},
     led::mailbox::Write,
+    meter::Meters,
 };
 use crate::{
     clock::{ClockSeat, JoinError, SharedClock},
@@ -263,6 +264,11 @@ impl Store for Memory {
 
     async fn describe(&self) -> Vec<Described> {
         vec![Described { name: self.name.to_string(), ..Described::default() }]
+    }
+
+    fn meters(&self) -> Vec<Meters> {
+        let name = self.name.clone();
+        vec![Meters { name, trouble: None, requests: None, commits: None }]
     }
 }
 

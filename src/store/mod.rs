@@ -46,6 +46,8 @@ pub mod etcd;
 pub mod journal;
 mod led;
 pub mod memory;
+pub mod meter;
+pub mod metered;
 pub mod records;
 pub mod slot;
 pub mod sql;
@@ -58,7 +60,7 @@ use futures::{future::BoxFuture, stream::BoxStream};
 
 pub use crate::proto::tree::Route as Described;
 
-use self::attach::AttachState;
+use self::{attach::AttachState, meter::Meters};
 use crate::model::{
     Commit, Key, KeyRange, KeyValue, LeaseId, Revision,
     error::Result,
@@ -171,6 +173,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// The stores it is made of, as a node tells others: itself, unless it is composed.
     async fn describe(&self) -> Vec<Described>;
+
+    /// What is measured of each of its leaves.
+    fn meters(&self) -> Vec<Meters>;
 
     /// Gives what is free in its files back to the disk, where it has such files; says whether it has. Writes
     /// wait meanwhile, for as long as it takes to copy the store.

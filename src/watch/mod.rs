@@ -22,7 +22,10 @@ mod stream;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -46,7 +49,15 @@ pub struct Hub {
     feeds: Mutex<Feeds>,
     /// Feeds end with the hub.
     stopped: CancellationToken,
+    streams: Counted,
+    /// Watchers that read the log.
+    behind: Counted,
+    events: AtomicU64,
 }
+
+/// Who holds a copy is counted.
+#[derive(Clone, Debug, Default)]
+struct Counted(Arc<()>);
 
 type Feeds = HashMap<Arc<str>, Weak<Feed>>;
 
@@ -55,8 +66,15 @@ type Feeds = HashMap<Arc<str>, Weak<Feed>>;
 impl Hub {
     /// A hub over what `root` holds.
     pub fn new(root: Arc<Router>, clock: SharedClock) -> Arc<Self> {
-        let stopped = CancellationToken::new();
-        Arc::new(Self { root, clock, feeds: Mutex::default(), stopped })
+        Arc::new(Self {
+            root,
+            clock,
+            feeds: Mutex::default(),
+            stopped: CancellationToken::new(),
+            streams: Counted::default(),
+            behind: Counted::default(),
+            events: AtomicU64::new(0),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Feeds> {
@@ -98,6 +116,25 @@ impl Hub {
         feeds.iter().map(|feed| feed.watchers()).sum()
     }
 
+    /// Watchers that read the log, since they begin in the past or their client is slow.
+    pub fn watchers_behind(&self) -> usize {
+        self.behind.count()
+    }
+
+    /// Streams that clients have open.
+    pub fn streams(&self) -> usize {
+        self.streams.count()
+    }
+
+    /// Events that were sent to watchers.
+    pub fn events(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    fn note_events(&self, count: usize) {
+        self.events.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
     /// The logs that are followed.
     pub fn feeds(&self) -> usize {
         self.lock().values().filter(|feed| feed.strong_count() > 0).count()
@@ -105,6 +142,14 @@ impl Hub {
 
     fn current(&self) -> Revision {
         self.clock.shown()
+    }
+}
+
+// === impl Counted ===
+
+impl Counted {
+    fn count(&self) -> usize {
+        Arc::strong_count(&self.0) - 1
     }
 }
 

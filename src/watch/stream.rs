@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Filters, Hub,
+    Counted, Filters, Hub,
     feed::{Feed, Joined, Joining},
     inbox::{Inbox, Item, Tag},
 };
@@ -89,6 +89,7 @@ pub enum Response {
 #[derive(Debug)]
 pub struct Stream {
     hub: Arc<Hub>,
+    _counted: Counted,
     inbox: Arc<Inbox>,
     output: mpsc::Sender<Response>,
     watchers: HashMap<i64, Watcher>,
@@ -142,6 +143,7 @@ struct Reader {
     task: JoinHandle<()>,
     /// Held until the watcher has its place in it, which it may have got already.
     _feed: Arc<Feed>,
+    _counted: Counted,
 }
 
 // === impl Reader ===
@@ -171,6 +173,7 @@ impl Stream {
     /// A stream that answers to `output`, and tells progress every `progress_every`.
     pub fn new(hub: Arc<Hub>, output: mpsc::Sender<Response>, progress_every: Duration) -> Self {
         Self {
+            _counted: hub.streams.clone(),
             hub,
             inbox: Arc::default(),
             output,
@@ -287,9 +290,11 @@ impl Stream {
         }
         let wanted = watcher.wanted.clone();
         let (output, turn) = (self.output.clone(), self.reading.clone());
-        let reading = Reading { feed: feed.clone(), joining, wanted, output, turn };
+        let hub = self.hub.clone();
+        let reading = Reading { hub, feed: feed.clone(), joining, wanted, output, turn };
         let task = tokio::spawn(reading.run(after));
-        watcher.state = State::Behind(Reader { task, _feed: feed });
+        let _counted = self.hub.behind.clone();
+        watcher.state = State::Behind(Reader { task, _feed: feed, _counted });
     }
 
     /// Its feed had no more room for it.
@@ -378,6 +383,7 @@ impl Stream {
         watcher.was_told = true;
         let revision = last.kv.mod_revision;
         watcher.told = revision;
+        self.hub.note_events(events.len());
         self.send(Response::Events { watcher: tag.id, revision, events, fragment }).await
     }
 
@@ -516,6 +522,7 @@ impl Pending {
 
 /// A watcher that reads the log.
 struct Reading {
+    hub: Arc<Hub>,
     feed: Arc<Feed>,
     joining: Joining,
     wanted: Wanted,
@@ -595,6 +602,7 @@ impl Reading {
             rest = later;
             let events = self.wanted.select(now, self.feed.compacted_everywhere());
             if !events.is_empty() {
+                self.hub.note_events(events.len());
                 let (watcher, fragment) = (self.joining.watcher.id, self.wanted.fragment);
                 let events = Response::Events { watcher, revision, events, fragment };
                 // Where the client has gone, the stream itself finds out.

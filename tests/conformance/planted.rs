@@ -19,7 +19,7 @@ use pleach::{
     model::{KeyRange, LeaseId, Revision, error::Result, txn::Txn},
     store::{
         Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
-        attach::AttachState,
+        attach::AttachState, meter::Meters,
     },
 };
 
@@ -107,6 +107,10 @@ impl<S: Store + ?Sized> Store for Defective<S> {
 
     async fn describe(&self) -> Vec<Described> {
         self.inner.describe().await
+    }
+
+    fn meters(&self) -> Vec<Meters> {
+        self.inner.meters()
     }
 
     async fn defragment(&self) -> Result<bool> {

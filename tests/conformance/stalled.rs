@@ -8,6 +8,7 @@ use pleach::{
     model::{KeyRange, LeaseId, Revision, error::Result, txn::Txn},
     store::{
         Coverage, Described, Head, Page, Query, Size, Store, Tail, Written, attach::AttachState,
+        meter::Meters,
     },
 };
 use tokio::sync::watch;
@@ -61,6 +62,10 @@ impl Store for Stalled {
 
     async fn describe(&self) -> Vec<Described> {
         self.inner.describe().await
+    }
+
+    fn meters(&self) -> Vec<Meters> {
+        self.inner.meters()
     }
 
     async fn defragment(&self) -> Result<bool> {

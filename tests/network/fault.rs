@@ -11,7 +11,7 @@ use pleach::{
     model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
     store::{
         Backfill, Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail,
-        Written, attach::AttachState,
+        Written, attach::AttachState, meter::Meters,
     },
     tree::{call, membership::Membership},
 };
@@ -132,6 +132,10 @@ impl<S: Store + ?Sized> Store for Faulty<S> {
 
     async fn describe(&self) -> Vec<Described> {
         self.inner.describe().await
+    }
+
+    fn meters(&self) -> Vec<Meters> {
+        self.inner.meters()
     }
 
     async fn defragment(&self) -> Result<bool> {

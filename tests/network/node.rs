@@ -70,6 +70,7 @@ impl Start {
             tree: TreeOptions { is_local: true, ..TreeOptions::default() },
             node: Options { progress_every: PROGRESS_EVERY, quota_bytes: 0, splits_deletes: false },
             grace: self.grace,
+            slow_after: Duration::from_secs(1),
             adopt: Vec::new(),
             entropy: self.entropy.clone(),
         };

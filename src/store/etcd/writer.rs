@@ -20,7 +20,7 @@ use prost::Message as _;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tracing::Instrument as _;
 
@@ -262,7 +262,7 @@ impl Writer {
 
     /// Does what is asked. Says whether there is more to do in this life.
     async fn process(&mut self, mut tasks: VecDeque<Task>) -> bool {
-        let mut attempts = 0;
+        let (mut attempts, begun) = (0, Instant::now());
         let trouble = loop {
             attempts += 1;
             let mut work = match self.prepare(&tasks).await {
@@ -279,6 +279,9 @@ impl Writer {
             match self.apply(&mut work).await {
                 Ok(Attempt::Applied(etcd)) => {
                     self.held = tasks.split_off(work.answers.len());
+                    if etcd > 0 {
+                        self.shared.leaf.commits.note(work.answers.len(), begun.elapsed());
+                    }
                     return self.conclude(work, tasks, etcd).await;
                 }
                 Ok(Attempt::Overtaken(_)) if attempts == ATTEMPTS_MAX => {
@@ -394,7 +397,10 @@ impl Writer {
         let look = pb::RangeRequest { key: Key::from_static(LOG), ..Default::default() };
         let look = pb::RequestOp { request: Some(pb::request_op::Request::RequestRange(look)) };
         let txn = pb::TxnRequest { compare, success: nested(ops, width), failure: vec![look] };
-        let answer = self.shared.wire.write(&txn).await?;
+        let begun = Instant::now();
+        let answer = self.shared.wire.write(&txn).await;
+        self.shared.leaf.commits.syncs.note(begun.elapsed(), answer.is_err());
+        let answer = answer?;
         let etcd = answer.header.as_ref().map_or(0, |header| header.revision);
         if answer.succeeded {
             self.record = record;

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
+    time::Duration,
 };
 
 use futures::future::pending;
@@ -14,7 +15,11 @@ use tokio::sync::watch;
 use crate::{
     clock::{ClockSeat, SharedClock},
     model::{Revision, StoreError, error::Result},
-    store::{Head, Size, journal::Journal},
+    store::{
+        Head, Size,
+        journal::Journal,
+        meter::{CommitMeter, Lasting},
+    },
 };
 
 /// What reads, tails and the writer of one store share.
@@ -23,11 +28,13 @@ pub(in crate::store) struct Leaf {
     pub name: Arc<str>,
     pub clock: SharedClock,
     pub journal: Arc<Journal>,
+    pub commits: Arc<CommitMeter>,
     /// What it said of itself when it was opened.
     opened: Head,
     compacted: AtomicI64,
     /// Why it can't be used at present.
     trouble: watch::Sender<Option<StoreError>>,
+    is_troubled: Lasting,
     /// What was closed when another node took it: no more is.
     fenced_at: OnceLock<Revision>,
     /// The size as it was last measured.
@@ -56,6 +63,8 @@ impl Leaf {
             opened: head,
             compacted: AtomicI64::new(compacted),
             trouble: watch::Sender::new(None),
+            is_troubled: Lasting::default(),
+            commits: Arc::default(),
             fenced_at: OnceLock::new(),
             size: Mutex::default(),
             is_full,
@@ -89,10 +98,17 @@ impl Leaf {
             self.fenced_at.get_or_init(|| self.journal.closed());
         }
         self.trouble.send_replace(Some(trouble));
+        self.is_troubled.begin();
     }
 
     pub(in crate::store) fn leave_trouble(&self) {
         self.trouble.send_replace(None);
+        self.is_troubled.end();
+    }
+
+    /// For how long it can't be used.
+    pub(super) fn trouble_age(&self) -> Duration {
+        self.is_troubled.age()
     }
 
     /// What is closed.

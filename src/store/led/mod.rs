@@ -34,7 +34,7 @@ use self::{
 };
 use super::{
     Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
-    attach::AttachState, journal::Log,
+    attach::AttachState, journal::Log, meter::Meters,
 };
 use crate::model::{
     Key, KeyRange, KeyValue, LeaseId, Revision, StoreError, error::Result, txn::Txn,
@@ -267,7 +267,14 @@ impl<E: Engine> Store for Led<E> {
     async fn describe(&self) -> Vec<Described> {
         let trouble = self.leaf().check_usable().err().map(|error| error.to_string());
         let (name, trouble) = (self.name().to_string(), trouble.unwrap_or_default());
-        vec![Described { name, trouble, ..Described::default() }]
+        let trouble_s = self.leaf().trouble_age().as_secs_f64();
+        vec![Described { name, trouble, trouble_s, ..Described::default() }]
+    }
+
+    fn meters(&self) -> Vec<Meters> {
+        let (name, commits) = (self.name().clone(), Some(self.leaf().commits.clone()));
+        let trouble = self.leaf().check_usable().err().map(|error| error.to_string());
+        vec![Meters { name, trouble, requests: None, commits }]
     }
 
     async fn defragment(&self) -> Result<bool> {

@@ -42,6 +42,7 @@ use super::{
     Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
     attach::AttachState,
     journal::{Journal, Log},
+    meter::{Lasting, Meters},
 };
 use crate::{
     clock::SharedClock,
@@ -66,6 +67,8 @@ struct Shared {
     attach_state: Option<Arc<AttachState>>,
     record: Arc<SlotRecord>,
     state: watch::Sender<State>,
+    /// Whether there is no store in it.
+    is_empty: Lasting,
 }
 
 #[derive(Clone, Debug)]
@@ -106,8 +109,10 @@ impl Slot {
             journal: Arc::new(journal),
             attach_state,
             record,
+            is_empty: Lasting::default(),
             state: watch::Sender::new(state),
         });
+        shared.note_state();
         Arc::new(Self { shared, keeper: Mutex::new(None) })
     }
 
@@ -261,7 +266,7 @@ impl Store for Slot {
             Ok(store) => store.close().await,
             Err(_) => {
                 let stopping = State::Waiting("this node is stopping".into());
-                drop(self.shared.state.send_replace(stopping));
+                self.shared.enter(stopping);
             }
         }
     }
@@ -271,7 +276,18 @@ impl Store for Slot {
             Ok(store) => store.describe().await,
             Err(error) => {
                 let (name, trouble) = (self.shared.name.to_string(), error.to_string());
-                vec![Described { name, trouble, ..Described::default() }]
+                let trouble_s = self.shared.is_empty.age().as_secs_f64();
+                vec![Described { name, trouble, trouble_s, ..Described::default() }]
+            }
+        }
+    }
+
+    fn meters(&self) -> Vec<Meters> {
+        match self.shared.store() {
+            Ok(store) => store.meters(),
+            Err(error) => {
+                let (name, trouble) = (self.shared.name.clone(), Some(error.to_string()));
+                vec![Meters { name, trouble, requests: None, commits: None }]
             }
         }
     }
@@ -295,6 +311,18 @@ impl Store for Slot {
 // === impl Shared ===
 
 impl Shared {
+    fn enter(&self, state: State) {
+        drop(self.state.send_replace(state));
+        self.note_state();
+    }
+
+    fn note_state(&self) {
+        match &*self.state.borrow() {
+            State::Open { .. } => self.is_empty.end(),
+            State::Waiting(_) | State::Fenced { .. } => self.is_empty.begin(),
+        }
+    }
+
     /// Whether it closes for the store what the clock has shown.
     fn stands_in(&self) -> bool {
         let is_fenced = matches!(&*self.state.borrow(), State::Fenced { .. });

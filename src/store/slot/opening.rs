@@ -258,7 +258,7 @@ impl Shared {
                 "another node has taken the store: nothing is closed for it until this node has it again"
             );
             let reason = "another node has taken it".into();
-            self.state.send_replace(State::Fenced { reason, closed });
+            self.enter(State::Fenced { reason, closed });
             if let Some(attach_state) = &self.attach_state {
                 attach_state.set_reachable(false);
             }
@@ -287,7 +287,7 @@ impl Shared {
                         tracing::info!(store = %self.name, "the store is open");
                         let (store, records) = (occupant.store.clone(), occupant.records.clone());
                         reachable(&*store, self.attach_state.as_ref());
-                        self.state.send_replace(State::Open { store, records, broken_at });
+                        self.enter(State::Open { store, records, broken_at });
                         return occupant;
                     }
                     Err(error) => {
@@ -304,7 +304,7 @@ impl Shared {
             if logged.insert(reason.clone()) {
                 tracing::warn!(store = %self.name, %reason, "the store can't be opened yet");
             }
-            self.state.send_replace(match fenced_at {
+            self.enter(match fenced_at {
                 Some(closed) => State::Fenced { reason, closed },
                 None => State::Waiting(reason),
             });

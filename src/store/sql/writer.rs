@@ -194,7 +194,7 @@ impl<S: Session> Writer<S> {
 
     /// Returns the tasks that are to be tried again, in halves.
     async fn process_together(&mut self, tasks: Vec<Task>) -> Vec<Task> {
-        let count = tasks.len();
+        let (count, begun) = (tasks.len(), Instant::now());
         let span = shared_span(&tasks, || self.shared.transaction_span(count));
         let mut batch = WriteBatch::new(tasks, self.shared.leaf.clock.shown(), self.next_seq);
         let attempted = self.attempt(&mut batch).instrument(span.clone()).await;
@@ -204,6 +204,7 @@ impl<S: Session> Writer<S> {
         drop(span);
         match attempted {
             Ok(()) => {
+                self.note_batch(&batch, begun.elapsed());
                 self.conclude(batch);
                 Vec::new()
             }
@@ -243,6 +244,13 @@ impl<S: Session> Writer<S> {
             }
         }
         self.write(batch).await
+    }
+
+    /// Counts what was made durable; not what changed nothing.
+    fn note_batch(&self, batch: &WriteBatch, took: Duration) {
+        if !batch.is_empty() {
+            self.shared.leaf.commits.note(batch.written.len(), took);
+        }
     }
 
     /// The batch is durable: says so to all who wait for it.
@@ -425,7 +433,10 @@ impl<S: Session> Writer<S> {
         note_statements(&[&statements.put_log, &statements.put_key], "COMMIT");
         batch.next_seq = self.write_commits(&batch.run).await.map_err(Failure::Before)?;
         self.write_work(batch).await.map_err(Failure::Before)?;
-        self.session.commit().await.map_err(Failure::Within)
+        let begun = Instant::now();
+        let committed = self.session.commit().await;
+        self.shared.leaf.commits.syncs.note(begun.elapsed(), committed.is_err());
+        committed.map_err(Failure::Within)
     }
 
     async fn write_commits(&mut self, run: &Run) -> DbResult<i64> {

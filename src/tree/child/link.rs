@@ -108,6 +108,7 @@ impl Shared {
                     tracing::info!(store = %self.name, %child, "the child is attached");
                     (pause, said) = (PAUSE_MIN, HashSet::new());
                     self.trouble.send_replace(None);
+                    self.is_away.end();
                     self.attach_state.set_reachable(true);
                     let broken = tokio::select! {
                         broken = self.follow(&child, log) => broken,
@@ -122,6 +123,7 @@ impl Shared {
                 Err(_) => "it does not answer".to_owned(),
             };
             self.trouble.send_replace(Some(reason.as_str().into()));
+            self.is_away.begin();
             self.attach_state.set_reachable(false);
             if said.len() == REASONS_MAX {
                 said.clear();

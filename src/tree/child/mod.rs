@@ -49,6 +49,7 @@ use crate::{
     store::{
         Coverage, Described, Head, LogBatch, Page, Query, Size, Store, Tail, Written,
         attach::AttachState,
+        meter::{Lasting, Meters},
     },
     wire as words,
 };
@@ -97,6 +98,7 @@ struct Shared {
     has_exact_newest: AtomicBool,
     /// Why it is away.
     trouble: watch::Sender<Option<Arc<str>>>,
+    is_away: Lasting,
 }
 
 /// On what terms a child is attached.
@@ -194,7 +196,9 @@ impl NodeStore {
             lanes_asked: Mutex::default(),
             has_exact_newest: AtomicBool::new(false),
             trouble: watch::Sender::new(Some("it was not reached yet".into())),
+            is_away: Lasting::default(),
         });
+        shared.is_away.begin();
         let link = AbortOnDropHandle::new(tokio::spawn(shared.clone().keep_attached()));
         Arc::new(Self { shared, link: Mutex::new(Some(link)) })
     }
@@ -352,13 +356,22 @@ impl Store for NodeStore {
         let name = self.shared.name.to_string();
         let trouble = self.shared.trouble.borrow().as_deref().unwrap_or_default().to_owned();
         let node = self.shared.wire.describe().await;
+        let trouble_s = self.shared.is_away.age().as_secs_f64();
         vec![match node {
-            Ok(node) => Described { name, trouble, node: Some(node), ..Described::default() },
+            Ok(node) => {
+                Described { name, trouble, node: Some(node), trouble_s, ..Described::default() }
+            }
             Err(error) => {
                 let trouble = if trouble.is_empty() { error.to_string() } else { trouble };
-                Described { name, trouble, ..Described::default() }
+                Described { name, trouble, trouble_s, ..Described::default() }
             }
         }]
+    }
+
+    fn meters(&self) -> Vec<Meters> {
+        let trouble = self.shared.trouble.borrow().as_deref().map(str::to_owned);
+        let name = self.shared.name.clone();
+        vec![Meters { name, trouble, requests: None, commits: None }]
     }
 }
 

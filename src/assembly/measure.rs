@@ -1,0 +1,69 @@
+//! What is measured of the stores while the node runs: where their meters stand, and how many keys they hold.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::StorePlan;
+use crate::{
+    model::KeyRange,
+    node::Node,
+    store::{
+        Query, Store,
+        meter::{RequestMeter, SAMPLE_EVERY},
+        metered::About,
+    },
+    topology::Endpoint,
+};
+
+/// A store whose keys were counted is left alone for at least this long, …
+const COUNT_PAUSE_MIN: Duration = Duration::from_secs(15);
+
+/// … and for so many times as long as it took: less than a thousandth of its time.
+const COUNT_PAUSE_FACTOR: u32 = 1_000;
+
+/// A count that takes longer is given up: of a store that is as large as that it is not known.
+const COUNT_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// What an operator calls a store, and where it is.
+pub(super) fn about(plan: &StorePlan, rule: Option<String>) -> About {
+    let kind = match &plan.endpoint {
+        Endpoint::Sqlite { .. } => "sqlite",
+        Endpoint::Postgres(_) => "postgres",
+        Endpoint::Mysql(_) => "mysql",
+        Endpoint::Etcd { .. } if rule.is_none() => "etcd",
+        Endpoint::Etcd { .. } => "etcd or node",
+    };
+    About {
+        kind: kind.to_owned(),
+        place: plan.endpoint.to_string(),
+        is_default: rule.is_none(),
+        rule: rule.unwrap_or_default(),
+    }
+}
+
+/// Has all meters remember where they stand, so that what was of late is known. For ever.
+pub(super) async fn sample(node: Arc<Node>) {
+    loop {
+        sleep(SAMPLE_EVERY).await;
+        node.root().meters().iter().for_each(|meters| meters.sample());
+        node.requests().sample();
+    }
+}
+
+/// Counts the keys of the stores that this node writes, one after the other. For ever.
+pub(super) async fn count_keys(stores: Vec<(Arc<dyn Store>, Arc<RequestMeter>)>, node: Arc<Node>) {
+    loop {
+        let begun = Instant::now();
+        for (store, meter) in &stores {
+            // Who else writes a store counts its keys.
+            if store.meters().iter().any(|it| it.commits.is_some()) {
+                let all = Query::new(KeyRange::all(), node.revision());
+                if let Ok(Ok(keys)) = timeout(COUNT_TIME_MAX, store.count(&all)).await {
+                    meter.note_keys(keys);
+                }
+            }
+        }
+        sleep(COUNT_PAUSE_MIN.max(begun.elapsed() * COUNT_PAUSE_FACTOR)).await;
+    }
+}

@@ -1,0 +1,224 @@
+//! A store of a route, with what is asked of it measured and what is slow logged.
+
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::{
+    Coverage, Described, Head, Page, Query, Size, Store, Tail, Written,
+    attach::AttachState,
+    meter::{Meter, Meters, RequestMeter},
+};
+use crate::model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn};
+
+/// What an operator called the store, and where it is.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// What kind of store it is.
+    pub kind: String,
+    /// Where it is, without user and password.
+    pub place: String,
+    /// Which keys it takes, for people; empty for the default store.
+    pub rule: String,
+    /// Whether it is the default store.
+    pub is_default: bool,
+}
+
+/// A store that is measured. It changes nothing of what the store answers.
+#[derive(Debug)]
+pub struct Metered {
+    store: Arc<dyn Store>,
+    about: About,
+    /// What takes longer is logged.
+    slow_after: Duration,
+    meter: Arc<RequestMeter>,
+}
+
+/// Counts a write for as long as it is waited for.
+struct Pending<'m>(&'m RequestMeter);
+
+// === impl Metered ===
+
+impl Metered {
+    /// Measures `store`. What takes longer than `slow_after` is logged.
+    pub fn new(store: Arc<dyn Store>, about: About, slow_after: Duration) -> Arc<Self> {
+        Arc::new(Self { store, about, slow_after, meter: Arc::default() })
+    }
+
+    /// What is measured.
+    pub fn meter(&self) -> &Arc<RequestMeter> {
+        &self.meter
+    }
+
+    /// Waits for what was asked, and counts it; `rows` says of an answer how many keys it has.
+    async fn measured<T>(
+        &self,
+        operation: &'static str,
+        meter: &Meter,
+        asked: impl Future<Output = Result<T>>,
+        rows: impl FnOnce(&T) -> Option<u64>,
+    ) -> Result<T> {
+        let begun = Instant::now();
+        let answer = asked.await;
+        let took = begun.elapsed();
+        let has_failed = answer.as_ref().is_err_and(StoreError::is_failure);
+        meter.note(took, has_failed);
+        let rows = answer.as_ref().ok().and_then(rows);
+        if let Some(rows) = rows {
+            self.meter.rows.fetch_add(rows, Ordering::Relaxed);
+        }
+        if let Err(error) = &answer {
+            self.meter.note_failure(error);
+        }
+        if took > self.slow_after {
+            let (route, store) = (self.store.name(), &self.about.place);
+            let error = answer.as_ref().err().map(tracing::field::display);
+            tracing::warn!(%route, store, operation, rows, ?took, error, "a store was slow");
+        }
+        answer
+    }
+}
+
+#[async_trait]
+impl Store for Metered {
+    fn name(&self) -> &Arc<str> {
+        self.store.name()
+    }
+
+    async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
+        let _pending = Pending::new(&self.meter);
+        let asked = self.store.apply(txn, dead_leases);
+        self.measured("apply", &self.meter.writes, asked, |_| None).await
+    }
+
+    async fn end_lease(&self, lease: LeaseId) -> Result<Option<Revision>> {
+        let _pending = Pending::new(&self.meter);
+        let asked = self.store.end_lease(lease);
+        self.measured("end lease", &self.meter.writes, asked, |_| None).await
+    }
+
+    async fn leases(&self) -> Result<BTreeSet<LeaseId>> {
+        self.store.leases().await
+    }
+
+    async fn read(&self, query: &Query) -> Result<Page> {
+        let asked = self.store.read(query);
+        let rows = |page: &Page| Some(page.kvs.len() as u64);
+        self.measured("read", &self.meter.reads, asked, rows).await
+    }
+
+    async fn count(&self, query: &Query) -> Result<u64> {
+        let asked = self.store.count(query);
+        self.measured("count", &self.meter.reads, asked, |_| None).await
+    }
+
+    fn tail(&self, after: Revision) -> Tail {
+        self.store.tail(after)
+    }
+
+    fn covers(&self, after: Revision) -> bool {
+        self.store.covers(after)
+    }
+
+    fn check_resume(&self, after: Revision) -> Result<()> {
+        self.store.check_resume(after)
+    }
+
+    fn attach_states(&self) -> &[Arc<AttachState>] {
+        self.store.attach_states()
+    }
+
+    fn announce_closed(&self) -> Revision {
+        self.store.announce_closed()
+    }
+
+    async fn advance_closed(&self, revision: Revision, ahead: Revision) -> Result<Revision> {
+        self.store.advance_closed(revision, ahead).await
+    }
+
+    async fn read_index(&self, range: &KeyRange, coverage: Coverage) -> Result<Revision> {
+        self.store.read_index(range, coverage).await
+    }
+
+    async fn compact(&self, revision: Revision, wait: bool) -> Result<()> {
+        self.store.compact(revision, wait).await
+    }
+
+    fn compacted(&self) -> Revision {
+        self.store.compacted()
+    }
+
+    async fn size(&self) -> Result<Size> {
+        self.store.size().await
+    }
+
+    fn head(&self) -> Head {
+        self.store.head()
+    }
+
+    async fn describe(&self) -> Vec<Described> {
+        let mut described = self.store.describe().await;
+        let size = self.store.size().await.unwrap_or_default();
+        let commits = self.store.meters().into_iter().find_map(|meters| meters.commits);
+        let found = self.meter.found();
+        for route in &mut described {
+            let About { kind, place, rule, is_default } = self.about.clone();
+            if route.node.is_some() {
+                route.kind = "node".to_owned();
+            }
+            if route.kind.is_empty() {
+                route.kind = kind;
+            }
+            (route.place, route.rule, route.is_default) = (place, rule, is_default);
+            route.reads = Some(self.meter.reads.activity());
+            route.writes = Some(self.meter.writes.activity());
+            route.commits = commits.as_ref().map(|commits| commits.batches.activity());
+            route.last_error = self.meter.last_error();
+            route.closed = self.store.announce_closed();
+            route.keys = found.keys.map(|(keys, _)| keys);
+            route.keys_age_s = found.keys.map_or(0.0, |(_, at)| at.elapsed().as_secs_f64());
+            (route.bytes, route.bytes_in_use) = (size.total, size.in_use);
+            route.misrouted = found.misrouted;
+            route.is_full = self.store.head().is_full;
+            route.pending = self.meter.pending.load(Ordering::Relaxed).try_into().unwrap_or(0);
+        }
+        described
+    }
+
+    fn meters(&self) -> Vec<Meters> {
+        let mut meters = self.store.meters();
+        for leaf in &mut meters {
+            leaf.requests = Some(self.meter.clone());
+        }
+        meters
+    }
+
+    async fn defragment(&self) -> Result<bool> {
+        self.store.defragment().await
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+// === impl Pending ===
+
+impl<'m> Pending<'m> {
+    fn new(meter: &'m RequestMeter) -> Self {
+        meter.pending.fetch_add(1, Ordering::Relaxed);
+        Self(meter)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
