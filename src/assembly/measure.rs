@@ -25,6 +25,16 @@ const COUNT_PAUSE_FACTOR: u32 = 1_000;
 /// A count that takes longer is given up: of a store that is as large as that it is not known.
 const COUNT_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// How long to wait before stores are searched again for misrouted keys, after one that failed.
+const SURVEY_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// A store of the router's table as it is read here, and its meter: what nobody asked for is not measured.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub store: Arc<dyn Store>,
+    pub meter: Arc<RequestMeter>,
+}
+
 /// What an operator calls a store, and where it is.
 pub(super) fn about(plan: &StorePlan, rule: Option<String>) -> About {
     let kind = match &plan.endpoint {
@@ -52,10 +62,10 @@ pub(super) async fn sample(node: Arc<Node>) {
 }
 
 /// Counts the keys of the stores that this node writes, one after the other. For ever.
-pub(super) async fn count_keys(stores: Vec<(Arc<dyn Store>, Arc<RequestMeter>)>, node: Arc<Node>) {
+pub(super) async fn count_keys(stores: Arc<Vec<Measured>>, node: Arc<Node>) {
     loop {
         let begun = Instant::now();
-        for (store, meter) in &stores {
+        for Measured { store, meter } in &*stores {
             // Who else writes a store counts its keys.
             if store.meters().iter().any(|it| it.commits.is_some()) {
                 let all = Query::new(KeyRange::all(), node.revision());
@@ -65,5 +75,34 @@ pub(super) async fn count_keys(stores: Vec<(Arc<dyn Store>, Arc<RequestMeter>)>,
             }
         }
         sleep(COUNT_PAUSE_MIN.max(begun.elapsed() * COUNT_PAUSE_FACTOR)).await;
+    }
+}
+
+/// Finds keys that lie in a store which their route does not name: they are hidden, and operators want to know.
+pub(super) async fn survey(stores: Arc<Vec<Measured>>, node: Arc<Node>) {
+    let unmeasured: Vec<_> = stores.iter().map(|it| it.store.clone()).collect();
+    loop {
+        let mut is_whole = true;
+        for (at, found) in node.root().survey(&unmeasured, node.revision()).await {
+            let Measured { store, meter } = &stores[at];
+            let store = store.name();
+            match found {
+                Ok(misrouted) => {
+                    if misrouted > 0 && meter.found().misrouted != Some(misrouted) {
+                        let text = "keys lie in a store that their route does not name";
+                        tracing::warn!(%store, misrouted, "{text}");
+                    }
+                    meter.note_misrouted(misrouted);
+                }
+                Err(error) => {
+                    tracing::debug!(%store, %error, "it was not searched for misrouted keys yet");
+                    is_whole = false;
+                }
+            }
+        }
+        if is_whole {
+            return;
+        }
+        sleep(SURVEY_AGAIN_AFTER).await;
     }
 }

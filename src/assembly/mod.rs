@@ -25,13 +25,13 @@ use tokio::{
     time::sleep,
 };
 
-use self::witness::Witnesses;
 pub use self::{
     compaction::AutoCompaction,
     endpoint::Endpoints,
     plan::{Plan, PlanError, RoutePlan, StorePlan},
     repair::{ClockReset, ResetError, reset_clock},
 };
+use self::{measure::Measured, witness::Witnesses};
 use crate::{
     clock::{Clock, Entropy, Lane, REVISION_MAX, SharedClock},
     model::{Revision, StoreError},
@@ -40,16 +40,12 @@ use crate::{
     store::{
         RecordStore, Store,
         attach::AttachState,
-        meter::RequestMeter,
         metered::Metered,
         records::Records,
         slot::{self, Opened, Opener, Refusal, SlotRecord},
     },
     tree::{membership::Membership, parent::TreeOptions},
 };
-
-/// How long to wait before stores are searched again for misrouted keys, after one that failed.
-const SURVEY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// How long to wait before keys of dead leases are looked for again, after a store that failed.
 const LEASES_AGAIN_AFTER: Duration = Duration::from_secs(2);
@@ -181,10 +177,10 @@ pub async fn start(
         .zip(&slots)
         .filter_map(|(route, slot)| Some((slot.opened.slot.clone(), route.store.compaction?)));
     let compacting: Vec<_> = compacting.collect();
-    let mut measured: Vec<(Arc<dyn Store>, Arc<RequestMeter>)> = Vec::new();
+    let mut measured = Vec::new();
     let mut metered = |store: Arc<dyn Store>, plan: &StorePlan, rule: Option<String>| {
         let metered = Metered::new(store.clone(), measure::about(plan, rule), slow_after);
-        measured.push((store, metered.meter().clone()));
+        measured.push(Measured { store, meter: metered.meter().clone() });
         metered
     };
     let routes = plan.routes.into_iter().zip(&slots).map(|(route, slot)| Route {
@@ -214,11 +210,10 @@ pub async fn start(
     let held = slots.iter().map(|slot| slot.opened.slot.clone()).collect();
     tasks.spawn("end dead leases", end_dead_leases(default, held, node.clone()));
     tasks.spawn("keep how far stores are", keep_progress(slots, witnesses, node.clone()));
-    let meters: Vec<_> =
-        measured.iter().map(|(store, meter)| (store.name().clone(), meter.clone())).collect();
+    let measured = Arc::new(measured);
     tasks.spawn("sample meters", measure::sample(node.clone()));
-    tasks.spawn("count keys", measure::count_keys(measured, node.clone()));
-    tasks.spawn_once(survey(router, node.clone(), meters));
+    tasks.spawn("count keys", measure::count_keys(measured.clone(), node.clone()));
+    tasks.spawn_once(measure::survey(measured, node.clone()));
     Ok(Running { node, tasks })
 }
 
@@ -326,28 +321,6 @@ async fn end_until_done(node: &Arc<Node>, store: &dyn Store) {
         let name = store.name();
         tracing::debug!(store = %name, %error, "keys of dead leases were not looked for");
         sleep(LEASES_AGAIN_AFTER).await;
-    }
-}
-
-/// Finds keys that lie in a store which their route does not name: they are hidden, and operators
-/// want to know.
-async fn survey(router: Arc<Router>, node: Arc<Node>, meters: Vec<(Arc<str>, Arc<RequestMeter>)>) {
-    let found = loop {
-        match router.survey(node.revision()).await {
-            Ok(found) => break found,
-            Err(error) => {
-                tracing::debug!(%error, "the search for misrouted keys failed, and begins again");
-            }
-        }
-        sleep(SURVEY_AGAIN_AFTER).await;
-    };
-    for (store, misrouted) in found {
-        if let Some((_, meter)) = meters.iter().find(|(name, _)| *name == store) {
-            meter.note_misrouted(misrouted);
-        }
-        if misrouted > 0 {
-            tracing::warn!(%store, misrouted, "keys lie in a store that their route does not name");
-        }
     }
 }
 

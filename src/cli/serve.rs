@@ -9,12 +9,13 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{ArgAction, Args};
+use futures::FutureExt as _;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::read_topology;
 use crate::{
@@ -131,6 +132,9 @@ pub struct Serve {
     /// Who takes traces: http(s)://HOST:PORT of an OTLP receiver, over gRPC. Without one, none are made.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
+    /// Send metrics to --otlp-endpoint, too: every minute, or every OTEL_METRIC_EXPORT_INTERVAL (ms).
+    #[arg(long, env = "PLEACH_OTLP_METRICS", requires = "otlp_endpoint")]
+    otlp_metrics: bool,
     /// How many of the requests that come without a trace are traced: 0 for none, 1 for all.
     #[arg(long, env = "PLEACH_TRACE_SAMPLE_RATIO", default_value_t = 0.0, value_parser = ratio)]
     trace_sample_ratio: f64,
@@ -188,8 +192,8 @@ pub(super) fn file_path(path: &Path) -> PathBuf {
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let telemetry = runtime.block_on(async { self.start_telemetry() })?;
-        let served = runtime.block_on(self.serve());
+        let mut telemetry = runtime.block_on(async { self.start_telemetry() })?;
+        let served = runtime.block_on(self.serve(&mut telemetry));
         telemetry.end();
         // Stores are durable at every moment, so nothing that still runs is worth waiting for.
         runtime.shutdown_background();
@@ -204,10 +208,11 @@ impl Serve {
             // A variable that is empty is one that is not set, as OpenTelemetry has it.
             receiver: self.otlp_endpoint.as_deref().filter(|receiver| !receiver.is_empty()),
             ratio: self.trace_sample_ratio,
+            sends_metrics: self.otlp_metrics,
         })
     }
 
-    async fn serve(self) -> anyhow::Result<()> {
+    async fn serve(self, telemetry: &mut Telemetry) -> anyhow::Result<()> {
         // Asked for before anything is open, so that no signal is missed.
         let mut signals = Signals::new()?;
         let files = raise_open_files();
@@ -226,6 +231,10 @@ impl Serve {
         let connections_max = connections_max(files, node.root().stores().count());
         let face = Services::new(node.clone(), limits, name, urls, stopping.clone())
             .with_connections_max(connections_max);
+        let measured = face.clone();
+        let source = move || measured.clone().metrics().boxed();
+        let _sending =
+            AbortOnDropHandle::new(tokio::spawn(telemetry.send_metrics(Box::new(source))));
         let mut servers = JoinSet::new();
         for (url, listener) in listeners {
             let address = listener.local_addr()?;

@@ -148,27 +148,27 @@ impl Router {
         self.touched(range).into_iter().map(|at| self.table.stores[at].name()).collect()
     }
 
-    /// Counts, in every store that this node alone writes, the keys that route elsewhere, as of `revision`.
-    /// Until then, and in stores that others write always, spanning reads look at each key. Costs a scan
-    /// of all keys.
-    ///
-    /// # Errors
-    /// That of the first store that could not be read; the others are not looked at again that hold none.
-    pub async fn survey(&self, revision: Revision) -> Result<Vec<(Arc<str>, u64)>> {
+    /// Counts, in every store that this node alone writes, the keys that route elsewhere, as of `revision`; with the
+    /// stores' places in the table. Not again where there was none. Until then, and in stores that others write
+    /// always, spanning reads look at each key. `unmeasured` are the table's stores, as they are read for this:
+    /// nobody asked for it. Costs a scan of all keys.
+    pub async fn survey(
+        &self,
+        unmeasured: &[Arc<dyn Store>],
+        revision: Revision,
+    ) -> Vec<(usize, Result<u64>)> {
         let is_to_be_seen = |at: &&usize| {
             !self.table.has_other_writers[**at] && !self.table.is_clean(**at, revision)
         };
-        let own = self.members.iter().filter(is_to_be_seen);
         let mut found = Vec::new();
-        for at in own {
-            found.push(self.table.misrouted(*at, revision).await.map(|misrouted| {
-                if misrouted == 0 {
-                    self.table.clean_since[*at].fetch_min(revision, Ordering::Relaxed);
-                }
-                (self.table.stores[*at].name().clone(), misrouted)
-            }));
+        for &at in self.members.iter().filter(is_to_be_seen) {
+            let misrouted = self.table.misrouted(&*unmeasured[at], at, revision).await;
+            if matches!(misrouted, Ok(0)) {
+                self.table.clean_since[at].fetch_min(revision, Ordering::Relaxed);
+            }
+            found.push((at, misrouted));
         }
-        found.into_iter().collect()
+        found
     }
 
     /// The stores of this view that may hold keys of a range, in order.
@@ -398,11 +398,11 @@ impl Table {
     }
 
     /// How many keys a store holds that route elsewhere.
-    async fn misrouted(&self, at: usize, revision: Revision) -> Result<u64> {
+    async fn misrouted(&self, store: &dyn Store, at: usize, revision: Revision) -> Result<u64> {
         let mut misrouted = 0;
         let mut read = Query { keys_only: true, ..Query::new(KeyRange::all(), revision) };
         loop {
-            let page = self.stores[at].read(&read).await?;
+            let page = store.read(&read).await?;
             misrouted += page.kvs.iter().filter(|kv| self.owner(&kv.key) != at).count() as u64;
             let Some(next) = page.next else { return Ok(misrouted) };
             read.range.start = next;

@@ -57,7 +57,7 @@ type Labels<'a> = &'a [(&'a str, &'a str)];
 
 impl Services {
     /// All metrics as they are now, ordered by name.
-    pub async fn metrics(&self) -> Vec<MetricFamily> {
+    pub async fn metrics(self) -> Vec<MetricFamily> {
         let mut all = Families::default();
         self.add_node(&mut all);
         self.add_calls(&mut all);
@@ -70,7 +70,7 @@ impl Services {
 
     /// The same as Prometheus reads it.
     pub(super) async fn metrics_text(&self) -> Result<String, String> {
-        let families = self.metrics().await;
+        let families = self.clone().metrics().await;
         TextEncoder::new().encode_to_string(&families).map_err(|error| error.to_string())
     }
 
@@ -253,8 +253,9 @@ impl Services {
         }
         let (done, failed) = ((writes.total() - writes.failed) as f64, writes.failed as f64);
         let help = "Writes that stores have carried out.";
-        all.counter("etcd_server_proposals_committed_total", help, &[], done);
-        all.counter("etcd_server_proposals_applied_total", help, &[], done);
+        // Gauges, as etcd has these.
+        all.gauge("etcd_server_proposals_committed_total", help, &[], done);
+        all.gauge("etcd_server_proposals_applied_total", help, &[], done);
         all.counter(
             "etcd_server_proposals_failed_total",
             "Writes that stores have not carried out, or may not have.",

@@ -41,7 +41,6 @@ use tower::util::MapRequestLayer;
 pub use self::tls::{Tls, TlsPart, WrongTls};
 use self::{
     calls::Calls,
-    failures::Failures,
     metrics::Sizes,
     patience::{Places, Traffic},
 };
@@ -246,7 +245,7 @@ impl Services {
             v3lockpb::lock_server::LockServer<Services>,
             v3electionpb::election_server::ElectionServer<Services>,
         );
-        let state = (self.node.clone(), Failures::default(), self.calls.clone());
+        let state = (self.node.clone(), self.calls.clone());
         let all = routes.into_axum_router().merge(http::routes(self)).fallback(http::missing);
         let all = all.layer(axum::middleware::from_fn_with_state(state, tree::note_call));
         let all = all.layer(MapRequestLayer::new(answer_as_asked));

@@ -21,8 +21,7 @@ use tonic::{
 use tracing::Instrument as _;
 
 use super::{
-    Services, calls::Calls, check, failures::Failures, http, metrics::Process, patience, status,
-    trace,
+    Services, calls::Calls, check, failures, http, metrics::Process, patience, status, trace,
 };
 use crate::{
     clock::REVISION_MAX,
@@ -48,7 +47,7 @@ const PATH_BYTES_MAX: usize = 64 << 10;
 /// Keeps what goes with a request for the task that serves it. A verb of the tree that is not the parent's
 /// to ask is refused here, before anything of its body is read; and here it is logged what failed.
 pub(super) async fn note_call(
-    State((node, failures, calls)): State<(Arc<Node>, Failures, Calls)>,
+    State((node, calls)): State<(Arc<Node>, Calls)>,
     request: HttpRequest,
     next: Next,
 ) -> HttpResponse {
@@ -81,7 +80,7 @@ pub(super) async fn note_call(
             Some((bytes, max)) => status::beyond_all(bytes, max).into_http(),
             None => {
                 let method = uri.path().trim_start_matches('/');
-                span.in_scope(|| failures.note(method, client, status));
+                span.in_scope(|| failures::note(method, client, status));
                 response
             }
         },

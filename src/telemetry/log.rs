@@ -1,6 +1,9 @@
 //! The log: a line on standard error for each event, with the trace of the request that it is about.
 
-use std::{fmt, io::IsTerminal as _};
+use std::{
+    fmt::{self, Write as _},
+    io::IsTerminal as _,
+};
 
 use tracing::{Event, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
@@ -13,14 +16,20 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use super::traces::is_ours;
+use super::{repeats::Repeats, traces::is_ours};
 use crate::wire::trace;
 
-/// Lines of text, with the trace before what is said.
-struct Text(Format);
+/// Lines of text, with the trace, and how often it came since it was last said, before what is said.
+struct Text {
+    format: Format,
+    repeats: Repeats,
+}
 
-/// Objects, with the trace as their first member.
-struct Objects(Format<Json>);
+/// Objects, with the same as their first members.
+struct Objects {
+    format: Format<Json>,
+    repeats: Repeats,
+}
 
 /// A log of what passes `level`.
 pub(super) fn layer<S>(level: EnvFilter, is_json: bool) -> impl Layer<S>
@@ -34,8 +43,14 @@ where
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match is_json {
-        true => log.json().event_format(Objects(Format::default().json())).boxed(),
-        false => log.event_format(Text(Format::default())).boxed(),
+        true => {
+            let (format, repeats) = (Format::default().json(), Repeats::default());
+            log.json().event_format(Objects { format, repeats }).boxed()
+        }
+        false => {
+            let (format, repeats) = (Format::default(), Repeats::default());
+            log.event_format(Text { format, repeats }).boxed()
+        }
     }
     .with_filter(filter)
 }
@@ -57,10 +72,14 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
+        let Some(repeated) = self.repeats.due(event) else { return Ok(()) };
         if let Some(id) = trace_id() {
             write!(writer, "trace_id={id} ")?;
         }
-        self.0.format_event(context, writer, event)
+        if repeated > 0 {
+            write!(writer, "repeated={repeated} ")?;
+        }
+        self.format.format_event(context, writer, event)
     }
 }
 
@@ -75,9 +94,19 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let Some(id) = trace_id() else { return self.0.format_event(context, writer, event) };
+        let Some(repeated) = self.repeats.due(event) else { return Ok(()) };
+        let mut first = String::new();
+        if let Some(id) = trace_id() {
+            write!(first, "\"trace_id\":\"{id}\",")?;
+        }
+        if repeated > 0 {
+            write!(first, "\"repeated\":{repeated},")?;
+        }
+        if first.is_empty() {
+            return self.format.format_event(context, writer, event);
+        }
         let mut object = String::new();
-        self.0.format_event(context, Writer::new(&mut object), event)?;
-        write!(writer, "{{\"trace_id\":\"{id}\",{}", object.trim_start_matches('{'))
+        self.format.format_event(context, Writer::new(&mut object), event)?;
+        write!(writer, "{{{first}{}", object.trim_start_matches('{'))
     }
 }

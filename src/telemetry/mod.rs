@@ -1,4 +1,4 @@
-//! What a node tells those who run it: a log, and traces where somebody takes them.
+//! What a node tells those who run it: a log, and traces and metrics where somebody takes them.
 //!
 //! All other layers speak to `tracing`; here is who listens. Without a receiver of traces no span is
 //! made. With one, spans are made for the requests that are traced and for no others; they wait in a
@@ -6,15 +6,22 @@
 //! ever waits for its trace.
 
 mod log;
+mod metrics;
+mod repeats;
 mod traces;
 
+use std::future::Future;
+
+use opentelemetry::KeyValue;
+use opentelemetry_sdk::Resource;
 use tracing_subscriber::{
     EnvFilter,
     layer::SubscriberExt as _,
     util::{SubscriberInitExt as _, TryInitError},
 };
 
-use self::traces::Traces;
+pub use self::metrics::Source;
+use self::{metrics::Metrics, traces::Traces};
 
 /// What is told, and where.
 #[derive(Debug)]
@@ -29,6 +36,8 @@ pub struct Options<'a> {
     pub receiver: Option<&'a str>,
     /// The share of requests that are traced of those that come without a trace.
     pub ratio: f64,
+    /// Whether metrics are sent there, too.
+    pub sends_metrics: bool,
 }
 
 /// Why nothing can be told.
@@ -49,6 +58,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Telemetry {
     traces: Option<Traces>,
+    metrics: Option<Metrics>,
 }
 
 // === impl Telemetry ===
@@ -62,8 +72,16 @@ impl Telemetry {
         let level = EnvFilter::try_new(options.log_level);
         let level =
             level.map_err(|error| StartError::Level(options.log_level.to_owned(), error))?;
-        let connect = |receiver| Traces::connect(options.name, receiver, options.ratio);
-        let traces = options.receiver.map(connect).transpose().map_err(StartError::Receiver)?;
+        let resource = Resource::builder()
+            .with_service_name(options.name.to_owned())
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .build();
+        let receiver = options.receiver.map(traces::endpoint).transpose();
+        let receiver = receiver.map_err(StartError::Receiver)?;
+        let connect = |receiver| Traces::connect(&resource, receiver, options.ratio);
+        let traces = receiver.as_ref().map(connect).transpose().map_err(StartError::Receiver)?;
+        let receiver = receiver.filter(|_| options.sends_metrics);
+        let metrics = receiver.map(|receiver| Metrics::connect(&receiver, &resource));
         let registry = tracing_subscriber::registry();
         // Not an `Option` of a layer: without one, what the log refuses would be asked for each time.
         match &traces {
@@ -74,7 +92,17 @@ impl Telemetry {
             }
             None => registry.with(log::layer(level, options.is_json)).try_init()?,
         }
-        Ok(Self { traces })
+        Ok(Self { traces, metrics })
+    }
+
+    /// Sends what `source` says where metrics are to be sent; else it ends at once.
+    pub fn send_metrics(&mut self, source: Source) -> impl Future<Output = ()> + Send + use<> {
+        let metrics = self.metrics.take();
+        async move {
+            if let Some(metrics) = metrics {
+                metrics.run(source).await;
+            }
+        }
     }
 
     /// Sends what waits, for a short time at most.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use opentelemetry::{
-    Context, KeyValue,
+    Context,
     propagation::{Extractor, Injector, TextMapPropagator as _},
     trace::{SpanContext, TraceContextExt as _, TraceFlags, TraceState, TracerProvider as _},
 };
@@ -34,10 +34,24 @@ use crate::wire::trace::{self, Choice, Collector};
 
 /// How long the receiver may take to accept a connection, and to take what it is sent.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
-const SEND_TIME_MAX: Duration = Duration::from_secs(5);
+pub(super) const SEND_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// How long the node's end waits for its last spans to be sent.
 const END_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Where a receiver is, as its address says.
+pub(super) fn endpoint(receiver: &str) -> Result<Endpoint, String> {
+    let endpoint: Endpoint = receiver.to_owned().try_into().map_err(|_| "no address")?;
+    let endpoint = match (endpoint.uri().scheme_str(), endpoint.uri().host()) {
+        (Some("http"), Some(_)) => endpoint,
+        (Some("https"), Some(_)) => {
+            let tls = ClientTlsConfig::new().with_native_roots();
+            endpoint.tls_config(tls).map_err(|error| error.to_string())?
+        }
+        _ => return Err("no address of a server".to_owned()),
+    };
+    Ok(endpoint.connect_timeout(CONNECT_TIME_MAX).timeout(SEND_TIME_MAX))
+}
 
 /// The traces of a node.
 #[derive(Debug)]
@@ -88,16 +102,15 @@ where
 // === impl Traces ===
 
 impl Traces {
-    /// The traces of the node `name`, which are sent to `receiver`. Connects when there is something
-    /// to send.
-    pub(super) fn connect(name: &str, receiver: &str, ratio: f64) -> Result<Self, String> {
+    /// The traces of `resource`, which are sent to `receiver`. Connects when there is something to send.
+    pub(super) fn connect(
+        resource: &Resource,
+        receiver: &Endpoint,
+        ratio: f64,
+    ) -> Result<Self, String> {
         let sender = Sender::connect(receiver)?;
-        let resource = Resource::builder()
-            .with_service_name(name.to_owned())
-            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-            .build();
         let provider = SdkTracerProvider::builder()
-            .with_resource(resource)
+            .with_resource(resource.clone())
             // The choice is made before there is a span.
             .with_sampler(Sampler::AlwaysOn)
             .with_span_processor(BatchSpanProcessor::builder(sender).build())
@@ -216,17 +229,7 @@ impl Injector for Headers {
 // === impl Sender ===
 
 impl Sender {
-    fn connect(receiver: &str) -> Result<Self, String> {
-        let endpoint: Endpoint = receiver.to_owned().try_into().map_err(|_| "no address")?;
-        let endpoint = match (endpoint.uri().scheme_str(), endpoint.uri().host()) {
-            (Some("http"), Some(_)) => endpoint,
-            (Some("https"), Some(_)) => {
-                let tls = ClientTlsConfig::new().with_native_roots();
-                endpoint.tls_config(tls).map_err(|error| error.to_string())?
-            }
-            _ => return Err("no address of a server".to_owned()),
-        };
-        let endpoint = endpoint.connect_timeout(CONNECT_TIME_MAX).timeout(SEND_TIME_MAX);
+    fn connect(endpoint: &Endpoint) -> Result<Self, String> {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
             .with_channel(endpoint.connect_lazy())

@@ -13,6 +13,7 @@ mod foreign;
 mod hostile;
 mod independent;
 mod late;
+mod metrics;
 mod ports;
 mod slow;
 mod space;

@@ -1,4 +1,4 @@
-//! A receiver of traces: a real OTLP server that keeps what it is sent.
+//! A receiver of traces and metrics: a real OTLP server that keeps what it is sent.
 
 use std::{
     net::Ipv4Addr,
@@ -6,13 +6,20 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
+    collector::{
+        metrics::v1::{
+            ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+            metrics_service_server::{MetricsService, MetricsServiceServer},
+        },
+        trace::v1::{
+            ExportTraceServiceRequest, ExportTraceServiceResponse,
+            trace_service_server::{TraceService, TraceServiceServer},
+        },
     },
     common::v1::{AnyValue, KeyValue, any_value::Value},
+    metrics::v1::{metric::Data, number_data_point},
     trace::v1 as pb,
 };
 use prost::Message as _;
@@ -28,6 +35,7 @@ use tonic::{
 pub(crate) struct Receiver {
     port: u16,
     kept: Kept,
+    metrics: LastMetrics,
     _server: AbortOnDropHandle<()>,
 }
 
@@ -38,8 +46,20 @@ pub(crate) struct Span {
     span: pb::Span,
 }
 
+/// What a metric said last: its first line where it has several.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Measured {
+    pub(crate) sum: f64,
+    pub(crate) count: u64,
+    pub(crate) bounds: Vec<f64>,
+    pub(crate) buckets: Vec<u64>,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Kept(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
+
+#[derive(Clone, Debug, Default)]
+struct LastMetrics(Arc<Mutex<ExportMetricsServiceRequest>>);
 
 // === impl Receiver ===
 
@@ -48,13 +68,16 @@ impl Receiver {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
         let kept = Kept::default();
+        let metrics = LastMetrics::default();
         let service = TraceServiceServer::new(kept.clone());
+        let of_metrics = MetricsServiceServer::new(metrics.clone());
         let server = tokio::spawn(async move {
             let incoming = TcpIncoming::from(listener);
-            let served = Server::builder().add_service(service).serve_with_incoming(incoming).await;
+            let server = Server::builder().add_service(service).add_service(of_metrics);
+            let served = server.serve_with_incoming(incoming).await;
             served.expect("the receiver serves");
         });
-        Ok(Self { port, kept, _server: AbortOnDropHandle::new(server) })
+        Ok(Self { port, kept, metrics, _server: AbortOnDropHandle::new(server) })
     }
 
     /// The flag that has a node send its traces here.
@@ -75,6 +98,46 @@ impl Receiver {
         spans
     }
 
+    /// What a service said last of a metric.
+    pub(crate) fn metric(&self, service: &str, name: &str) -> Result<Measured> {
+        let last = self.metrics.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut resources = last.resource_metrics.iter();
+        let of = resources.find(|it| {
+            let attributes = it.resource.iter().flat_map(|resource| &resource.attributes);
+            text(attributes, "service.name") == service
+        });
+        let of = of.with_context(|| format!("nothing came from {service}"))?;
+        let mut metrics = of.scope_metrics.iter().flat_map(|scope| &scope.metrics);
+        let metric = metrics.find(|metric| metric.name == name);
+        let metric = metric.with_context(|| format!("{name} did not come"))?;
+        let number =
+            |points: &[opentelemetry_proto::tonic::metrics::v1::NumberDataPoint]| match points
+                .first()
+                .and_then(|point| point.value)
+            {
+                Some(number_data_point::Value::AsDouble(value)) => value,
+                _ => f64::NAN,
+            };
+        Ok(match &metric.data {
+            Some(Data::Sum(sum)) => {
+                Measured { sum: number(&sum.data_points), ..Measured::default() }
+            }
+            Some(Data::Gauge(gauge)) => {
+                Measured { sum: number(&gauge.data_points), ..Measured::default() }
+            }
+            Some(Data::Histogram(histogram)) => {
+                let point = histogram.data_points.first().context("it has no line")?;
+                Measured {
+                    sum: point.sum.unwrap_or(f64::NAN),
+                    count: point.count,
+                    bounds: point.explicit_bounds.clone(),
+                    buckets: point.bucket_counts.clone(),
+                }
+            }
+            _ => Measured::default(),
+        })
+    }
+
     /// Whether these bytes stand anywhere in what came.
     pub(crate) fn has_seen(&self, bytes: &[u8]) -> bool {
         let kept = self.kept.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,6 +154,17 @@ impl TraceService for Kept {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for LastMetrics {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = request.into_inner();
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
 

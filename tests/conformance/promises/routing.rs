@@ -134,7 +134,10 @@ async fn strays_of_others_are_never_shown_whenever_they_come(world: World) {
 
 async fn survey(world: &World) {
     for router in &world.routers {
-        router.survey(world.clock.shown()).await.expect("all stores are there");
+        let stores: Vec<_> = router.stores().cloned().collect();
+        for (_, found) in router.survey(&stores, world.clock.shown()).await {
+            found.expect("all stores are there");
+        }
     }
 }
 
