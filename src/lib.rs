@@ -6,6 +6,7 @@
 //!
 //! * [`proto`]: etcd's API on the wire and what nodes say to each other, generated from `proto/`.
 //! * [`model`]: the words. Values only: no I/O, no waiting, no gRPC, no SQL.
+//! * [`select`]: Kubernetes' selectors, and what they need to know of objects.
 //! * [`clock`]: revisions, and the promises about them.
 //! * [`wire`]: between messages and the words.
 //! * [`net`]: addresses, credentials, TLS, connections, how errors read.
@@ -25,6 +26,8 @@
 pub mod proto;
 
 pub mod model;
+
+pub mod select;
 
 pub mod clock;
 

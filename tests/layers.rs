@@ -15,6 +15,7 @@ type Room = (&'static str, &'static [&'static str], &'static [&'static str]);
 const ROOMS: &[Room] = &[
     ("proto", &[], &["tonic"]),
     ("model", &[], &["bytes", "strsim"]),
+    ("select", &[], &["minicbor", "serde", "serde_json"]),
     ("clock", &["model"], &["tokio"]),
     (
         "wire",
@@ -308,6 +309,7 @@ const CRATES: &[&str] = &[
     "hyper",
     "hyper_util",
     "mimalloc",
+    "minicbor",
     "opentelemetry",
     "opentelemetry_otlp",
     "opentelemetry_proto",
@@ -320,6 +322,7 @@ const CRATES: &[&str] = &[
     "rusqlite",
     "rustix",
     "rustls",
+    "serde",
     "serde_json",
     "sqlx",
     "strsim",
