@@ -21,7 +21,7 @@
 //! * [`telemetry`]: what a node tells those who run it.
 //! * [`cli`]: the commands.
 //!
-#![doc = include_str!("../docs/glossary.md")]
+#![doc = include_str!("../docs/src/glossary.md")]
 
 pub mod proto;
 
