@@ -32,6 +32,11 @@ stories *options:
 doc:
     RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
 
+# README and the book, held against what there is. Options: --write (the generated pages), --links, names of pages.
+docs *options:
+    cargo build
+    tests/docs/run {{options}}
+
 # Random tests for longer: seeds of tests/network, seconds of tests/tree. Needs what `just test` installs.
 seeds network="200..2000" tree_seconds="600":
     env -u PLEACH_SEED PLEACH_NETWORK_SEEDS={{network}} \
