@@ -33,13 +33,15 @@ def flags(pleach, environment):
         values = notes.get("possible values", "").replace(", ", " or ")
         if values and values not in told:
             told += f" ({values})"
-        cells = (f"`{name}`", f"`{variable}`" if variable else "", f"`{default}`" if default else "", told)
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        told = told.rstrip(".") + "."
+        told += f" Else `{default}`." if default else ""
+        told += f" `{variable}`" if variable else ""
+        rows.append(f"| `{name}` | " + told.replace("|", "\\|") + " |")
     return ("# Flags\n\n"
-            "The flags of `pleach serve`, which is what `pleach` does without a command. Each can be set by its variable; "
-            "the\nflag counts where both are given. Flags that etcd has mean what they mean there. This page is written "
-            "from\n`pleach serve --help` by `tests/docs/run --write`.\n\n"
-            "| flag | variable | default | |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n")
+            "The flags of `pleach serve`, which is what `pleach` does without a command. Each can be set by the variable "
+            "that\nstands last; the flag counts where both are given. Flags that etcd has mean what they mean there. This "
+            "page is\nwritten from `pleach serve --help` by `tests/docs/run --write`.\n\n"
+            "| flag | |\n| --- | --- |\n" + "\n".join(rows) + "\n")
 
 
 def metrics(pleach, environment, folder):
@@ -79,12 +81,13 @@ def metrics(pleach, environment, folder):
             labels.update(re.findall(r'(\w+)="', series))
         labels = ", ".join(f"`{label}`" for label in sorted(labels - {"le"}))
         help_text = said[name].replace("\\n", " ").replace("|", "\\|")
-        rows.append(f"| `{name}` | {kinds.get(name, '')} | {labels} | {help_text} |")
+        labels = f" By {labels}." if labels else ""
+        rows.append(f"| `{name}` | {kinds.get(name, '')} | {help_text}{labels} |")
     return ("# Metrics\n\n"
             "What `/metrics` has, on the clients' port and on those of `--listen-metrics-urls`. Where etcd has the "
             "metric, it has\netcd's name. A metric that counts what has not happened yet, and one of a setting that is "
             "not given, may be missing.\nThis page is written from a node's answer by `tests/docs/run --write`.\n\n"
-            "| metric | kind | labels | |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n")
+            "| metric | kind | |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n")
 
 
 def named_in_tables(page):
