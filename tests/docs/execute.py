@@ -12,7 +12,8 @@ The blocks of a page, by the first word of their info string:
   … not-run: WHY    not run, and counted
 
 and in comments: `<!-- file: NAME -->` above a block: it is written to that file; `<!-- stop: NAME -->` ends the
-terminal NAME as Ctrl-C does, `<!-- kill: NAME -->` as SIGKILL does; `<!-- postgres -->` starts a PostgreSQL with the
+terminal NAME as Ctrl-C does, `<!-- kill: NAME -->` as SIGKILL does; `<!-- wait: S -->` lets so many seconds go by, where
+the page says that time counts and nothing shows it; `<!-- postgres -->` starts a PostgreSQL with the
 user `pleach` at 127.0.0.1:5432, and `<!-- mariadb -->` a MariaDB at 127.0.0.1:3306, both with the password `secret`.
 
 `…` stands for anything within a line, and a line that is only `…` for any lines.
@@ -221,6 +222,8 @@ def execute(page, folder, environment):
                 lines, status = shell.run(f"({DATABASES[step.name]})")
                 if status != 0:
                     raise Wrong(step.line, f"{step.name} does not start:\n" + indented(lines))
+            elif step.name == "wait":
+                time.sleep(float(step.value))
             elif step.name in ("stop", "kill"):
                 if step.value not in terminals:
                     raise Wrong(step.line, f"there is no terminal `{step.value}`")
