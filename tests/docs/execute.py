@@ -6,8 +6,9 @@ The blocks of a page, by the first word of their info string:
                     command whose line ends with `\\` goes on in the next. Where no lines stand below, anything
                     may be printed
   console fails     the same, and each command ends with an error
-  console runs=NAME a command that goes on in a terminal of its own; the lines below it appear there
-  text shows=NAME   lines that the terminal NAME shows by now, one behind the other; with `any-order`, somewhere
+  console runs=NAME a command that goes on in a terminal of its own; the lines below it appear there, one behind the
+                    other; with `any-order` behind NAME, in any order
+  text shows=NAME   lines that the terminal NAME shows by now, in the same way
   text              a picture, or what is no command
   … not-run: WHY    not run, and counted
 
@@ -119,6 +120,11 @@ def commands(block):
         while one[2] and not one[2][-1].strip():
             one[2].pop()
     return found
+
+
+def parts(block, shown):
+    """What must appear one behind the other."""
+    return [[line] for line in shown] if "any-order" in block.words else [shown]
 
 
 def plain(text):
@@ -241,8 +247,7 @@ def execute(page, folder, environment):
             terminal = terminals.get(step.value("shows"))
             if terminal is None:
                 raise Wrong(step.line, f"there is no terminal `{step.value('shows')}`")
-            parts = [[line] for line in step.lines] if "any-order" in step.words else [step.lines]
-            for part in parts:
+            for part in parts(step, step.lines):
                 terminal.wait_for(part, step.line)
         if step.language != "console":
             continue
@@ -253,7 +258,8 @@ def execute(page, folder, environment):
                 if name in terminals:
                     raise Wrong(line, f"the terminal `{name}` is in use")
                 terminals[name] = Terminal(name, command, shell, environment)
-                terminals[name].wait_for(shown, line)
+                for part in parts(step, shown):
+                    terminals[name].wait_for(part, line)
                 continue
             try:
                 said, status = shell.run(command)
