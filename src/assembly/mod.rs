@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use futures::future::{join_all, pending};
 use tokio::{
     task::{Id, JoinSet},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 pub use self::{
@@ -52,6 +52,9 @@ const LEASES_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// How far a store has come is kept at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the node's end waits for that.
+const KEEP_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Far above all that a node can have given out since a copy was taken that is restored now.
 const RESTORED_AHEAD: Revision = 1 << 30;
@@ -123,7 +126,15 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Running {
     node: Arc<Node>,
+    progress: Arc<Progress>,
     tasks: Tasks,
+}
+
+/// Where it is kept how far each store has come.
+#[derive(Debug)]
+struct Progress {
+    slots: Vec<Slot>,
+    witnesses: Witnesses,
 }
 
 /// Tasks that run as long as the node does.
@@ -134,6 +145,7 @@ struct Tasks {
 }
 
 /// A route's place for a store.
+#[derive(Debug)]
 struct Slot {
     opened: Opened,
     record: Arc<SlotRecord>,
@@ -209,12 +221,13 @@ pub async fn start(
     }
     let held = slots.iter().map(|slot| slot.opened.slot.clone()).collect();
     tasks.spawn("end dead leases", end_dead_leases(default, held, node.clone()));
-    tasks.spawn("keep how far stores are", keep_progress(slots, witnesses, node.clone()));
+    let progress = Arc::new(Progress { slots, witnesses });
+    tasks.spawn("keep how far stores are", keep_progress(progress.clone(), node.clone()));
     let measured = Arc::new(measured);
     tasks.spawn("sample meters", measure::sample(node.clone()));
     tasks.spawn("count keys", measure::count_keys(measured.clone(), node.clone()));
     tasks.spawn_once(measure::survey(measured, node.clone()));
-    Ok(Running { node, tasks })
+    Ok(Running { node, progress, tasks })
 }
 
 /// Opens the store of a route; where it can't be opened, later.
@@ -268,23 +281,12 @@ fn leap_where_back(
 }
 
 /// Keeps how far each store has come, so that one that went back while the node was down is noticed.
-async fn keep_progress(slots: Vec<Slot>, witnesses: Witnesses, node: Arc<Node>) {
+async fn keep_progress(progress: Arc<Progress>, node: Arc<Node>) {
     let clock = node.membership().clock().clone();
     let mut seen = 0;
     loop {
         seen = clock.shown_above(seen).await;
-        let kept = slots.iter().map(|slot| async {
-            let head = slot.opened.slot.head();
-            if head.newest <= slot.record.get().newest {
-                return;
-            }
-            let kept = slot.record.update(|record| record.newest = record.newest.max(head.newest));
-            if let Err(error) = kept.await {
-                let store = slot.opened.slot.name();
-                tracing::debug!(%store, %error, "how far a store is was not kept");
-            }
-        });
-        futures::join!(join_all(kept), witnesses.tell());
+        progress.keep().await;
         sleep(PROGRESS_EVERY).await;
     }
 }
@@ -355,6 +357,25 @@ impl Tasks {
     }
 }
 
+// === impl Progress ===
+
+impl Progress {
+    async fn keep(&self) {
+        let kept = self.slots.iter().map(|slot| async {
+            let head = slot.opened.slot.head();
+            if head.newest <= slot.record.get().newest {
+                return;
+            }
+            let kept = slot.record.update(|record| record.newest = record.newest.max(head.newest));
+            if let Err(error) = kept.await {
+                let store = slot.opened.slot.name();
+                tracing::debug!(%store, %error, "how far a store is was not kept");
+            }
+        });
+        futures::join!(join_all(kept), self.witnesses.tell());
+    }
+}
+
 // === impl Running ===
 
 impl Running {
@@ -368,10 +389,14 @@ impl Running {
         self.tasks.ended().await
     }
 
-    /// Ends all tasks, keeps where the clock stands, and gives up every store, so that another process may
+    /// Ends all tasks, keeps how far stores have come and where the clock stands, and gives up every store, so that another process may
     /// have them at once. Whoever serves the node must have stopped.
     pub async fn close(mut self) {
         self.tasks.running.shutdown().await;
+        // What came in the last second is known with that, too.
+        if timeout(KEEP_TIME_MAX, self.progress.keep()).await.is_err() {
+            tracing::warn!("how far stores are was not kept of the last second");
+        }
         self.node.close().await;
     }
 }
