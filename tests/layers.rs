@@ -92,6 +92,7 @@ const ROOMS: &[Room] = &[
         "server",
         &["proto", "model", "clock", "wire", "net", "store", "tree", "route", "node", "watch"],
         &[
+            "askama",
             "axum",
             "bytes",
             "http",
@@ -297,6 +298,7 @@ fn wrong(files: &[(String, String)]) -> BTreeMap<String, String> {
 /// The crates that the package depends on, as code names them.
 const CRATES: &[&str] = &[
     "anyhow",
+    "askama",
     "async_trait",
     "axum",
     "bytes",

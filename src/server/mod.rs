@@ -16,6 +16,7 @@ mod lease;
 mod lock;
 mod maintenance;
 mod metrics;
+mod page;
 mod patience;
 pub mod status;
 mod tls;
@@ -192,7 +193,7 @@ impl Services {
         server.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
     }
 
-    /// Serves health, version and metrics alone, on a port of their own.
+    /// Serves the page, health, version and metrics alone, on a port of their own.
     ///
     /// # Errors
     /// Where the certificates can't be used, or the listener fails.
@@ -206,7 +207,8 @@ impl Services {
         let places = Places::new(ADMIN_CONNECTIONS_MAX);
         let traffic = Traffic::default();
         let incoming = patience::patient(TcpIncoming::from(listener), places, traffic);
-        let routes = Routes::from(http::routes(self));
+        // The page is not for pages of other origins, so it is beside what these may ask.
+        let routes = Routes::from(page::routes(self.clone()).merge(http::routes(self)));
         listening(tls)?.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
     }
 

@@ -9,9 +9,9 @@ use axum::{
     response::Response as HttpResponse,
 };
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, future::join_all, stream};
 use prost::Message as _;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::WatchStream;
 use tonic::{
     Request, Response, Status,
@@ -240,6 +240,21 @@ impl Services {
         Some(printed(call.path[at..].iter().chain([me])))
     }
 
+    /// What this node is and what lies below it, as far as that is said in time. Children hear until when, and
+    /// who is silent has that for its trouble and hides no other.
+    pub(super) async fn described_within(&self, left: Duration) -> pb::Node {
+        let deadline = Instant::now() + left;
+        let call = Call { deadline: Some(deadline), ..Call::current() };
+        let below = self.node.root().stores().map(|store| async move {
+            timeout_at(deadline, store.describe()).await.unwrap_or_else(|_| {
+                let (name, trouble) = (store.name().to_string(), "it does not answer".to_owned());
+                vec![Described { name, trouble, ..Described::default() }]
+            })
+        });
+        let below = call.scope(join_all(below)).await;
+        self.described(below.concat(), None)
+    }
+
     fn described(&self, routes: Vec<Described>, in_loop: Option<String>) -> pb::Node {
         let (root, membership) = (self.node.root(), self.node.membership());
         let lanes = membership.lanes();
@@ -299,8 +314,7 @@ impl pb::tree_server::Tree for Services {
         let left = call.deadline.map_or(BELOW_TIME_MAX, |deadline| {
             deadline.saturating_duration_since(Instant::now()) / 2
         });
-        let below = timeout(left, self.node.root().describe()).await;
-        Ok(Response::new(self.described(below.unwrap_or_default(), None)))
+        Ok(Response::new(self.described_within(left).await))
     }
 
     async fn join(
