@@ -13,7 +13,7 @@ BYTES_MAX = 150_000
 
 def take(driver, root, eu):
     """A tree at work, with one store that is not there, in both schemes."""
-    folder = REPOSITORY / "docs" / "images"
+    folder = REPOSITORY / "docs" / "src" / "images"
     folder.mkdir(parents=True, exist_ok=True)
     is_over = threading.Event()
 
@@ -46,7 +46,7 @@ def take(driver, root, eu):
             picture = small(browser.picture())
             check("the picture is small enough", len(picture) <= BYTES_MAX, len(picture))
             (folder / f"page-{scheme}.png").write_bytes(picture)
-            print(f"docs/images/page-{scheme}.png: {len(picture)} bytes")
+            print(f"docs/src/images/page-{scheme}.png: {len(picture)} bytes")
     finally:
         is_over.set()
         for watcher in watchers:
