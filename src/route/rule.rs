@@ -103,6 +103,22 @@ pub enum Reason {
     /// The text is no name that Kubernetes could have put into a key.
     #[error("must be one name of letters, digits, `-`, `_` and `.`")]
     NotAName,
+    /// No namespace can be called so, and no key would ever match.
+    #[error(
+        "can be no namespace's name; expected lower-case letters, digits and `-` inside, 63 at most"
+    )]
+    NotANamespace,
+    /// A group that no custom resource can have.
+    #[error("can be no group; expected one in lower case, as `stable.example.com`")]
+    NotAGroup,
+    /// A kind as manifests write it, where its keys have the plural.
+    #[error("`{given}` can be no plural; expected the plural in lower case, as `{plural}`")]
+    NotAPlural {
+        /// What is there.
+        given: String,
+        /// What the plural most likely is.
+        plural: String,
+    },
     /// A kind without namespaces in a namespace rule.
     #[error("`{kind}` belong to no namespace; use a prefix rule for `{path}`")]
     ClusterScoped {
@@ -164,6 +180,9 @@ impl Rule {
     /// The custom resources of `group`: one plural, or all of them.
     pub fn custom_resource(group: &str, kind: Option<&str>) -> Result<Self, RuleError> {
         name(Part::Group, group)?;
+        if has_upper_case(group) {
+            return Err(Part::Group.wrong(Reason::NotAGroup));
+        }
         let kind = kind.filter(|kind| !kind.is_empty());
         let mut doubts = Vec::new();
         if kinds::is_builtin_group(group) {
@@ -173,6 +192,7 @@ impl Rule {
         let (path, phrase) = match kind {
             Some(kind) => {
                 name(Part::Kind, kind)?;
+                check_plural(Part::Kind, kind)?;
                 (format!("{BASE}{group}/{kind}"), format!("custom resources {kind}.{group}"))
             }
             None => (format!("{BASE}{group}"), format!("custom resources of group {group}")),
@@ -183,7 +203,7 @@ impl Rule {
     /// The objects of `namespace`: those of the listed `kinds`, or all of them. Kinds are plurals;
     /// custom resources are written `plural.group`.
     pub fn namespace(namespace: &str, kinds: &[impl AsRef<str>]) -> Result<Self, RuleError> {
-        name(Part::Namespace, namespace)?;
+        check_namespace(namespace)?;
         if kinds.is_empty() {
             let form = Form::Namespace(WholeNamespace::new(namespace));
             let phrase = format!("everything in namespace {namespace}");
@@ -191,7 +211,12 @@ impl Rule {
         }
         let kinds = kinds.iter().enumerate().map(|(index, kind)| {
             let part = Part::Kinds(index);
-            name(part, kind.as_ref()).map(|()| (part, Kind::parse(kind.as_ref())))
+            name(part, kind.as_ref())?;
+            let kind = Kind::parse(kind.as_ref());
+            if kind.is_custom() {
+                check_plural(part, kind.name())?;
+            }
+            Ok((part, kind))
         });
         let kinds = kinds.collect::<Result<Vec<_>, _>>()?;
         check_scopes(&kinds)?;
@@ -326,6 +351,34 @@ fn name(part: Part, text: &str) -> Result<(), RuleError> {
         _ if text.chars().all(is_allowed) => Ok(()),
         _ => Err(part.wrong(Reason::NotAName)),
     }
+}
+
+fn has_upper_case(text: &str) -> bool {
+    text.chars().any(|c| c.is_ascii_uppercase())
+}
+
+/// Kubernetes lets no namespace be called otherwise.
+fn check_namespace(text: &str) -> Result<(), RuleError> {
+    name(Part::Namespace, text)?;
+    let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_label = text.len() <= 63
+        && text.chars().all(is_allowed)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if is_label { Ok(()) } else { Err(Part::Namespace.wrong(Reason::NotANamespace)) }
+}
+
+/// Kubernetes keeps custom resources under their plural, which has no capital letter.
+fn check_plural(part: Part, text: &str) -> Result<(), RuleError> {
+    if !has_upper_case(text) {
+        return Ok(());
+    }
+    let (kind, group) =
+        text.split_once('.').map_or((text, None), |(kind, group)| (kind, Some(group)));
+    let kind = kind.to_lowercase();
+    let plural = if kind.ends_with('s') { kind } else { format!("{kind}s") };
+    let plural = group.map_or(plural.clone(), |group| format!("{plural}.{}", group.to_lowercase()));
+    Err(part.wrong(Reason::NotAPlural { given: text.to_owned(), plural }))
 }
 
 /// A namespace rule lists kinds that have namespaces, and either built-in ones or custom resources.

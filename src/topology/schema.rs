@@ -60,8 +60,7 @@ pub(super) fn parse(text: &str, file_name: &str) -> Result<Topology, Mistakes> {
     let shown: Vec<&str> = SHOWN.concat().into_iter().filter(|key| !SECRET.contains(key)).collect();
     let in_file = |list| Mistakes::new(file_name, text, list, &shown);
 
-    let root = yaml::parse(text)
-        .map_err(|error| in_file(vec![Mistake::new(error.place, error.problem)]))?;
+    let root = yaml::parse(text).map_err(|error| in_file(vec![error.into_mistake()]))?;
     let (walk, doubts) = (Walk::default(), Walk::default());
     let topology = read(root.as_deref(), &walk, &doubts);
     match (topology, walk.into_mistakes()) {
@@ -279,7 +278,9 @@ fn note_rule_error(fields: &Fields<'_, '_>, error: &RuleError, walk: &Walk) {
         Part::Kinds(_) => "kinds",
     };
     let found = match &error.reason {
-        reason @ (Reason::Empty | Reason::NotAName) => format!("`{name}` {reason}"),
+        reason @ (Reason::Empty | Reason::NotAName | Reason::NotANamespace | Reason::NotAGroup) => {
+            format!("`{name}` {reason}")
+        }
         reason => reason.to_string(),
     };
     walk.note(Mistake::new(place, found));

@@ -175,27 +175,35 @@ fn a_file_that_is_no_mapping_is_refused() {
 #[test]
 fn broken_yaml_is_refused_where_it_breaks() {
     insta::assert_snapshot!(mistakes("backends:\n- name: a\n\tendpoint: sqlite://a.db\n"), @r#"
-        topology.yaml:2:9: while scanning a plain scalar, found a tab
-         2 | - name: a
-           |         ^
+        topology.yaml:3:1: a tab in the indentation; expected spaces
+         3 |  endpoint: ***
+           | ^
         "#);
+    for text in ["backends:\n\t- name: a\n", "backends:\n- name: a\n  prefix:\n  \tprefix: b\n"] {
+        let said = mistakes(text);
+        let line = 1 + text.lines().position(|line| line.contains('\t')).unwrap();
+        assert!(
+            said.starts_with(&format!("topology.yaml:{line}:")) && said.contains("expected spaces"),
+            "{said}"
+        );
+    }
     insta::assert_snapshot!(mistakes("backends: [\n"), @r#"
-        topology.yaml:1:11: unclosed bracket '['
+        topology.yaml:1:11: unclosed bracket '['; expected its other half, or quotes around a text with brackets in it
          1 | backends: ***
            |           ^
         "#);
     insta::assert_snapshot!(mistakes("backends:\n- name: a\n   prefix: b\n"), @r#"
-        topology.yaml:3:10: mapping values are not allowed in this context
+        topology.yaml:3:10: mapping values are not allowed in this context; expected keys of one mapping below each other, and quotes around a text with `: ` in it
          3 |    prefix: b
            |          ^
         "#);
     insta::assert_snapshot!(mistakes("backends: *nowhere\n"), @r#"
-        topology.yaml:1:11: while parsing node, found unknown anchor
+        topology.yaml:1:11: while parsing node, found unknown anchor; expected quotes around a text that begins with `*`
          1 | backends: ***
            |           ^
         "#);
     insta::assert_snapshot!(mistakes("default: mysql://root: hunter2@tcp(h)/\n"), @r#"
-        topology.yaml:1:22: mapping values are not allowed in this context
+        topology.yaml:1:22: mapping values are not allowed in this context; expected keys of one mapping below each other, and quotes around a text with `: ` in it
          1 | default: ***
            |             ^
         "#);

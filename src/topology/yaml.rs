@@ -7,6 +7,8 @@ use std::{collections::HashMap, rc::Rc};
 
 use granit_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span};
 
+use super::message::Mistake;
+
 /// A place in the file; both count from 1, columns in characters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
@@ -47,7 +49,22 @@ pub(super) enum Style {
 pub(super) struct SyntaxError {
     pub(super) place: Place,
     pub(super) problem: String,
+    /// What to write instead, where that is known.
+    expected: Option<&'static str>,
 }
+
+/// What the parser says of slips that are made often, and what to write instead.
+const REMEDIES: &[(&str, &str)] = &[
+    (
+        "mapping values are not allowed",
+        "keys of one mapping below each other, and quotes around a text with `: ` in it",
+    ),
+    ("unclosed bracket", "its other half, or quotes around a text with brackets in it"),
+    ("misplaced bracket", "its other half, or quotes around a text with brackets in it"),
+    ("unknown anchor", "quotes around a text that begins with `*`"),
+    ("quoted scalar", "the quote that ends the text"),
+    ("cannot start any token", "quotes around a text that begins with this character"),
+];
 
 /// Builds nodes from events: collections that are open, innermost last.
 struct Builder {
@@ -67,7 +84,10 @@ struct Open {
 pub(super) fn parse(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
     let mut builder = Builder { open: Vec::new(), anchors: HashMap::new(), root: None };
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|error| SyntaxError::from(&error))?;
+        let (event, span) = event.map_err(|error| {
+            let error = SyntaxError::from(&error);
+            tab_that_indents(text, error.place).unwrap_or(error)
+        })?;
         builder.take(event, span)?;
     }
     Ok(builder.root)
@@ -81,7 +101,7 @@ impl Builder {
         match event {
             Event::DocumentStart(..) if self.root.is_some() => {
                 let problem = "a second document begins here; expected one".to_owned();
-                return Err(SyntaxError { place, problem });
+                return Err(SyntaxError { place, problem, expected: None });
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let lead = lead(&text, style, span);
@@ -99,7 +119,7 @@ impl Builder {
                 Some(node) => self.attach(node),
                 None => {
                     let problem = "an alias inside of what it stands for".to_owned();
-                    return Err(SyntaxError { place, problem });
+                    return Err(SyntaxError { place, problem, expected: None });
                 }
             },
             _ => {}
@@ -165,10 +185,39 @@ impl From<Marker> for Place {
 
 // === impl SyntaxError ===
 
+impl SyntaxError {
+    pub(super) fn into_mistake(self) -> Mistake {
+        let mistake = Mistake::new(self.place, self.problem);
+        match self.expected {
+            Some(expected) => mistake.expected(expected),
+            None => mistake,
+        }
+    }
+}
+
 impl From<&ScanError> for SyntaxError {
     fn from(error: &ScanError) -> Self {
-        Self { place: Place::from(*error.marker()), problem: error.kind().to_string() }
+        let problem = error.kind().to_string();
+        let remedy = REMEDIES.iter().find(|(said, _)| problem.contains(said));
+        let expected = remedy.map(|(_, expected)| *expected);
+        Self { place: Place::from(*error.marker()), problem, expected }
     }
+}
+
+/// The tab in an indentation that the parser means: it names the line before, and says other things of it.
+fn tab_that_indents(text: &str, near: Place) -> Option<SyntaxError> {
+    let lines = text.lines().flat_map(|line| line.split('\r')).enumerate();
+    let mut lines = lines.skip(near.line - 1).filter(|(_, line)| !line.trim().is_empty()).take(2);
+    let (at, column) = lines.find_map(|(at, line)| {
+        let is_indentation = |c: char| c == ' ' || c == '\t';
+        let indentation = &line[..line.find(|c| !is_indentation(c)).unwrap_or(line.len())];
+        Some((at, indentation.find('\t')?))
+    })?;
+    Some(SyntaxError {
+        place: Place { line: at + 1, column: column + 1 },
+        problem: "a tab in the indentation".to_owned(),
+        expected: Some("spaces"),
+    })
 }
 
 /// How far behind the beginning of a scalar its text begins, where the two are of the same letters:

@@ -165,10 +165,12 @@ impl Kind {
         self.family == Family::Custom
     }
 
-    /// The doubt about a plural that Kubernetes does not have.
+    /// The doubt about a plural that Kubernetes does not have, or not in that group.
     pub(super) fn doubt(&self, part: Part) -> Option<Doubt> {
-        if self.family != Family::Unknown {
-            return None;
+        match self.family {
+            Family::BuiltIn => return None,
+            Family::Custom => return self.doubt_of_group(part),
+            Family::Unknown => {}
         }
         let known = BUILT_IN.iter().filter(|(_, scope, _)| *scope == Namespaced);
         let known = known.flat_map(|(_, _, plurals)| plurals.iter().copied());
@@ -178,6 +180,28 @@ impl Kind {
         };
         let reason = format!("Kubernetes has no built-in kind with the plural `{}`", self.name);
         Some(Doubt { part, reason: format!("{reason}; {advice}") })
+    }
+
+    /// The doubt about a custom resource whose group can have none.
+    fn doubt_of_group(&self, part: Part) -> Option<Doubt> {
+        let (plural, group) = self.name.split_once('.')?;
+        let of_group = BUILT_IN.iter().filter(|(of, ..)| *of == group);
+        let of_group: Vec<&str> =
+            of_group.flat_map(|(.., plurals)| plurals.iter().copied()).collect();
+        // The group of a custom resource has a dot.
+        if of_group.is_empty() && group.contains('.') {
+            return None;
+        }
+        let anywhere = || BUILT_IN.iter().flat_map(|(.., plurals)| plurals.iter().copied());
+        let meant = anywhere().find(|it| *it == plural);
+        let meant =
+            meant.or_else(|| nearest(plural, of_group)).or_else(|| nearest(plural, anywhere()));
+        let advice = match meant {
+            Some(plural) => format!("did you mean `{plural}`?"),
+            None => "write a custom resource as `plural.group`, with all of its group".to_owned(),
+        };
+        let reason = format!("there is no `{plural}` in the group `{group}`; {advice}");
+        Some(Doubt { part, reason })
     }
 }
 

@@ -172,6 +172,21 @@ fn descriptions_without_meaning_are_refused() {
         refused(Rule::regexp(None, Some("a(b"))).1,
         @"bad regular expression: unclosed group (at character 2)"
     );
+    // What Kubernetes can't have is in no key: the route would take nothing, and nobody would notice.
+    for bad in ["Kube-System", "kube_system", "kube.system", "-a", "a-", &"a".repeat(64)] {
+        let (part, said) = refused(Rule::namespace(bad, &["pods"]));
+        assert!(part == Part::Namespace && said.contains("lower-case letters"), "{bad}: {said}");
+    }
+    assert!(Rule::namespace(&"a".repeat(63), &["pods"]).is_ok());
+    insta::assert_snapshot!(
+        refused(Rule::custom_resource("stable.example.com", Some("Shirt"))).1,
+        @"`Shirt` can be no plural; expected the plural in lower case, as `shirts`"
+    );
+    insta::assert_snapshot!(
+        of_kinds(&["CronTabs.stable.example.com"]).1,
+        @"`CronTabs.stable.example.com` can be no plural; expected the plural in lower case, as `crontabs.stable.example.com`"
+    );
+    assert_eq!(refused(Rule::custom_resource("Stable.example.com", None)).0, Part::Group);
     assert_eq!(refused(Rule::regexp(None, None)).1, Reason::NoRegex.to_string());
     assert_eq!(
         refused(Rule::regexp(Some(""), Some(r"\w{9999}{999}"))).1,
@@ -194,6 +209,23 @@ fn what_is_most_likely_not_meant_is_doubted() {
         doubts(Rule::custom_resource("apps", Some("deployments")).unwrap())[0],
         @"`apps` is built in; its objects need a prefix rule each"
     );
+    insta::assert_snapshot!(
+        doubts(namespace("default", &["deployment.apps"]))[0],
+        @"there is no `deployment` in the group `apps`; did you mean `deployments`?"
+    );
+    insta::assert_snapshot!(
+        doubts(namespace("default", &["deployments.extensions"]))[0],
+        @"there is no `deployments` in the group `extensions`; did you mean `deployments`?"
+    );
+    insta::assert_snapshot!(
+        doubts(namespace("default", &["pods.v1"]))[0],
+        @"there is no `pods` in the group `v1`; did you mean `pods`?"
+    );
+    insta::assert_snapshot!(
+        doubts(namespace("default", &["Deployment"]))[0],
+        @"Kubernetes has no built-in kind with the plural `Deployment`; did you mean `deployments`?"
+    );
+    assert!(doubts(namespace("default", &["deployments.apps"])).is_empty());
     assert!(doubts(prefix("pods")).is_empty());
     assert!(doubts(Rule::custom_resource("apiextensions.k8s.io", None).unwrap()).is_empty());
 }
@@ -250,7 +282,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         prop::sample::select(&["pods", "services", "endpoints", "pod"][..]),
         0..3,
     );
-    let names = prop::sample::select(&["ns", "n", "specs", "pods", "a.b"][..]);
+    let names = prop::sample::select(&["ns", "n", "specs", "pods", "a-b"][..]);
     prop_oneof![
         segment().prop_filter_map("empty", |text| Rule::prefix(&text).ok()),
         (names, kinds).prop_map(|(name, kinds)| Rule::namespace(name, &kinds).unwrap()),
