@@ -41,7 +41,7 @@ where
     let filter = level.and(others.with_max_level_hint(LevelFilter::TRACE));
     let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_ansi(std::io::stderr().is_terminal() && no_color().is_none_or(|it| it.is_empty()));
     match is_json {
         true => {
             let (format, repeats) = (Format::default().json(), Repeats::default());
@@ -53,6 +53,11 @@ where
         }
     }
     .with_filter(filter)
+}
+
+/// What people set who want no colours: https://no-color.org.
+fn no_color() -> Option<std::ffi::OsString> {
+    std::env::var_os("NO_COLOR")
 }
 
 /// The trace of the request at hand, where it is traced.

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::{
     Identity,
-    lanes::{HeldLanes, LaneAssignment, Lanes, LanesError},
+    lanes::{HeldLanes, LaneAssignment, Lanes, LanesError, printed},
     parent::{Caller, NotParent, OpenLog, ParentGuard, TreeOptions},
 };
 use crate::{
@@ -306,6 +306,7 @@ impl Membership {
         self.admit(caller)?;
         let giver = caller.member.clone();
         let mut lanes = self.lanes();
+        let (parent, given) = (giver.clone(), printed(&blocks));
         let is_changed = lanes.accept(&self.me, HeldLanes { blocks, giver, credential })?;
         // Not before all else is admitted: who is refused moves nothing.
         self.clock.advance_to(revision).await.map_err(|full| StoreError::Unavailable {
@@ -315,7 +316,12 @@ impl Membership {
         if is_changed {
             self.keep(lanes).await?;
         }
-        self.has_joined.store(true, Ordering::Release);
+        let is_first = !self.has_joined.swap(true, Ordering::AcqRel);
+        // Not each time that the connection was lost.
+        if is_changed || is_first {
+            let parent = parent.map_or_else(String::new, |parent| parent.to_string());
+            tracing::info!(parent, lanes = given, "the parent has joined");
+        }
         Ok(())
     }
 
