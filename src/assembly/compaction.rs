@@ -34,8 +34,8 @@ pub struct AutoCompaction {
 // === impl AutoCompaction ===
 
 impl AutoCompaction {
-    /// What a topology asks for; `None` where it says nothing, or an interval of zero.
-    pub(super) fn of(asked: &topology::Compaction) -> Option<Self> {
+    /// What an operator asks for; `None` where nothing is said, or an interval of zero.
+    pub fn of(asked: &topology::Compaction) -> Option<Self> {
         let topology::Compaction { interval, interval_jitter, timeout, retain_min, .. } = asked;
         let is_asked_for = interval.is_some()
             || interval_jitter.is_some()

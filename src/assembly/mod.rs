@@ -38,7 +38,7 @@ use crate::{
     node::{self, Node},
     route::{Route, Router},
     store::{
-        RecordStore, Store,
+        Described, RecordStore, Store,
         attach::AttachState,
         metered::Metered,
         records::Records,
@@ -188,7 +188,9 @@ pub async fn start(
         .iter()
         .zip(&slots)
         .filter_map(|(route, slot)| Some((slot.opened.slot.clone(), route.store.compaction?)));
-    let compacting: Vec<_> = compacting.collect();
+    let compacting = compacting.map(|(slot, how)| (slot as Arc<dyn Store>, how));
+    let itself = plan.default.compaction.map(|how| (default.clone() as Arc<dyn Store>, how));
+    let compacting: Vec<_> = compacting.chain(itself).collect();
     let mut measured = Vec::new();
     let mut metered = |store: Arc<dyn Store>, plan: &StorePlan, rule: Option<String>| {
         let metered = Metered::new(store.clone(), measure::about(plan, rule), slow_after);
@@ -382,6 +384,11 @@ impl Running {
     /// The node.
     pub fn node(&self) -> &Arc<Node> {
         &self.node
+    }
+
+    /// Each of the node's stores as it is, children with what is below them.
+    pub async fn describe(&self) -> Vec<Described> {
+        self.node.root().describe().await
     }
 
     /// Waits until a task has ended that should run as long as the node does. Its name, for people.

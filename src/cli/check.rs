@@ -7,8 +7,16 @@ use clap::Args;
 use super::read_topology;
 use crate::topology::DEFAULT_NAME;
 
+const EXAMPLES: &str = "\
+Examples:
+  pleach check topology.yaml                    the routes, or every mistake with its place
+  pleach check topology.yaml && systemctl restart pleach
+
+Exit codes: 0 it can be used (warnings are printed), 1 it can't.";
+
 /// Reads a topology file and reports every mistake in it.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct Check {
     /// The file.
     file: PathBuf,

@@ -12,8 +12,16 @@ use crate::{
     topology::{Backend, DEFAULT_NAME, Topology},
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  pleach explain /registry/pods/default/web --topology topology.yaml
+  pleach explain /registry/pods/ --topology topology.yaml        which stores hold keys of a prefix
+
+Exit codes: 0 explained, 1 the topology can't be used.";
+
 /// Says which route a key, or the keys of a prefix, take, and why. Opens no store.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct Explain {
     /// A key, or, where it ends with a slash, a prefix.
     key: String,

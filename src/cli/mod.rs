@@ -1,19 +1,48 @@
-//! The commands: `serve` (which is what no command means), `check`, `explain`, `tree`, `repair`.
+//! The commands: `serve` (which is what no command means), and those that look, ask and mend.
+//!
+//! What a person typed is answered with what to type instead. What a command found is its exit code, for
+//! scripts; docs/src/commands.md has both.
 
+mod bench;
 mod check;
+mod client;
+mod completion;
+mod doctor;
 mod explain;
+mod foreign;
+mod man;
+mod output;
 mod repair;
 mod serve;
+mod status;
+mod top;
 mod tree;
+mod view;
+mod walk;
 
-use std::path::Path;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, error::ErrorKind};
 
-pub use self::{check::Check, explain::Explain, repair::Repair, serve::Serve, tree::Tree};
+pub use self::{
+    bench::Bench, check::Check, completion::Completion, doctor::Doctor, explain::Explain, man::Man,
+    repair::Repair, serve::Serve, status::Status, top::Top, tree::Tree,
+};
 
+use self::client::Unreachable;
 use crate::topology::Topology;
+
+/// How a command ended that did what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// All is well, or nothing was looked for.
+    Fine,
+    /// Something was looked for, and found.
+    Trouble,
+    /// A node does not answer.
+    Unreachable,
+}
 
 /// Reads a topology file.
 fn read_topology(path: &Path) -> anyhow::Result<Topology> {
@@ -24,9 +53,20 @@ fn read_topology(path: &Path) -> anyhow::Result<Topology> {
     topology.with_context(|| format!("the topology {name} can't be used"))
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  pleach                                        a node at http://127.0.0.1:2379, with its data in pleach-data
+  pleach --topology topology.yaml               a node with routes
+  pleach check topology.yaml                    every mistake of a file at once
+  pleach status                                 whether all is well
+  pleach doctor                                 what is wrong, and what to do
+
+`pleach COMMAND --help` has the examples and exit codes of each.";
+
 /// A tree of routing proxies that speak etcd v3.
 #[derive(Debug, Parser)]
 #[command(name = "pleach", version, about, args_conflicts_with_subcommands = true)]
+#[command(after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -44,8 +84,47 @@ enum Command {
     Explain(Explain),
     /// Print the nodes behind a node, as they are now.
     Tree(Tree),
+    /// Say in a line for each node whether all is well.
+    Status(Status),
+    /// Print the routes of a tree, the busiest first.
+    Top(Top),
+    /// Look at a tree that runs: what is wrong, and what to do.
+    Doctor(Doctor),
+    /// Put a small load on a node or an etcd, and measure it.
+    Bench(Bench),
     /// Mend what a node keeps, while it is stopped.
     Repair(Repair),
+    /// Print what completes commands in a shell.
+    Completion(Completion),
+    /// Print the manual, or write its pages.
+    Man(Man),
+}
+
+/// Does what the command line says, and says how it went.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let arguments: Vec<String> = std::env::args().skip(1).collect();
+            let strange = (error.kind() == ErrorKind::UnknownArgument)
+                .then(|| foreign::explained(&arguments))
+                .flatten();
+            if let Some(strange) = strange {
+                eprintln!("pleach: {strange}");
+                return ExitCode::from(2);
+            }
+            error.exit()
+        }
+    };
+    match cli.run() {
+        Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        Ok(Outcome::Trouble) => ExitCode::from(1),
+        Ok(Outcome::Unreachable) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("pleach: {error:#}");
+            ExitCode::from(if error.is::<Unreachable>() { 2 } else { 1 })
+        }
+    }
 }
 
 // === impl Cli ===
@@ -55,14 +134,43 @@ impl Cli {
     ///
     /// # Errors
     /// What a person must act on; printed as it is.
-    pub fn run(self) -> anyhow::Result<()> {
-        match self.command {
+    fn run(self) -> anyhow::Result<Outcome> {
+        let done = match self.command {
             Some(Command::Serve(serve)) => serve.run(),
             Some(Command::Check(check)) => check.run(),
             Some(Command::Explain(explain)) => explain.run(),
-            Some(Command::Tree(tree)) => tree.run(),
+            Some(Command::Tree(tree)) => return tree.run(),
+            Some(Command::Status(status)) => return status.run(),
+            Some(Command::Top(top)) => return top.run(),
+            Some(Command::Doctor(doctor)) => return doctor.run(),
+            Some(Command::Bench(bench)) => return bench.run(),
             Some(Command::Repair(repair)) => repair.run(),
+            Some(Command::Completion(completion)) => completion.run(),
+            Some(Command::Man(man)) => man.run(),
             None => self.serve.run(),
+        };
+        done.map(|()| Outcome::Fine)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// What clap finds out only when a command is used: flags twice, references to none.
+    #[test]
+    fn the_commands_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_command_teaches_with_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let name = command.get_name();
+            assert!(help.contains(&format!("pleach {name}")), "{name}: {help}");
         }
     }
 }

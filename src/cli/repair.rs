@@ -11,8 +11,15 @@ use crate::{
     topology::{Endpoint, Topology},
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  pleach repair clock --topology topology.yaml  after a clock that was driven up; with the flags of the node
+
+Exit codes: 0 mended, 1 it could not be.";
+
 /// Mends what a node keeps, while it is stopped.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct Repair {
     #[command(subcommand)]
     what: What,

@@ -1,14 +1,18 @@
 //! `pleach serve`: a node, from its flags to its end.
 
+mod banner;
+mod datastore;
+mod log_level;
+mod url;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, CommandFactory as _, builder::PossibleValue};
 use futures::FutureExt as _;
 use tokio::{
     net::TcpListener,
@@ -17,7 +21,12 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::read_topology;
+use self::{
+    banner::{Banner, Switch},
+    datastore::Datastore,
+    url::{Listen, Url},
+};
+use super::{Cli, foreign, read_topology};
 use crate::{
     assembly::{self, Endpoints, Plan, Running, Settings},
     clock::Entropy,
@@ -43,23 +52,42 @@ const CONNECTIONS_FEW: usize = 500;
 /// How long stores may take to be given up when the node ends.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Runs a node. Flags that etcd has mean what they mean there.
+const EXAMPLES: &str = "\
+Examples:
+  pleach serve                                  at http://127.0.0.1:2379, with its data in pleach-data
+  pleach serve --topology topology.yaml --listen-client-urls http://0.0.0.0:2379
+  pleach serve --endpoint postgres://pleach:secret@db/pleach
+  pleach serve --listen-client-urls https://0.0.0.0:2379 --cert-file node.pem --key-file node.key
+               --trusted-ca-file clients-ca.pem
+  pleach serve --listen-address 0.0.0.0:2369 --endpoint sqlite:///db/main.db     as kine is started
+
+Flags of etcd mean what they mean there; those of kine too, where etcd has none of that name. So --cert-file,
+--key-file are the node's own certificate, and kine's of that name are --datastore-cert-file, --datastore-key-file.
+Flags that Pleach has not are refused with what to do instead. Each flag is a variable too: PLEACH_NAME for --name.
+Exit codes: 0 stopped by a signal, 1 it could not start or go on, 2 flags that are wrong.";
+
+/// Runs a node. Flags that etcd has mean what they mean there, and so do kine's.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct Serve {
     /// Where clients are served: http(s)://HOST:PORT, several with commas.
-    #[arg(
-        long,
-        env = "PLEACH_LISTEN_CLIENT_URLS",
-        value_delimiter = ',',
-        default_value = "http://127.0.0.1:2379"
-    )]
+    /// http://127.0.0.1:2379, unless given.
+    #[arg(long, env = "PLEACH_LISTEN_CLIENT_URLS", value_delimiter = ',')]
     listen_client_urls: Vec<Url>,
+    /// The same as kine has it, in place of --listen-client-urls: HOST:PORT, with TLS where there is a
+    /// certificate.
+    #[arg(long, env = "PLEACH_LISTEN_ADDRESS")]
+    listen_address: Option<Listen>,
     /// What clients are told to reach this node by; what they used, unless given.
     #[arg(long, env = "PLEACH_ADVERTISE_CLIENT_URLS", value_delimiter = ',')]
     advertise_client_urls: Vec<String>,
     /// Where health, version and metrics are served besides: http(s)://HOST:PORT, several with commas.
     #[arg(long, env = "PLEACH_LISTEN_METRICS_URLS", value_delimiter = ',')]
     listen_metrics_urls: Vec<Url>,
+    /// The same as kine has it, in place of --listen-metrics-urls: HOST:PORT, with TLS where there is a
+    /// certificate; 0 for nowhere.
+    #[arg(long, env = "PLEACH_METRICS_BIND_ADDRESS")]
+    metrics_bind_address: Option<MetricsAddress>,
     /// The node's name.
     #[arg(long, env = "PLEACH_NAME", default_value = DEFAULT_NAME)]
     name: String,
@@ -93,9 +121,15 @@ pub struct Serve {
     /// The certificate's key (PEM).
     #[arg(long, env = "PLEACH_KEY_FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
+    /// The node's certificate as kine calls it.
+    #[arg(long, env = "PLEACH_SERVER_CERT_FILE", requires = "server_key_file")]
+    server_cert_file: Option<PathBuf>,
+    /// The certificate's key as kine calls it.
+    #[arg(long, env = "PLEACH_SERVER_KEY_FILE", requires = "server_cert_file")]
+    server_key_file: Option<PathBuf>,
     /// The authority that signs clients' certificates (PEM). With it, only clients with such a certificate are
     /// admitted, as by etcd.
-    #[arg(long, env = "PLEACH_TRUSTED_CA_FILE")]
+    #[arg(long, env = "PLEACH_TRUSTED_CA_FILE", visible_alias = "server-ca-file")]
     trusted_ca_file: Option<PathBuf>,
     /// Admit only clients with a certificate of --trusted-ca-file, which must be given.
     #[arg(long, env = "PLEACH_CLIENT_CERT_AUTH", num_args = 0..=1, require_equals = true,
@@ -109,7 +143,7 @@ pub struct Serve {
     max_txn_ops: usize,
     /// How often watchers that asked for it are told how far they are (as 10m, 5s, 100ms).
     #[arg(long, env = "PLEACH_WATCH_PROGRESS_NOTIFY_INTERVAL", default_value = "10m",
-          value_parser = duration)]
+          alias = "experimental-watch-progress-notify-interval", value_parser = duration)]
     watch_progress_notify_interval: Duration,
     /// The bytes on disk after which puts are refused; 0 for no bound.
     #[arg(long, env = "PLEACH_QUOTA_BACKEND_BYTES", default_value_t = 0)]
@@ -122,12 +156,15 @@ pub struct Serve {
     #[arg(long, env = "PLEACH_WARNING_UNARY_REQUEST_DURATION", default_value = "300ms",
           value_parser = duration)]
     warning_unary_request_duration: Duration,
-    /// What is logged: error, warn, info, debug or trace, or a filter of tracing's.
-    #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info")]
+    /// What is logged: error, warn, info, debug or trace, or a filter as `info,pleach::store=debug`.
+    #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info", value_parser = log_level::parse)]
     log_level: String,
-    /// How logs look: text or json.
-    #[arg(long, env = "PLEACH_LOG_FORMAT", default_value = "text",
-          value_parser = ["text", "json"])]
+    /// Log at the level debug, whatever --log-level says.
+    #[arg(long, env = "PLEACH_DEBUG")]
+    debug: bool,
+    /// How logs look.
+    #[arg(long, env = "PLEACH_LOG_FORMAT", default_value = "text", value_parser = [
+          PossibleValue::new("text").aliases(["plain", "console"]), PossibleValue::new("json")])]
     log_format: String,
     /// Who takes traces: http(s)://HOST:PORT of an OTLP receiver, over gRPC. Without one, none are made.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
@@ -138,32 +175,25 @@ pub struct Serve {
     /// How many of the requests that come without a trace are traced: 0 for none, 1 for all.
     #[arg(long, env = "PLEACH_TRACE_SAMPLE_RATIO", default_value_t = 0.0, value_parser = ratio)]
     trace_sample_ratio: f64,
+    #[command(flatten)]
+    datastore: Datastore,
 }
 
-/// Where something is served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Url {
-    is_tls: bool,
-    host: String,
+/// Where kine's flag has metrics served, if anywhere.
+#[derive(Clone, Debug)]
+enum MetricsAddress {
+    Nowhere,
+    At(Listen),
 }
 
-// === impl Url ===
-
-impl FromStr for Url {
+impl std::str::FromStr for MetricsAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (is_tls, host) = match text.split_once("://") {
-            Some(("http", host)) => (false, host),
-            Some(("https", host)) => (true, host),
-            _ => return Err("expected http://HOST:PORT or https://HOST:PORT".to_owned()),
-        };
-        let host = host.trim_end_matches('/');
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        if !has_port {
-            return Err("the port is missing: expected http://HOST:PORT".to_owned());
+        match text {
+            "0" | "" => Ok(Self::Nowhere),
+            text => text.parse().map(Self::At),
         }
-        Ok(Self { is_tls, host: host.to_owned() })
     }
 }
 
@@ -203,7 +233,7 @@ impl Serve {
     fn start_telemetry(&self) -> Result<Telemetry, telemetry::StartError> {
         Telemetry::start(&telemetry::Options {
             name: &self.name,
-            log_level: &self.log_level,
+            log_level: if self.debug { "debug" } else { &self.log_level },
             is_json: self.log_format == "json",
             // A variable that is empty is one that is not set, as OpenTelemetry has it.
             receiver: self.otlp_endpoint.as_deref().filter(|receiver| !receiver.is_empty()),
@@ -216,11 +246,16 @@ impl Serve {
         // Asked for before anything is open, so that no signal is missed.
         let mut signals = Signals::new()?;
         let files = raise_open_files();
+        warn_of_variables();
+        self.warn_of_addresses();
         let tls = self.tls()?;
-        let listeners = listen("--listen-client-urls", &self.listen_client_urls, &tls).await?;
-        let admin = listen("--listen-metrics-urls", &self.listen_metrics_urls, &tls).await?;
-        let mut running = self.start(listeners.iter().all(|(_, it)| is_local(it))).await?;
+        let urls = self.client_urls();
+        let listeners = listen("--listen-client-urls", &urls, &tls).await?;
+        let admin = listen("--listen-metrics-urls", &self.metrics_urls(), &tls).await?;
+        let (mut running, banner) =
+            self.start(&urls, listeners.iter().all(|(_, it)| is_local(it))).await?;
         let node = running.node().clone();
+        banner.end(&running, &self.switches(&urls)).await;
         let stopping = CancellationToken::new();
         let limits = Limits {
             request_bytes_max: self.max_request_bytes,
@@ -247,6 +282,8 @@ impl Serve {
         for (url, listener) in admin {
             let tls = tls.clone().filter(|_| url.is_tls);
             let (face, stopped) = (face.clone(), stopping.clone().cancelled_owned());
+            let address = listener.local_addr()?;
+            tracing::info!(%address, tls = url.is_tls, "serving health, version and metrics");
             servers.spawn(async move { Ok(face.serve_admin(listener, tls, stopped).await?) });
         }
         let ended = tokio::select! {
@@ -268,7 +305,51 @@ impl Serve {
         ended
     }
 
-    async fn start(&self, is_local: bool) -> anyhow::Result<Running> {
+    /// Where clients are served, by whichever flag says so.
+    fn client_urls(&self) -> Vec<Url> {
+        match &self.listen_address {
+            Some(address) => vec![address.url(self.has_certificate())],
+            None if self.listen_client_urls.is_empty() => vec![Url::usual()],
+            None => self.listen_client_urls.clone(),
+        }
+    }
+
+    /// A variable may say one thing and a flag another: an image sets some.
+    fn warn_of_addresses(&self) {
+        if self.listen_address.is_some() && !self.listen_client_urls.is_empty() {
+            tracing::warn!("--listen-client-urls has no effect beside --listen-address");
+        }
+        if self.metrics_bind_address.is_some() && !self.listen_metrics_urls.is_empty() {
+            tracing::warn!("--listen-metrics-urls has no effect beside --metrics-bind-address");
+        }
+    }
+
+    fn metrics_urls(&self) -> Vec<Url> {
+        match &self.metrics_bind_address {
+            Some(MetricsAddress::At(address)) => vec![address.url(self.has_certificate())],
+            Some(MetricsAddress::Nowhere) => Vec::new(),
+            None => self.listen_metrics_urls.clone(),
+        }
+    }
+
+    fn has_certificate(&self) -> bool {
+        self.cert_file.is_some() || self.server_cert_file.is_some()
+    }
+
+    /// What can be switched on, for the log to say what is off.
+    fn switches(&self, urls: &[Url]) -> [Switch; 7] {
+        [
+            (urls.iter().any(|url| url.is_tls), "TLS"),
+            (self.trusted_ca_file.is_some(), "certificates of clients"),
+            (!self.metrics_urls().is_empty(), "a port for metrics alone"),
+            (self.quota_backend_bytes > 0, "a quota of bytes"),
+            (self.otlp_endpoint.as_deref().is_some_and(|it| !it.is_empty()), "traces"),
+            (self.tree_secret_file.is_some() || self.parent.is_some(), "a named parent"),
+            (self.allow_split_deletes, "deletions over several stores"),
+        ]
+    }
+
+    async fn start(&self, urls: &[Url], is_local: bool) -> anyhow::Result<(Running, Banner)> {
         let topology = match &self.topology {
             Some(path) => read_topology(&file_path(path))?,
             None => Topology::default(),
@@ -281,7 +362,11 @@ impl Serve {
         if endpoint.as_ref().is_some_and(Endpoint::tells_in_clear) {
             tracing::warn!("--endpoint: the password goes to the etcd in clear; take `https://`");
         }
-        let plan = Plan::new(topology, endpoint, &self.data_dir)?;
+        let mut plan = Plan::new(topology, endpoint, &self.data_dir)?;
+        for unused in self.datastore.set(&mut plan) {
+            tracing::warn!("{unused}");
+        }
+        let banner = Banner::begin(&self.name, &self.data_dir, &plan);
         let routes = plan.routes.iter().map(|route| &route.store.name);
         let names: Vec<&String> = routes.chain([&plan.default.name]).collect();
         if let Some(unknown) = self.adopt.iter().find(|name| !names.contains(name)) {
@@ -293,7 +378,7 @@ impl Serve {
             is_local,
         };
         tree.secret().map_err(|reason| anyhow::anyhow!("--tree-secret-file: {reason}"))?;
-        let address = self.listen_client_urls.first().map_or("", |url| url.host.as_str());
+        let address = urls.first().map_or("", |url| url.host.as_str());
         let host = gethostname::gethostname();
         let process = std::process::id();
         let owner =
@@ -313,7 +398,7 @@ impl Serve {
             adopt: self.adopt.clone(),
             entropy: Entropy::system(),
         };
-        Ok(assembly::start(plan, &opens, settings).await?)
+        Ok((assembly::start(plan, &opens, settings).await?, banner))
     }
 
     /// What the node shows, and whom it admits: read, and looked at before anything is opened.
@@ -321,7 +406,15 @@ impl Serve {
         let read = |flag: &str, path: &Path| {
             std::fs::read(path).with_context(|| format!("{flag} {}", path.display()))
         };
-        let (Some(certificate), Some(key)) = (&self.cert_file, &self.key_file) else {
+        if let (Some(_), Some(_)) = (&self.server_cert_file, &self.cert_file) {
+            bail!(
+                "--cert-file and --server-cert-file are both the node's own certificate, as in etcd and as in kine: \
+                 what kine calls --cert-file and --key-file is --datastore-cert-file and --datastore-key-file here"
+            );
+        }
+        let own = [&self.cert_file, &self.server_cert_file].into_iter().flatten().next();
+        let key = [&self.key_file, &self.server_key_file].into_iter().flatten().next();
+        let (Some(certificate), Some(key)) = (own, key) else {
             let flags = [
                 ("--client-cert-auth", self.client_cert_auth),
                 ("--trusted-ca-file", self.trusted_ca_file.is_some()),
@@ -352,6 +445,16 @@ impl Serve {
             anyhow::anyhow!("{flag} {}: {}", path.display(), wrong.reason)
         })?;
         Ok(Some(tls))
+    }
+}
+
+/// Says which variables of etcd are set that nobody reads.
+fn warn_of_variables() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let command = Cli::command();
+    let flags = command.get_arguments().filter_map(|it| it.get_long()).map(str::to_owned);
+    for variable in foreign::variables(names, &flags.collect::<Vec<_>>()) {
+        tracing::warn!("a variable of etcd is set and not read: {variable}");
     }
 }
 

@@ -14,6 +14,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) is_success: bool,
+    /// `None` where a signal ended it.
+    pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
@@ -30,6 +32,7 @@ pub(crate) async fn run(program: &Path, folder: &Path, arguments: &[&str]) -> Re
     let output = output.with_context(|| format!("it runs on: {arguments:?}"))??;
     Ok(Ended {
         is_success: output.status.success(),
+        code: output.status.code(),
         stdout: String::from_utf8(output.stdout)?,
         stderr: String::from_utf8(output.stderr)?,
     })

@@ -113,7 +113,9 @@ async fn metrics_are_served_over_tls_where_that_is_said() -> Result<()> {
     let answer = channel.ready().await?.call(asked).await?;
     ensure!(answer.status() == StatusCode::OK, "{}", answer.status());
     // Without certificates there is nothing to be served with, and that is said at once.
-    let ended = pleach(folder.path(), &["serve", flags[0]]).await?;
+    let ended =
+        pleach(folder.path(), &["serve", "--listen-client-urls=http://127.0.0.1:0", flags[0]])
+            .await?;
     let said = &ended.stderr;
     ensure!(!ended.is_success && said.contains("--listen-metrics-urls has https://"), "{said}");
     Ok(())

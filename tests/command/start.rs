@@ -122,7 +122,7 @@ async fn flags_that_contradict_each_other_are_refused_with_a_remedy() -> Result<
         (&[&taken], "is another server there?"),
         (&["--client-cert-auth"], "--cert-file"),
         (&["--watch-progress-notify-interval=1ms"], "100ms"),
-        (&["--topology=missing.yaml"], "missing.yaml"),
+        (&["--listen-client-urls=http://127.0.0.1:0", "--topology=missing.yaml"], "missing.yaml"),
     ];
     for (flags, remedy) in cases {
         let mut arguments = vec!["serve"];
