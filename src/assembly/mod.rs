@@ -396,8 +396,8 @@ impl Running {
         self.tasks.ended().await
     }
 
-    /// Ends all tasks, keeps how far stores have come and where the clock stands, and gives up every store, so that another process may
-    /// have them at once. Whoever serves the node must have stopped.
+    /// Ends all tasks, keeps how far stores have come and where the clock stands, and gives up every store, so
+    /// that another process may have them at once. Whoever serves the node must have stopped.
     pub async fn close(mut self) {
         self.tasks.running.shutdown().await;
         // What came in the last second is known with that, too.

@@ -175,10 +175,7 @@ fn values(lexer: &mut Lexer<'_>) -> Result<Vec<String>, Wrong> {
                         add("");
                         break;
                     }
-                    Token::Comma => {
-                        lexer.next();
-                        add("");
-                    }
+                    Token::Comma => add(""),
                     _ => {}
                 }
             }
@@ -273,7 +270,8 @@ impl Token<'_> {
 // === impl Lexer ===
 
 impl<'t> Lexer<'t> {
-    /// The next token, and where it stands. A NUL ends a text, as in Kubernetes.
+    /// The next token, and where it stands. As in Kubernetes a NUL ends a text, but right behind a token, where it
+    /// stands for nothing.
     fn next(&mut self) -> (usize, Token<'t>) {
         let rest = &self.text[self.at..];
         let blank = rest.bytes().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n'));
@@ -305,6 +303,7 @@ impl<'t> Lexer<'t> {
                 Token::Word(&rest[..length])
             }
         };
+        self.at += usize::from(self.text.as_bytes().get(self.at) == Some(&0));
         (at, token)
     }
 }

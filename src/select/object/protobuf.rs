@@ -1,4 +1,5 @@
-//! Kubernetes' protobuf: an envelope that says what is in it, and an object whose kind says which number is which field.
+//! Kubernetes' protobuf: an envelope that says what is in it, and an object whose kind says which number is
+//! which field.
 
 use std::borrow::Cow;
 
