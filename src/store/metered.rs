@@ -15,7 +15,10 @@ use super::{
     attach::AttachState,
     meter::{Meter, Meters, RequestMeter},
 };
-use crate::model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn};
+use crate::{
+    model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
+    proto::tree::Node,
+};
 
 /// What an operator called the store, and where it is.
 #[derive(Clone, Debug, Default)]
@@ -169,7 +172,8 @@ impl Store for Metered {
         let found = self.meter.found();
         for route in &mut described {
             let About { kind, place, rule, is_default } = self.about.clone();
-            if route.node.is_some() {
+            let below = route.node.as_ref().map(below);
+            if below.is_some() {
                 route.kind = "node".to_owned();
             }
             if route.kind.is_empty() {
@@ -181,8 +185,10 @@ impl Store for Metered {
             route.commits = commits.as_ref().map(|commits| commits.batches.activity());
             route.last_error = self.meter.last_error();
             route.closed = self.store.announce_closed();
-            route.keys = found.keys.map(|(keys, _)| keys);
+            // A node counts its keys itself.
+            route.keys = found.keys.map(|(keys, _)| keys).or(below.and_then(|(keys, _)| keys));
             route.keys_age_s = found.keys.map_or(0.0, |(_, at)| at.elapsed().as_secs_f64());
+            let size = below.map_or(size, |(_, size)| size);
             (route.bytes, route.bytes_in_use) = (size.total, size.in_use);
             route.misrouted = found.misrouted;
             route.is_full = self.store.head().is_full;
@@ -206,6 +212,13 @@ impl Store for Metered {
     async fn close(&self) {
         self.store.close().await;
     }
+}
+
+/// What a node says that its stores hold: keys where all of them were counted, and bytes.
+fn below(node: &Node) -> (Option<u64>, Size) {
+    let keys = node.routes.iter().map(|route| route.keys).sum();
+    let sum = |of: fn(&Described) -> u64| node.routes.iter().map(of).sum();
+    (keys, Size { total: sum(|it| it.bytes), in_use: sum(|it| it.bytes_in_use) })
 }
 
 // === impl Pending ===
