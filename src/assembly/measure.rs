@@ -19,8 +19,11 @@ use crate::{
 /// A store whose keys were counted is left alone for at least this long, …
 const COUNT_PAUSE_MIN: Duration = Duration::from_secs(15);
 
-/// … and for so many times as long as it took: less than a thousandth of its time.
+/// … and for so many times as long as it took, less than a thousandth of its time; …
 const COUNT_PAUSE_FACTOR: u32 = 1_000;
+
+/// … but not for longer than this. A large one costs a little more then.
+const COUNT_PAUSE_MAX: Duration = Duration::from_secs(30 * 60);
 
 /// A count that takes longer is given up: of a store that is as large as that it is not known.
 const COUNT_TIME_MAX: Duration = Duration::from_secs(60);
@@ -61,34 +64,36 @@ pub(super) async fn sample(node: Arc<Node>) {
     }
 }
 
-/// Counts the keys of the stores that this node writes, one after the other. For ever.
-pub(super) async fn count_keys(stores: Arc<Vec<Measured>>, node: Arc<Node>) {
+/// Counts the keys of a store that this node writes. For ever.
+pub(super) async fn count_keys(stores: Arc<Vec<Measured>>, at: usize, node: Arc<Node>) {
+    let Measured { store, meter } = &stores[at];
     loop {
         let begun = Instant::now();
-        for Measured { store, meter } in &*stores {
-            // Who else writes a store counts its keys.
-            if store.meters().iter().any(|it| it.commits.is_some()) {
-                let all = Query::new(KeyRange::all(), node.revision());
-                if let Ok(Ok(keys)) = timeout(COUNT_TIME_MAX, store.count(&all)).await {
-                    meter.note_keys(keys);
-                }
+        // Who else writes a store counts its keys.
+        if store.meters().iter().any(|it| it.commits.is_some()) {
+            let all = Query::new(KeyRange::all(), node.revision());
+            if let Ok(Ok(keys)) = timeout(COUNT_TIME_MAX, store.count(&all)).await {
+                meter.note_keys(keys);
             }
         }
-        sleep(COUNT_PAUSE_MIN.max(begun.elapsed() * COUNT_PAUSE_FACTOR)).await;
+        let pause = begun.elapsed() * COUNT_PAUSE_FACTOR;
+        sleep(pause.clamp(COUNT_PAUSE_MIN, COUNT_PAUSE_MAX)).await;
     }
 }
 
 /// Finds keys that lie in a store which their route does not name: they are hidden, and operators want to know.
 pub(super) async fn survey(stores: Arc<Vec<Measured>>, node: Arc<Node>) {
     let unmeasured: Vec<_> = stores.iter().map(|it| it.store.clone()).collect();
-    loop {
-        let mut is_whole = true;
-        for (at, found) in node.root().survey(&unmeasured, node.revision()).await {
+    let mut left: Vec<usize> = (0..stores.len()).collect();
+    while !left.is_empty() {
+        let found = node.root().survey(&unmeasured, &left, node.revision()).await;
+        left.clear();
+        for (at, found) in found {
             let Measured { store, meter } = &stores[at];
             let store = store.name();
             match found {
                 Ok(misrouted) => {
-                    if misrouted > 0 && meter.found().misrouted != Some(misrouted) {
+                    if misrouted > 0 {
                         let text = "keys lie in a store that their route does not name";
                         tracing::warn!(%store, misrouted, "{text}");
                     }
@@ -96,13 +101,12 @@ pub(super) async fn survey(stores: Arc<Vec<Measured>>, node: Arc<Node>) {
                 }
                 Err(error) => {
                     tracing::debug!(%store, %error, "it was not searched for misrouted keys yet");
-                    is_whole = false;
+                    left.push(at);
                 }
             }
         }
-        if is_whole {
-            return;
+        if !left.is_empty() {
+            sleep(SURVEY_AGAIN_AFTER).await;
         }
-        sleep(SURVEY_AGAIN_AFTER).await;
     }
 }

@@ -127,6 +127,8 @@ pub enum StartError {
 pub struct Running {
     node: Arc<Node>,
     progress: Arc<Progress>,
+    /// What only looks: the node goes on without it.
+    measuring: JoinSet<()>,
     tasks: Tasks,
 }
 
@@ -226,10 +228,13 @@ pub async fn start(
     let progress = Arc::new(Progress { slots, witnesses });
     tasks.spawn("keep how far stores are", keep_progress(progress.clone(), node.clone()));
     let measured = Arc::new(measured);
-    tasks.spawn("sample meters", measure::sample(node.clone()));
-    tasks.spawn("count keys", measure::count_keys(measured.clone(), node.clone()));
-    tasks.spawn_once(measure::survey(measured, node.clone()));
-    Ok(Running { node, progress, tasks })
+    let mut measuring = JoinSet::new();
+    measuring.spawn(measure::sample(node.clone()));
+    for at in 0..measured.len() {
+        measuring.spawn(measure::count_keys(measured.clone(), at, node.clone()));
+    }
+    measuring.spawn(measure::survey(measured, node.clone()));
+    Ok(Running { node, progress, measuring, tasks })
 }
 
 /// Opens the store of a route; where it can't be opened, later.
@@ -337,25 +342,14 @@ impl Tasks {
         self.names.insert(id, name);
     }
 
-    /// Spawns what may end.
-    fn spawn_once(&mut self, work: impl Future<Output = ()> + Send + 'static) {
-        self.running.spawn(work);
-    }
-
     /// The name of a task that has ended and should not have.
     async fn ended(&mut self) -> &'static str {
-        loop {
-            let (id, panicked) = match self.running.join_next_with_id().await {
-                Some(Ok((id, ()))) => (id, false),
-                Some(Err(error)) => (error.id(), true),
-                None => return "all tasks",
-            };
-            match (self.names.remove(&id), panicked) {
-                (Some(name), _) => return name,
-                (None, true) => return "a task of the start",
-                (None, false) => {}
-            }
-        }
+        let id = match self.running.join_next_with_id().await {
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => error.id(),
+            None => return "all tasks",
+        };
+        self.names.remove(&id).unwrap_or("a task")
     }
 }
 
@@ -399,6 +393,7 @@ impl Running {
     /// Ends all tasks, keeps how far stores have come and where the clock stands, and gives up every store, so
     /// that another process may have them at once. Whoever serves the node must have stopped.
     pub async fn close(mut self) {
+        self.measuring.shutdown().await;
         self.tasks.running.shutdown().await;
         // What came in the last second is known with that, too.
         if timeout(KEEP_TIME_MAX, self.progress.keep()).await.is_err() {

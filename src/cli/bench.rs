@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::load::{Load, Measured};
 use super::{
@@ -116,9 +117,18 @@ impl Bench {
         let prefix = format!("{PREFIX}{}/", std::process::id());
         let load = Load::connect(&self.target, prefix.clone(), sizes)?;
         eprintln!("writing below {prefix}, which is deleted at the end");
+        let (mut terminate, mut hangup) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+        let stopped = async {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        };
         let measured = tokio::select! {
             rows = self.rows(&load) => rows,
-            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+            _ = stopped => Err(anyhow::anyhow!("interrupted")),
         };
         match measured {
             // Where nobody answered, nothing was written.

@@ -114,13 +114,38 @@ pub(super) async fn describe(url: &str, security: &Security) -> Result<pb::Node,
     let mut request = tonic::Request::new(pb::DescribeRequest {});
     request.set_timeout(ANSWER_WITHIN);
     match timeout(ANSWER_WITHIN, client.describe(request)).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Ok(answer)) => {
+            let mut node = answer.into_inner();
+            quieten(&mut node);
+            Ok(node)
+        }
         Ok(Err(status)) => Err(security.explain(&url, &status).await),
         Err(_) => {
             let problem = format!("no answer within {} s", ANSWER_WITHIN.as_secs());
             let remedy = "is the address right, and does a firewall let it through?";
             Err(Unreachable::new(&url, problem).with_remedy(remedy))
         }
+    }
+}
+
+/// Takes out what would move a terminal's cursor or colour its text: names and reasons come from other machines.
+fn quieten(node: &mut pb::Node) {
+    let quieten_text = |text: &mut String| {
+        if text.contains(char::is_control) {
+            *text = text.replace(char::is_control, "\u{fffd}");
+        }
+    };
+    quieten_text(&mut node.version);
+    quieten_text(&mut node.r#loop);
+    node.alarms.iter_mut().for_each(quieten_text);
+    for member in [&mut node.member, &mut node.giver].into_iter().flatten() {
+        quieten_text(&mut member.name);
+    }
+    for route in &mut node.routes {
+        let pb::Route { name, trouble, kind, place, rule, last_error, node, .. } = route;
+        [name, trouble, kind, place, rule].into_iter().for_each(quieten_text);
+        last_error.iter_mut().for_each(|error| quieten_text(&mut error.text));
+        node.iter_mut().for_each(quieten);
     }
 }
 

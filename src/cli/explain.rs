@@ -34,7 +34,7 @@ pub struct Explain {
 
 impl Explain {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let topology = read_topology(&super::serve::file_path(&self.topology))?;
+        let topology = read_topology(&self.topology)?;
         match self.key.strip_suffix('/') {
             Some(_) => self.explain_prefix(&topology),
             None => self.explain_key(&topology),

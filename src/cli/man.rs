@@ -31,6 +31,7 @@ impl Man {
             print(&page(root)?);
             return Ok(());
         };
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let commands = root.get_subcommands().filter(|it| it.get_name() != "help").cloned();
         for command in commands.chain([root.clone()]) {
             // `pleach-tree`, as the page of a command is called.

@@ -22,8 +22,8 @@ mod walk;
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::Context as _;
-use clap::{Parser, Subcommand, error::ErrorKind};
+use anyhow::{Context as _, bail};
+use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
 pub use self::{
     bench::Bench, check::Check, completion::Completion, doctor::Doctor, explain::Explain, man::Man,
@@ -46,9 +46,14 @@ enum Outcome {
 
 /// Reads a topology file.
 fn read_topology(path: &Path) -> anyhow::Result<Topology> {
-    let name = path.display().to_string();
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("can't read the topology {name}"))?;
+    let name = path.to_string_lossy();
+    // HariKube writes it as a URL.
+    let name = name.strip_prefix("file://").unwrap_or(&name).to_owned();
+    if name.starts_with("http://") || name.starts_with("https://") {
+        bail!("can't read the topology {name}: it must be a file; download it first");
+    }
+    let text = std::fs::read_to_string(&name)
+        .with_context(|| format!("can't read the topology {name}"))?;
     let topology = Topology::parse(&text, &name).map_err(|mistakes| anyhow::anyhow!("{mistakes}"));
     topology.with_context(|| format!("the topology {name} can't be used"))
 }
@@ -100,10 +105,18 @@ enum Command {
     Man(Man),
 }
 
+/// A command line that names its command: what `serve` reads of its environment is not looked at for others.
+#[derive(Debug, Parser)]
+#[command(name = "pleach", version, about, after_help = EXAMPLES)]
+struct Named {
+    #[command(subcommand)]
+    command: Command,
+}
+
 /// Does what the command line says, and says how it went.
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let command = match parsed() {
+        Ok(command) => command,
         Err(error) => {
             let arguments: Vec<String> = std::env::args().skip(1).collect();
             let strange = (error.kind() == ErrorKind::UnknownArgument)
@@ -116,7 +129,7 @@ pub fn run() -> ExitCode {
             error.exit()
         }
     };
-    match cli.run() {
+    match command.run() {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
         Ok(Outcome::Trouble) => ExitCode::from(1),
         Ok(Outcome::Unreachable) => ExitCode::from(2),
@@ -127,27 +140,36 @@ pub fn run() -> ExitCode {
     }
 }
 
-// === impl Cli ===
+/// What the command line says: `serve`, where it names no command.
+fn parsed() -> Result<Command, clap::Error> {
+    let first = std::env::args().nth(1);
+    if first.is_some_and(|first| Named::command().find_subcommand(first).is_some()) {
+        return Named::try_parse().map(|named| named.command);
+    }
+    let Cli { command, serve } = Cli::try_parse()?;
+    Ok(command.unwrap_or_else(|| Command::Serve(Box::new(serve))))
+}
 
-impl Cli {
+// === impl Command ===
+
+impl Command {
     /// Does what the command line says.
     ///
     /// # Errors
     /// What a person must act on; printed as it is.
     fn run(self) -> anyhow::Result<Outcome> {
-        let done = match self.command {
-            Some(Command::Serve(serve)) => serve.run(),
-            Some(Command::Check(check)) => check.run(),
-            Some(Command::Explain(explain)) => explain.run(),
-            Some(Command::Tree(tree)) => return tree.run(),
-            Some(Command::Status(status)) => return status.run(),
-            Some(Command::Top(top)) => return top.run(),
-            Some(Command::Doctor(doctor)) => return doctor.run(),
-            Some(Command::Bench(bench)) => return bench.run(),
-            Some(Command::Repair(repair)) => repair.run(),
-            Some(Command::Completion(completion)) => completion.run(),
-            Some(Command::Man(man)) => man.run(),
-            None => self.serve.run(),
+        let done = match self {
+            Self::Serve(serve) => serve.run(),
+            Self::Check(check) => check.run(),
+            Self::Explain(explain) => explain.run(),
+            Self::Tree(tree) => return tree.run(),
+            Self::Status(status) => return status.run(),
+            Self::Top(top) => return top.run(),
+            Self::Doctor(doctor) => return doctor.run(),
+            Self::Bench(bench) => return bench.run(),
+            Self::Repair(repair) => repair.run(),
+            Self::Completion(completion) => completion.run(),
+            Self::Man(man) => man.run(),
         };
         done.map(|()| Outcome::Fine)
     }
@@ -155,8 +177,6 @@ impl Cli {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     /// What clap finds out only when a command is used: flags twice, references to none.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
-use super::{read_topology, serve::file_path};
+use super::read_topology;
 use crate::{
     assembly::{self, Endpoints, Plan},
     topology::{Endpoint, Topology},
@@ -54,7 +54,7 @@ impl Repair {
         let What::Clock(stores) = self.what;
         let reset = runtime.block_on(async {
             let topology = match &stores.topology {
-                Some(path) => read_topology(&file_path(path))?,
+                Some(path) => read_topology(path)?,
                 None => Topology::default(),
             };
             let endpoint = stores.endpoint.as_deref().map(Endpoint::parse).transpose();

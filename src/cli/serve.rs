@@ -6,14 +6,19 @@ mod log_level;
 mod url;
 
 use std::{
+    io::ErrorKind,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use clap::{ArgAction, Args, CommandFactory as _, builder::PossibleValue};
+use clap::{
+    ArgAction, Args, CommandFactory as _,
+    builder::{FalseyValueParser, PossibleValue},
+};
 use futures::FutureExt as _;
+use sd_notify::NotifyState;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -89,7 +94,7 @@ pub struct Serve {
     #[arg(long, env = "PLEACH_METRICS_BIND_ADDRESS")]
     metrics_bind_address: Option<MetricsAddress>,
     /// The node's name.
-    #[arg(long, env = "PLEACH_NAME", default_value = DEFAULT_NAME)]
+    #[arg(long, env = "PLEACH_NAME", default_value = DEFAULT_NAME, value_parser = node_name)]
     name: String,
     /// Where the embedded default store lives.
     #[arg(long, env = "PLEACH_DATA_DIR", default_value = "pleach-data")]
@@ -101,7 +106,7 @@ pub struct Serve {
     #[arg(long, env = "TOPOLOGY_CONFIG")]
     topology: Option<PathBuf>,
     /// Be ready (`/readyz`) only while every route's store is there, not just the default one.
-    #[arg(long, env = "PLEACH_READY_REQUIRES_ALL")]
+    #[arg(long, env = "PLEACH_READY_REQUIRES_ALL", value_parser = FalseyValueParser::new())]
     ready_requires_all: bool,
     /// Where the store of a route may be another than before: the route's name, `main` for the default
     /// store; several with commas. Clients list afresh what lies there.
@@ -146,11 +151,12 @@ pub struct Serve {
           alias = "experimental-watch-progress-notify-interval", value_parser = duration)]
     watch_progress_notify_interval: Duration,
     /// The bytes on disk after which puts are refused; 0 for no bound.
-    #[arg(long, env = "PLEACH_QUOTA_BACKEND_BYTES", default_value_t = 0)]
+    #[arg(long, env = "PLEACH_QUOTA_BACKEND_BYTES", default_value = "0", value_parser = quota,
+          allow_hyphen_values = true)]
     quota_backend_bytes: u64,
     /// Carry out a deletion of keys in several stores store by store, each at a revision of its own, where it
     /// is no part of a transaction (`etcdctl del --prefix /`). Else it is refused.
-    #[arg(long, env = "PLEACH_ALLOW_SPLIT_DELETES")]
+    #[arg(long, env = "PLEACH_ALLOW_SPLIT_DELETES", value_parser = FalseyValueParser::new())]
     allow_split_deletes: bool,
     /// What takes longer is logged with route, store, rows and time.
     #[arg(long, env = "PLEACH_WARNING_UNARY_REQUEST_DURATION", default_value = "300ms",
@@ -160,7 +166,7 @@ pub struct Serve {
     #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info", value_parser = log_level::parse)]
     log_level: String,
     /// Log at the level debug, whatever --log-level says.
-    #[arg(long, env = "PLEACH_DEBUG")]
+    #[arg(long, env = "PLEACH_DEBUG", value_parser = FalseyValueParser::new())]
     debug: bool,
     /// How logs look.
     #[arg(long, env = "PLEACH_LOG_FORMAT", default_value = "text", value_parser = [
@@ -170,7 +176,7 @@ pub struct Serve {
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
     /// Send metrics to --otlp-endpoint, too: every minute, or every OTEL_METRIC_EXPORT_INTERVAL (ms).
-    #[arg(long, env = "PLEACH_OTLP_METRICS", requires = "otlp_endpoint")]
+    #[arg(long, env = "PLEACH_OTLP_METRICS", value_parser = FalseyValueParser::new())]
     otlp_metrics: bool,
     /// How many of the requests that come without a trace are traced: 0 for none, 1 for all.
     #[arg(long, env = "PLEACH_TRACE_SAMPLE_RATIO", default_value_t = 0.0, value_parser = ratio)]
@@ -206,15 +212,23 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// As etcd takes a quota: one below zero is none.
+fn quota(text: &str) -> Result<u64, String> {
+    let quota: Result<i64, _> = text.parse();
+    let quota = quota.map_err(|_| "expected a number of bytes, as 2147483648".to_owned())?;
+    Ok(quota.try_into().unwrap_or(0))
+}
+
+fn node_name(text: &str) -> Result<String, String> {
+    match text.contains(char::is_control) {
+        true => Err("a name has no control characters".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
+
 fn ratio(text: &str) -> Result<f64, String> {
     let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
     ratio.ok_or_else(|| "expected a number from 0 to 1".to_owned())
-}
-
-/// The file that HariKube's `file://` form names.
-pub(super) fn file_path(path: &Path) -> PathBuf {
-    let text = path.to_string_lossy();
-    text.strip_prefix("file://").map_or_else(|| path.to_owned(), PathBuf::from)
 }
 
 // === impl Serve ===
@@ -243,6 +257,9 @@ impl Serve {
     }
 
     async fn serve(self, telemetry: &mut Telemetry) -> anyhow::Result<()> {
+        if self.otlp_metrics && self.otlp_endpoint.as_ref().is_none_or(String::is_empty) {
+            bail!("--otlp-metrics needs --otlp-endpoint: the receiver of metrics");
+        }
         // Asked for before anything is open, so that no signal is missed.
         let mut signals = Signals::new()?;
         let files = raise_open_files();
@@ -286,6 +303,7 @@ impl Serve {
             tracing::info!(%address, tls = url.is_tls, "serving health, version and metrics");
             servers.spawn(async move { Ok(face.serve_admin(listener, tls, stopped).await?) });
         }
+        tell_systemd(&[NotifyState::Ready]);
         let ended = tokio::select! {
             name = signals.next() => {
                 tracing::info!(signal = name, "stopping");
@@ -297,6 +315,7 @@ impl Serve {
             )),
         };
         // However it ends, clients go elsewhere and others may have the stores.
+        tell_systemd(&[NotifyState::Stopping]);
         stopping.cancel();
         drain(servers, signals).await;
         if tokio::time::timeout(CLOSE_WITHIN, running.close()).await.is_err() {
@@ -351,7 +370,7 @@ impl Serve {
 
     async fn start(&self, urls: &[Url], is_local: bool) -> anyhow::Result<(Running, Banner)> {
         let topology = match &self.topology {
-            Some(path) => read_topology(&file_path(path))?,
+            Some(path) => read_topology(path)?,
             None => Topology::default(),
         };
         if !topology.warnings.is_empty() {
@@ -517,7 +536,14 @@ async fn bind(url: &Url) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("can't find the address of {}", url.host))?
         .collect();
     let bound = TcpListener::bind(&addresses[..]).await;
-    bound.with_context(|| format!("can't listen on {}; is another server there?", url.host))
+    bound.map_err(|error| {
+        let why = match error.kind() {
+            ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
+            ErrorKind::PermissionDenied => "ports below 1024 need a right of their own",
+            _ => "is another server there?",
+        };
+        anyhow::Error::new(error).context(format!("can't listen on {}; {why}", url.host))
+    })
 }
 
 /// Waits for what is under way, but not for ever, and not past a second signal.
@@ -527,6 +553,13 @@ async fn drain(mut servers: JoinSet<anyhow::Result<()>>, mut signals: Signals) {
         () = drained => tracing::info!("stopped"),
         () = tokio::time::sleep(DRAIN_WITHIN) => tracing::warn!("stopped with clients connected"),
         name = signals.next() => tracing::warn!(signal = name, "stopped at once"),
+    }
+}
+
+/// Says how it stands to who started it, where that is systemd (`Type=notify`).
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "systemd can't be told");
     }
 }
 

@@ -148,17 +148,20 @@ impl Router {
         self.touched(range).into_iter().map(|at| self.table.stores[at].name()).collect()
     }
 
-    /// Counts, in every store that this node alone writes, the keys that route elsewhere, as of `revision`; with the
-    /// stores' places in the table. Not again where there was none. Until then, and in stores that others write
+    /// Counts, in those of the stores at `places` in the table that this node alone writes, the keys that route
+    /// elsewhere, as of `revision`; with the stores' places. Not again where there was none. Until then, and in stores that others write
     /// always, spanning reads look at each key. `unmeasured` are the table's stores, as they are read for this:
     /// nobody asked for it. Costs a scan of all keys.
     pub async fn survey(
         &self,
         unmeasured: &[Arc<dyn Store>],
+        places: &[usize],
         revision: Revision,
     ) -> Vec<(usize, Result<u64>)> {
         let is_to_be_seen = |at: &&usize| {
-            !self.table.has_other_writers[**at] && !self.table.is_clean(**at, revision)
+            places.contains(at)
+                && !self.table.has_other_writers[**at]
+                && !self.table.is_clean(**at, revision)
         };
         let mut found = Vec::new();
         for &at in self.members.iter().filter(is_to_be_seen) {

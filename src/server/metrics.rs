@@ -4,7 +4,7 @@
 //! No label has more values than there are routes, methods, codes or kinds of errors.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -37,6 +37,18 @@ pub(super) struct Sizes(Arc<Mutex<Measured>>);
 struct Measured {
     at: Option<Instant>,
     sizes: Vec<Size>,
+}
+
+/// What stores counted of their commits in all their lives: one that is opened anew begins at zero, and a sum of
+/// several must not go back. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CommitSums(Arc<Mutex<HashMap<Arc<str>, Lives>>>);
+
+/// Of one store: in its lives before, and in this one.
+#[derive(Debug, Default)]
+struct Lives {
+    before: (Counts, Counts),
+    now: (Counts, Counts),
 }
 
 /// What the process takes of its machine.
@@ -200,18 +212,11 @@ impl Services {
             let Some(meters) = meters else { continue };
             let labels = [("store", &*meters.name)];
             let closed = store.announce_closed();
-            let gauges = [
+            let mut gauges = vec![
                 (
                     "pleach_store_up",
                     "Whether the store can be used.",
                     f64::from(u8::from(meters.trouble.is_none())),
-                ),
-                ("pleach_store_size_bytes", "Bytes on disk.", size.total as f64),
-                ("pleach_store_size_in_use_bytes", "Bytes that hold data.", size.in_use as f64),
-                (
-                    "pleach_store_full",
-                    "Whether there is no room for more.",
-                    f64::from(u8::from(store.head().is_full)),
                 ),
                 (
                     "pleach_store_closed_lag_revisions",
@@ -219,6 +224,15 @@ impl Services {
                     (now - closed).max(0) as f64,
                 ),
             ];
+            // Of what another process writes, that one says the rest.
+            if meters.commits.is_some() {
+                let is_full = f64::from(u8::from(store.head().is_full));
+                gauges.extend([
+                    ("pleach_store_size_bytes", "Bytes on disk.", size.total as f64),
+                    ("pleach_store_size_in_use_bytes", "Bytes that hold data.", size.in_use as f64),
+                    ("pleach_store_full", "Whether there is no room for more.", is_full),
+                ]);
+            }
             for (name, help, value) in gauges {
                 all.gauge(name, help, &labels, value);
             }
@@ -228,15 +242,17 @@ impl Services {
                 all.gauge("pleach_store_detached", help, &labels, is_detached);
             }
             add_commits(all, &meters);
-            if let Some(commits) = &meters.commits {
-                batches.add(&commits.batches.counts());
-                syncs.add(&commits.syncs.counts());
-            }
+            let known = meters.commits.as_ref().map(|it| (it.batches.counts(), it.syncs.counts()));
+            let (all_batches, all_syncs) = self.commits.with(&meters.name, known);
+            batches.add(&all_batches);
+            syncs.add(&all_syncs);
             let Some(requests) = &meters.requests else { continue };
             writes.add(&requests.writes.counts());
             pending += requests.pending.load(Ordering::Relaxed);
-            let found = requests.found();
-            keys_total = keys_total.zip(found.keys).map(|(sum, (keys, _))| sum + keys);
+            if meters.commits.is_some() {
+                let found = requests.found();
+                keys_total = keys_total.zip(found.keys).map(|(sum, (keys, _))| sum + keys);
+            }
             add_requests(all, &meters);
         }
         all.gauge(
@@ -248,7 +264,7 @@ impl Services {
         let help = "Bytes on disk that hold data.";
         all.gauge("etcd_mvcc_db_total_size_in_use_in_bytes", help, &[], total.in_use as f64);
         if let Some(keys) = keys_total {
-            let help = "Keys of all stores, as they were last counted.";
+            let help = "Keys of all stores that this node writes, as they were last counted.";
             all.gauge("etcd_debugging_mvcc_keys_total", help, &[], keys as f64);
         }
         let (done, failed) = ((writes.total() - writes.failed) as f64, writes.failed as f64);
@@ -313,6 +329,27 @@ fn add_requests(all: &mut Families, meters: &Meters) {
     if let Some(misrouted) = found.misrouted {
         let help = "Keys that lie there and route elsewhere, as of the start.";
         all.gauge("pleach_store_misrouted_keys", help, &labels, misrouted as f64);
+    }
+}
+
+// === impl CommitSums ===
+
+impl CommitSums {
+    /// The batches and syncs of a store in all its lives, with what it counts now.
+    fn with(&self, store: &Arc<str>, now: Option<(Counts, Counts)>) -> (Counts, Counts) {
+        let mut stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lives = stores.entry(store.clone()).or_default();
+        if let Some(now) = now {
+            if now.0.total() < lives.now.0.total() {
+                lives.before.0.add(&lives.now.0);
+                lives.before.1.add(&lives.now.1);
+            }
+            lives.now = now;
+        }
+        let (mut batches, mut syncs) = lives.before;
+        batches.add(&lives.now.0);
+        syncs.add(&lives.now.1);
+        (batches, syncs)
     }
 }
 

@@ -42,7 +42,7 @@ use tower::util::MapRequestLayer;
 pub use self::tls::{Tls, TlsPart, WrongTls};
 use self::{
     calls::Calls,
-    metrics::Sizes,
+    metrics::{CommitSums, Sizes},
     patience::{Places, Traffic},
 };
 use crate::{
@@ -107,6 +107,7 @@ pub struct Services {
     calls: Calls,
     traffic: Traffic,
     sizes: Sizes,
+    commits: CommitSums,
     begun: Instant,
 }
 
@@ -134,6 +135,7 @@ impl Services {
             calls,
             traffic: Traffic::default(),
             sizes: Sizes::default(),
+            commits: CommitSums::default(),
             begun: Instant::now(),
         }
     }

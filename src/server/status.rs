@@ -61,10 +61,15 @@ pub(super) fn beyond_all(bytes: usize, max: usize) -> Status {
 /// What a lock or an election answers where what it is made of is refused: etcd's are clients of its own, and
 /// what those are told goes on without its code. What may be tried again keeps it.
 pub fn of_line(error: StoreError) -> Status {
+    let source = Arc::new(error.clone());
     let status = Status::from(error);
     match status.code() {
         Code::Unavailable => status,
-        _ => Status::unknown(status.message()),
+        _ => {
+            let mut unknown = Status::unknown(status.message());
+            unknown.set_source(source);
+            unknown
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use axum::{
     extract::Request,
     response::Response,
 };
-use http::{HeaderMap, header::CONTENT_TYPE};
+use http::{HeaderMap, Method, header::CONTENT_TYPE};
 use hyper::body::{Frame, SizeHint};
 use tonic::Code;
 use tracing::{Span, field::Empty};
@@ -28,13 +28,18 @@ struct Answer {
     call: Option<Running>,
 }
 
+/// Whether it is a call by gRPC, and not what a browser or a probe asks for.
+pub(super) fn is_call(request: &Request) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE);
+    let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    is_grpc && request.method() == Method::POST
+}
+
 /// Begins the trace of a call to `node`; without one, there is what to tell others of it.
 pub(super) fn begin(node: &str, request: &Request) -> (Span, Option<trace::Context>) {
     let came = trace::Context::of(request.headers());
-    let kind = request.headers().get(CONTENT_TYPE);
-    let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     let path = request.uri().path().trim_start_matches('/');
-    let Some((service, method)) = path.split_once('/').filter(|_| is_grpc) else {
+    let Some((service, method)) = path.split_once('/').filter(|_| is_call(request)) else {
         return (Span::none(), came);
     };
     trace::begin(came, || {

@@ -41,6 +41,9 @@ use crate::{
 /// How long a node's children may take to say what lies below them, where nobody says.
 const BELOW_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// gRPC's own bound on what it writes a time with.
+const TIMEOUT_DIGITS_MAX: usize = 8;
+
 /// Metadata of a path, far beyond any tree's.
 const PATH_BYTES_MAX: usize = 64 << 10;
 
@@ -51,11 +54,12 @@ pub(super) async fn note_call(
     request: HttpRequest,
     next: Next,
 ) -> HttpResponse {
-    let counted = calls.begin(request.uri().path());
+    let counted = trace::is_call(&request).then(|| calls.begin(request.uri().path())).flatten();
     let (span, trace) = trace::begin(&node.membership().me().name, &request);
     let headers = request.headers();
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let deadline = text("grpc-timeout").and_then(grpc_timeout).map(|left| Instant::now() + left);
+    let left = text("grpc-timeout").and_then(grpc_timeout);
+    let deadline = left.and_then(|left| Instant::now().checked_add(left));
     let metadata = MetadataMap::from_headers(headers.clone());
     let path: Arc<[Member]> = path(&metadata).into();
     let uri = request.uri().clone();
@@ -149,6 +153,9 @@ fn path(metadata: &MetadataMap) -> Vec<Member> {
 /// What gRPC writes as up to eight digits and a unit.
 fn grpc_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > TIMEOUT_DIGITS_MAX {
+        return None;
+    }
     let count: u64 = digits.parse().ok()?;
     Some(match unit {
         "H" => Duration::from_secs(count.checked_mul(3600)?),

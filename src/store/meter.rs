@@ -282,10 +282,12 @@ impl RequestMeter {
 // === impl CommitMeter ===
 
 impl CommitMeter {
-    /// Counts a batch of so many writes.
-    pub fn note(&self, writes: usize, took: Duration) {
-        self.batches.note(took, false);
-        self.writes.fetch_add(writes as u64, Ordering::Relaxed);
+    /// Counts a batch of so many writes. Those of one that failed are not in the store.
+    pub fn note(&self, writes: usize, took: Duration, has_failed: bool) {
+        self.batches.note(took, has_failed);
+        if !has_failed {
+            self.writes.fetch_add(writes as u64, Ordering::Relaxed);
+        }
     }
 }
 

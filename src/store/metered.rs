@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     future::Future,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -41,6 +41,19 @@ pub struct Metered {
     /// What takes longer is logged.
     slow_after: Duration,
     meter: Arc<RequestMeter>,
+    size: Mutex<Option<(Instant, Size)>>,
+}
+
+/// For how long a size is taken for what it was, by who only looks.
+const SIZE_LASTS: Duration = Duration::from_secs(5);
+
+/// Something that was asked, until it is answered or given up.
+struct Waiting<'m> {
+    of: &'m Metered,
+    operation: &'static str,
+    meter: &'m Meter,
+    begun: Instant,
+    is_done: bool,
 }
 
 /// Counts a write for as long as it is waited for.
@@ -51,7 +64,7 @@ struct Pending<'m>(&'m RequestMeter);
 impl Metered {
     /// Measures `store`. What takes longer than `slow_after` is logged.
     pub fn new(store: Arc<dyn Store>, about: About, slow_after: Duration) -> Arc<Self> {
-        Arc::new(Self { store, about, slow_after, meter: Arc::default() })
+        Arc::new(Self { store, about, slow_after, meter: Arc::default(), size: Mutex::default() })
     }
 
     /// What is measured.
@@ -67,11 +80,9 @@ impl Metered {
         asked: impl Future<Output = Result<T>>,
         rows: impl FnOnce(&T) -> Option<u64>,
     ) -> Result<T> {
-        let begun = Instant::now();
+        let mut waiting =
+            Waiting { of: self, operation, meter, begun: Instant::now(), is_done: false };
         let answer = asked.await;
-        let took = begun.elapsed();
-        let has_failed = answer.as_ref().is_err_and(StoreError::is_failure);
-        meter.note(took, has_failed);
         let rows = answer.as_ref().ok().and_then(rows);
         if let Some(rows) = rows {
             self.meter.rows.fetch_add(rows, Ordering::Relaxed);
@@ -79,12 +90,46 @@ impl Metered {
         if let Err(error) = &answer {
             self.meter.note_failure(error);
         }
-        if took > self.slow_after {
-            let (route, store) = (self.store.name(), &self.about.place);
-            let error = answer.as_ref().err().map(tracing::field::display);
-            tracing::warn!(%route, store, operation, rows, ?took, error, "a store was slow");
-        }
+        waiting.is_done = true;
+        waiting.note(rows, answer.as_ref().err());
         answer
+    }
+
+    /// The size as it was some seconds ago at most: a database is asked for its own.
+    async fn recent_size(&self) -> Size {
+        let lock = || self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, size)) = *lock()
+            && at.elapsed() < SIZE_LASTS
+        {
+            return size;
+        }
+        let size = self.store.size().await.unwrap_or_default();
+        *lock() = Some((Instant::now(), size));
+        size
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting<'_> {
+    fn note(&self, rows: Option<u64>, error: Option<&StoreError>) {
+        let took = self.begun.elapsed();
+        self.meter.note(took, error.is_some_and(StoreError::is_failure));
+        if took > self.of.slow_after {
+            let (route, store) = (self.of.store.name(), &self.of.about.place);
+            let (operation, given_up) = (self.operation, !self.is_done);
+            let error = error.map(tracing::field::display);
+            tracing::warn!(%route, store, operation, rows, ?took, given_up, error, "a store was slow");
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    /// Whoever asked has gone: what took longest is counted, too.
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.note(None, None);
+        }
     }
 }
 
@@ -166,8 +211,8 @@ impl Store for Metered {
     }
 
     async fn describe(&self) -> Vec<Described> {
-        let mut described = self.store.describe().await;
-        let size = self.store.size().await.unwrap_or_default();
+        // At once: neither waits for the other where the store is slow.
+        let (mut described, size) = futures::join!(self.store.describe(), self.recent_size());
         let commits = self.store.meters().into_iter().find_map(|meters| meters.commits);
         let found = self.meter.found();
         for route in &mut described {

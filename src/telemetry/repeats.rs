@@ -15,9 +15,15 @@ use tracing::{
 /// How often one kind of trouble is said at most.
 const SAID_EVERY: Duration = Duration::from_secs(10);
 
-/// The kinds that are told apart. Places in the code, routes and reasons are few; of more than this nothing is
-/// said.
+/// The kinds that are told apart. Places in the code, routes and reasons are few; what is more than that is one
+/// kind together, but for errors, which are always said.
 const KINDS_MAX: usize = 512;
+
+/// Fields that say which one it is: their numbers count. Those of all others are different each time.
+const NAMES: [&str; 6] = ["store", "route", "name", "method", "flag", "child"];
+
+/// Fields that say nothing of what kind it is.
+const PARTICULARS: [&str; 3] = ["client", "took", "rows"];
 
 /// So much of a text tells kinds apart.
 const TEXT_CHARS_MAX: usize = 400;
@@ -33,10 +39,12 @@ struct Said {
     since: u64,
 }
 
-/// What an event says, without numbers: ports and revisions are others each time.
+/// What an event says, but for numbers: ports and revisions are others each time.
 struct Kind {
     text: String,
     left: usize,
+    /// Whether numbers count in what is written now.
+    has_numbers: bool,
 }
 
 // === impl Repeats ===
@@ -48,21 +56,26 @@ impl Repeats {
         if *event.metadata().level() > Level::WARN {
             return Some(0);
         }
-        let mut kind = Kind { text: event.metadata().name().to_owned(), left: TEXT_CHARS_MAX };
+        let (text, left) = (event.metadata().name().to_owned(), TEXT_CHARS_MAX);
+        let mut kind = Kind { text, left, has_numbers: false };
         event.record(&mut kind);
-        self.is_due(kind.text, Instant::now())
+        let is_error = *event.metadata().level() == Level::ERROR;
+        self.is_due(kind.text, is_error, Instant::now())
     }
 
-    fn is_due(&self, kind: String, now: Instant) -> Option<u64> {
+    fn is_due(&self, mut kind: String, is_error: bool, now: Instant) -> Option<u64> {
         // Nothing panics while it holds the lock.
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = !said.contains_key(&kind);
-        if is_new && said.len() >= KINDS_MAX {
+        if !said.contains_key(&kind) && said.len() >= KINDS_MAX {
             said.retain(|_, said| now - said.at < SAID_EVERY);
             if said.len() >= KINDS_MAX {
-                return None;
+                if is_error {
+                    return Some(0);
+                }
+                kind = String::new();
             }
         }
+        let is_new = !said.contains_key(&kind);
         let known = said.entry(kind).or_insert(Said { at: now, since: 0 });
         if !is_new && now - known.at < SAID_EVERY {
             known.since += 1;
@@ -78,7 +91,9 @@ impl Repeats {
 
 impl fmt::Write for Kind {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let letters = text.chars().filter(|letter| !letter.is_ascii_digit()).take(self.left);
+        let has_numbers = self.has_numbers;
+        let is_kept = |letter: &char| has_numbers || !letter.is_ascii_digit();
+        let letters = text.chars().filter(is_kept).take(self.left);
         let before = self.text.len();
         self.text.extend(letters);
         self.left = self.left.saturating_sub(self.text.len() - before);
@@ -88,6 +103,10 @@ impl fmt::Write for Kind {
 
 impl Visit for Kind {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if PARTICULARS.contains(&field.name()) {
+            return;
+        }
+        self.has_numbers = NAMES.contains(&field.name());
         // It can't fail: it is kept in memory.
         let _ = write!(self, " {field}={value:?}");
     }
@@ -101,7 +120,7 @@ mod tests {
     fn what_is_the_same_again_is_counted_and_said_later() {
         let repeats = Repeats::default();
         let start = Instant::now();
-        let due = |kind: &str, at| repeats.is_due(kind.to_owned(), at);
+        let due = |kind: &str, at| repeats.is_due(kind.to_owned(), false, at);
         assert_eq!(due("a", start), Some(0));
         assert!((0..1_000).all(|_| due("a", start).is_none()));
         assert_eq!(due("b", start), Some(0), "another is said at once");
@@ -114,19 +133,24 @@ mod tests {
         let repeats = Repeats::default();
         let start = Instant::now();
         for at in 0..10 * KINDS_MAX {
-            repeats.is_due(at.to_string(), start);
+            repeats.is_due(at.to_string(), false, start);
         }
-        assert_eq!(repeats.0.lock().expect("nobody panicked").len(), KINDS_MAX);
-        assert_eq!(repeats.is_due("new".to_owned(), start + SAID_EVERY), Some(0));
+        assert_eq!(repeats.0.lock().expect("nobody panicked").len(), KINDS_MAX + 1);
+        let due = |kind: &str, is_error, at| repeats.is_due(kind.to_owned(), is_error, at);
+        assert_eq!(due("other", false, start), None, "it is one of many");
+        assert_eq!(due("grave", true, start), Some(0), "an error is always said");
+        assert_eq!(due("new", false, start + SAID_EVERY), Some(0));
     }
 
     #[test]
     fn numbers_and_what_is_far_behind_do_not_tell_kinds_apart() {
-        let kind = |text: &str| {
-            let mut kind = Kind { text: String::new(), left: 20 };
+        let written = |text: &str, has_numbers| {
+            let mut kind = Kind { text: String::new(), left: 20, has_numbers };
             kind.write_str(text).expect("it is kept in memory");
             kind.text
         };
+        let kind = |text: &str| written(text, false);
+        assert_ne!(written("shard-1", true), written("shard-2", true), "they have names");
         assert_eq!(kind("port 4711: refused"), kind("port 80: refused"));
         assert_ne!(kind("refused"), kind("reset"));
         assert_eq!(kind(&"x".repeat(1_000)).len(), 20);

@@ -235,3 +235,20 @@ fn puts(count: usize) -> Vec<pb::RequestOp> {
     };
     (0..count).map(put).collect()
 }
+
+/// gRPC writes a time with eight digits at most.
+#[tokio::test]
+async fn a_time_limit_without_end_is_none() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut node = Node::new(folder.path(), &[])?;
+    let channel = node.start().await?;
+    for limit in ["18446744073709551615S", "99999999H", "S", "x"] {
+        let read = pb::RangeRequest { key: "key".into(), ..Default::default() };
+        let mut request = tonic::Request::new(read);
+        request.metadata_mut().insert("grpc-timeout", limit.parse()?);
+        client(&channel).range(request).await.with_context(|| limit.to_owned())?;
+    }
+    let log = node.log();
+    ensure!(!log.contains("panicked"), "{log}");
+    Ok(())
+}

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use http::Method;
 use pleach::proto::etcdserverpb as pb;
 use tempfile::TempDir;
 
@@ -185,6 +186,21 @@ async fn what_was_asked_of_each_store_is_counted_with_what_failed() -> Result<()
     ensure!(said == 1, "what is the same is said once, not {said} times: {log}");
     let text = Api::at_port(node.port()).get("/metrics").await?.to_string();
     ensure!(!text.contains("secret-of-the-store"), "a password is in the metrics");
+    Ok(())
+}
+
+/// What a browser asks for is no call, and no failure of the node's.
+#[tokio::test]
+async fn what_is_no_call_is_not_counted_as_one() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut node = Node::new(folder.path(), &[])?;
+    node.start().await?;
+    let api = Api::at_port(node.port());
+    api.send(Method::GET, "/etcdserverpb.KV/Range", None).await?;
+    let scraped = Scraped::of(node.port()).await?;
+    let labels = "{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}";
+    let started = scraped.value(&format!("grpc_server_started_total{labels}"))?;
+    ensure!(started == 0.0, "{started} were counted");
     Ok(())
 }
 

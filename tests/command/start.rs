@@ -6,14 +6,20 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, UnixDatagram},
+    time::timeout,
+};
 
 use crate::{
     call::{get, put, refused},
     support::{http::Api, node::Node, peers::free_port, process::eventually, tmpfs::Tmpfs},
 };
+
+/// A start takes a moment; the rest is for a busy machine.
+const TOLD_WITHIN: Duration = Duration::from_secs(20);
 
 struct Killed(Child);
 
@@ -131,5 +137,24 @@ async fn flags_that_contradict_each_other_are_refused_with_a_remedy() -> Result<
         ensure!(!ended.is_success, "{flags:?} was taken");
         ensure!(ended.stderr.contains(remedy), "{flags:?}: {}", ended.stderr);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn systemd_is_told_when_clients_are_served_and_when_that_ends() -> Result<()> {
+    let folder = TempDir::new()?;
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path)?;
+    let mut node = Node::new(folder.path(), &[])?;
+    node.set_env("NOTIFY_SOCKET", &path.display().to_string());
+    node.spawn()?;
+    let mut said = [0; 64];
+    let told = timeout(TOLD_WITHIN, socket.recv(&mut said)).await.context("nothing was said")??;
+    ensure!(&said[..told] == b"READY=1\n", "{said:?}");
+    get(&node.channel()?, "key").await?;
+    node.signal("TERM")?;
+    let told = timeout(TOLD_WITHIN, socket.recv(&mut said)).await.context("nothing was said")??;
+    ensure!(&said[..told] == b"STOPPING=1\n", "{said:?}");
+    node.ended().await?;
     Ok(())
 }

@@ -270,9 +270,15 @@ fn remedy_of(route: &pb::Route) -> String {
     if let Some(cause) = Cause::of(&route.trouble) {
         return format!("{place}: {}", cause.remedy());
     }
+    if route.trouble.contains("is another store than before") {
+        return format!(
+            "put the store of before back at {place}, or start the node once with `--adopt {}`",
+            route.name
+        );
+    }
     match route.kind.as_str() {
-        "node" => format!(
-            "look whether the node at {place} runs, and into its log: it may not admit this one"
+        "node" | "etcd or node" => format!(
+            "look whether the node or etcd at {place} runs, and into its log: a node may not admit this one"
         ),
         "sqlite" => {
             format!("look whether another process has {place}, and whether its disk is there")

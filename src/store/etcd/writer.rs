@@ -280,7 +280,7 @@ impl Writer {
                 Ok(Attempt::Applied(etcd)) => {
                     self.held = tasks.split_off(work.answers.len());
                     if etcd > 0 {
-                        self.shared.leaf.commits.note(work.answers.len(), begun.elapsed());
+                        self.shared.leaf.commits.note(work.answers.len(), begun.elapsed(), false);
                     }
                     return self.conclude(work, tasks, etcd).await;
                 }
@@ -317,6 +317,9 @@ impl Writer {
             return true;
         }
         let error = self.shared.trouble_error(&trouble);
+        if !tasks.is_empty() {
+            self.shared.leaf.commits.note(tasks.len(), begun.elapsed(), true);
+        }
         if tasks.is_empty() {
             // Nobody asked, so nobody slows this down.
             tracing::warn!(store = %self.shared.leaf.name, %error, "what others did was not taken up");
@@ -399,7 +402,10 @@ impl Writer {
         let txn = pb::TxnRequest { compare, success: nested(ops, width), failure: vec![look] };
         let begun = Instant::now();
         let answer = self.shared.wire.write(&txn).await;
-        self.shared.leaf.commits.syncs.note(begun.elapsed(), answer.is_err());
+        // One that came too late made nothing durable.
+        if answer.as_ref().is_ok_and(|answer| answer.succeeded) {
+            self.shared.leaf.commits.syncs.note(begun.elapsed(), false);
+        }
         let answer = answer?;
         let etcd = answer.header.as_ref().map_or(0, |header| header.revision);
         if answer.succeeded {

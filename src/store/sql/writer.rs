@@ -202,9 +202,9 @@ impl<S: Session> Writer<S> {
             span.record("otel.status_code", "ERROR");
         }
         drop(span);
+        self.note_batch(&batch, begun.elapsed(), attempted.is_err());
         match attempted {
             Ok(()) => {
-                self.note_batch(&batch, begun.elapsed());
                 self.conclude(batch);
                 Vec::new()
             }
@@ -246,10 +246,10 @@ impl<S: Session> Writer<S> {
         self.write(batch).await
     }
 
-    /// Counts what was made durable; not what changed nothing.
-    fn note_batch(&self, batch: &WriteBatch, took: Duration) {
-        if !batch.is_empty() {
-            self.shared.leaf.commits.note(batch.written.len(), took);
+    /// Counts what was to be made durable; not what changed nothing.
+    fn note_batch(&self, batch: &WriteBatch, took: Duration, has_failed: bool) {
+        if has_failed || !batch.is_empty() {
+            self.shared.leaf.commits.note(batch.written.len(), took, has_failed);
         }
     }
 

@@ -135,7 +135,8 @@ async fn strays_of_others_are_never_shown_whenever_they_come(world: World) {
 async fn survey(world: &World) {
     for router in &world.routers {
         let stores: Vec<_> = router.stores().cloned().collect();
-        for (_, found) in router.survey(&stores, world.clock.shown()).await {
+        let places: Vec<usize> = (0..stores.len()).collect();
+        for (_, found) in router.survey(&stores, &places, world.clock.shown()).await {
             found.expect("all stores are there");
         }
     }
