@@ -10,22 +10,58 @@ import time
 import urllib.request
 
 
-def flags(pleach, environment):
+# Flags whose default the help does not say: it is that of the key of a topology.
+AS_IN_A_TOPOLOGY = {
+    "--datastore-max-open-connections": "connectionPool.maxOpen",
+    "--datastore-max-idle-connections": "connectionPool.maxIdle",
+    "--datastore-connection-max-lifetime": "connectionPool.maxLifeTime",
+    "--datastore-connection-max-idle-lifetime": "connectionPool.maxIdleLifeTime",
+    "--compact-interval-jitter": "compactIntervalJitter",
+    "--compact-timeout": "compactTimeout",
+    "--compact-min-retain": "compactMinRetain",
+}
+
+
+def options_of(help_text):
+    """The options of a help: their names, and the lines that tell of each. What stands behind them is left out."""
+    entries, is_over = [], False
+    for block in re.split(r"\n\s*\n", help_text.split("Options:", 1)[1]):
+        lines = [line for line in block.split("\n") if line.strip()]
+        if lines and not lines[0].startswith(" "):
+            lines = lines[1:]  # the heading of a group
+        for place, line in enumerate(lines):
+            flag = re.match(r"^ {2,6}(?:-\w, )?(--[a-z-]+)", line)
+            is_over = is_over or (place == 0 and not flag)
+            if flag and is_over:
+                raise ValueError(f"the help has `{flag.group(1)}` behind what is no option")
+            if is_over:
+                break
+            if flag:
+                entries.append((flag.group(1), []))
+            else:
+                entries[-1][1].append(line.strip())
+    names = [name for name, _ in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the help has `{name}` twice")
+    return entries
+
+
+def topology_defaults(repository):
+    """What topology.md says of keys that are not given."""
+    text = (repository / "docs/src/reference/topology.md").read_text()
+    return dict(re.findall(r"^\| `([^`]+)` \| ([^|]+?) \| [^|]+ \|$", text, re.MULTILINE))
+
+
+def flags(pleach, environment, repository):
     """The page of `pleach serve`'s flags, from its help."""
     help_text = subprocess.run([pleach, "serve", "--help"], env=environment, text=True, capture_output=True, check=True)
-    entries, options = [], help_text.stdout.split("Options:", 1)[1]
-    for line in options.split("\n"):
-        flag = re.match(r"^\s{2,6}(?:-\w, )?\s*(--[a-z-]+)\s*(.*)$", line)
-        if flag:
-            entries.append((flag.group(1), []))
-        elif entries and line.strip():
-            entries[-1][1].append(line.strip())
-    rows = []
-    for name, said in entries:
+    keys, rows = topology_defaults(repository), []
+    for name, said in options_of(help_text.stdout):
         told, notes = " ".join(said), {}
-        for key, held in re.findall(r"\[(env|default|possible values): ?([^\]]*)\]", told):
+        for key, held in re.findall(r"\[(env|default|possible values|alias): ?([^\]]*)\]", told):
             notes[key] = held
-        told = re.sub(r"\s*\[(?:env|default|possible values): ?[^\]]*\]", "", told)
+        told = re.sub(r"\s*\[(?:env|default|possible values|alias): ?[^\]]*\]", "", told)
         if name == "--help":
             continue
         variable = notes.get("env", "").split("=")[0]
@@ -34,8 +70,13 @@ def flags(pleach, environment):
         if values and values not in told:
             told += f" ({values})"
         told = told.rstrip(".") + "."
+        told += f" Also `{notes['alias']}`." if "alias" in notes else ""
         told += f" Else `{default}`." if default else ""
+        if name in AS_IN_A_TOPOLOGY and not re.search(r"\b(?:Else|unless)\b", told):
+            told += f" Else {keys[AS_IN_A_TOPOLOGY[name]]}."
         told += f" `{variable}`" if variable else ""
+        if "Examples:" in told:
+            raise ValueError(f"the row of `{name}` has examples: {told}")
         rows.append(f"| `{name}` | " + told.replace("|", "\\|") + " |")
     return ("# Flags\n\n"
             "The flags of `pleach serve`, which is what `pleach` does without a command. Each can be set by the variable "
@@ -44,34 +85,56 @@ def flags(pleach, environment):
             "| flag | |\n| --- | --- |\n" + "\n".join(rows) + "\n")
 
 
-def metrics(pleach, environment, folder):
-    """The page of metrics, from a node that has a route, a quota and a little to tell."""
-    (folder / "topology.yaml").write_text(
-        "backends:\n- name: pods\n  endpoint: sqlite://./pods.db\n  prefix: {prefix: pods}\n")
-    with open(folder / "log", "wb") as log:
-        node = subprocess.Popen(
-            [pleach, "--topology", "topology.yaml", "--quota-backend-bytes", "1000000000"], cwd=folder,
-            env=environment, stdout=log, stderr=log)
+def answers(url):
     try:
-        end = time.monotonic() + 30
-        while True:
-            try:
-                with urllib.request.urlopen("http://127.0.0.1:2379/readyz", timeout=2) as answer:
-                    answer.read()
-                break
-            except OSError:
-                if time.monotonic() > end or node.poll() is not None:
-                    raise RuntimeError("the node for the metrics does not start: "
-                                       + (folder / "log").read_text(errors="replace")) from None
-                time.sleep(0.05)
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return answer.read().decode()
+    except OSError:
+        return None
+
+
+def metrics(pleach, environment, folder):
+    """The page of metrics, from a node that has a quota and a little to tell, with a file, a child and an etcd."""
+    (folder / "topology.yaml").write_text(
+        "backends:\n"
+        "- name: pods\n  endpoint: sqlite://./pods.db\n  prefix: {prefix: pods}\n"
+        "- name: child\n  endpoint: http://127.0.0.1:2479\n  prefix: {prefix: events}\n"
+        "- name: etcd\n  endpoint: http://127.0.0.1:2579\n  prefix: {prefix: leases}\n")
+    etcd = "http://127.0.0.1:2579"
+    commands = [
+        (["etcd", "--data-dir", "etcd", "--listen-client-urls", etcd, "--advertise-client-urls", etcd,
+          "--listen-peer-urls", "http://127.0.0.1:2580"], f"{etcd}/health"),
+        ([pleach, "--name", "child", "--data-dir", "child", "--listen-client-urls", "http://127.0.0.1:2479"],
+         "http://127.0.0.1:2479/readyz"),
+        ([pleach, "--topology", "topology.yaml", "--quota-backend-bytes", "1000000000", "--ready-requires-all"],
+         "http://127.0.0.1:2379/readyz"),
+    ]
+    processes = []
+    try:
+        with open(folder / "log", "wb") as log:
+            for command, url in commands:
+                processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log))
+                end = time.monotonic() + 30
+                while answers(url) is None:
+                    if time.monotonic() > end or processes[-1].poll() is not None:
+                        raise RuntimeError(f"{command} for the metrics does not start: "
+                                           + (folder / "log").read_text(errors="replace"))
+                    time.sleep(0.05)
         # What is counted is there once it has happened.
-        for command in (["put", "/registry/pods/a/b", "c"], ["get", "/registry/", "--prefix"], ["get", "a"]):
+        for kind in ("pods", "events", "leases"):
+            subprocess.run(["etcdctl", "put", f"/registry/{kind}/a/b", "c"], env=environment, check=True,
+                           capture_output=True)
+        for command in (["get", "/registry/", "--prefix"], ["get", "a"]):
             subprocess.run(["etcdctl", *command], env=environment, check=True, capture_output=True)
-        with urllib.request.urlopen("http://127.0.0.1:2379/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        # Refused, since there is no value to keep.
+        subprocess.run(["etcdctl", "put", "/registry/pods/a/none", "--ignore-value"], env=environment,
+                       capture_output=True)
+        # The child's besides: what a node can't know of a child, a sum of all keys, is missing where it has one.
+        text = "".join(answers(f"http://127.0.0.1:{port}/metrics") or "" for port in (2379, 2479))
     finally:
-        node.terminate()
-        node.wait(30)
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(30)
     said = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
     kinds = dict(re.findall(r"^# TYPE (\S+) (.*)$", text, re.MULTILINE))
     rows = []
@@ -86,7 +149,7 @@ def metrics(pleach, environment, folder):
     return ("# Metrics\n\n"
             "What `/metrics` has, on the clients' port and on those of `--listen-metrics-urls`. Where etcd has the "
             "metric, it has\netcd's name. A metric that counts what has not happened yet, and one of a setting that is "
-            "not given, may be missing.\nThis page is written from a node's answer by `tests/docs/run --write`.\n\n"
+            "not given, may be missing;\n`etcd_debugging_mvcc_keys_total` is, on a node with a child. This page is written from the answers of a node and its child by\n`tests/docs/run --write`.\n\n"
             "| metric | kind | |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n")
 
 
