@@ -74,6 +74,8 @@ def flags(pleach, environment, repository):
         told += f" Else `{default}`." if default else ""
         if name in AS_IN_A_TOPOLOGY and not re.search(r"\b(?:Else|unless)\b", told):
             told += f" Else {keys[AS_IN_A_TOPOLOGY[name]]}."
+        if name == "--compact-interval-jitter":
+            told += " `compactIntervalJitter` of a topology is in thousandths."
         told += f" `{variable}`" if variable else ""
         if "Examples:" in told:
             raise ValueError(f"the row of `{name}` has examples: {told}")
