@@ -24,13 +24,14 @@ AS_IN_A_TOPOLOGY = {
 
 def options_of(help_text):
     """The options of a help: their names, and the lines that tell of each. What stands behind them is left out."""
+    option = re.compile(r"^ {2,6}(?:-\w, )?(--[a-z-]+)")
     entries, is_over = [], False
     for block in re.split(r"\n\s*\n", help_text.split("Options:", 1)[1]):
         lines = [line for line in block.split("\n") if line.strip()]
-        if lines and not lines[0].startswith(" "):
+        if len(lines) > 1 and not lines[0].startswith(" ") and option.match(lines[1]):
             lines = lines[1:]  # the heading of a group
         for place, line in enumerate(lines):
-            flag = re.match(r"^ {2,6}(?:-\w, )?(--[a-z-]+)", line)
+            flag = option.match(line)
             is_over = is_over or (place == 0 and not flag)
             if flag and is_over:
                 raise ValueError(f"the help has `{flag.group(1)}` behind what is no option")
@@ -73,7 +74,10 @@ def flags(pleach, environment, repository):
         told += f" Also `{notes['alias']}`." if "alias" in notes else ""
         told += f" Else `{default}`." if default else ""
         if name in AS_IN_A_TOPOLOGY and not re.search(r"\b(?:Else|unless)\b", told):
-            told += f" Else {keys[AS_IN_A_TOPOLOGY[name]]}."
+            key = AS_IN_A_TOPOLOGY[name]
+            if key not in keys:
+                raise ValueError(f"topology.md has no default of `{key}`, which `{name}` has too")
+            told += f" Else {keys[key]}."
         if name == "--compact-interval-jitter":
             told += " `compactIntervalJitter` of a topology is in thousandths."
         told += f" `{variable}`" if variable else ""
