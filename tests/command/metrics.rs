@@ -196,11 +196,15 @@ async fn what_is_no_call_is_not_counted_as_one() -> Result<()> {
     let mut node = Node::new(folder.path(), &[])?;
     node.start().await?;
     let api = Api::at_port(node.port());
-    api.send(Method::GET, "/etcdserverpb.KV/Range", None).await?;
-    let scraped = Scraped::of(node.port()).await?;
     let labels = "{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}";
-    let started = scraped.value(&format!("grpc_server_started_total{labels}"))?;
-    ensure!(started == 0.0, "{started} were counted");
+    let started = async || {
+        let scraped = Scraped::of(node.port()).await?;
+        scraped.value(&format!("grpc_server_started_total{labels}"))
+    };
+    let before = started().await?;
+    api.send(Method::GET, "/etcdserverpb.KV/Range", None).await?;
+    let after = started().await?;
+    ensure!(before == after, "{before} before, {after} after");
     Ok(())
 }
 
