@@ -37,6 +37,11 @@ docs *options:
     cargo build
     tests/docs/run {{options}}
 
+# Whether the tests of the page notice what they must. Needs what `just test` installs.
+planted:
+    cargo build
+    PLEACH=target/debug/pleach tests/page/run --planted
+
 # Random tests for longer: seeds of tests/network, seconds of tests/tree. Needs what `just test` installs.
 seeds network="200..2000" tree_seconds="600":
     env -u PLEACH_SEED PLEACH_NETWORK_SEEDS={{network}} \
