@@ -149,9 +149,9 @@ impl Router {
     }
 
     /// Counts, in those of the stores at `places` in the table that this node alone writes, the keys that route
-    /// elsewhere, as of `revision`; with the stores' places. Not again where there was none. Until then, and in stores that others write
-    /// always, spanning reads look at each key. `unmeasured` are the table's stores, as they are read for this:
-    /// nobody asked for it. Costs a scan of all keys.
+    /// elsewhere, as of `revision`; with the stores' places. Not again where there was none. Until then, and in
+    /// stores that others write always, spanning reads look at each key. `unmeasured` are the table's stores, as
+    /// they are read for this: nobody asked for it. Costs a scan of all keys.
     pub async fn survey(
         &self,
         unmeasured: &[Arc<dyn Store>],
