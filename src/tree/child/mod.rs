@@ -575,10 +575,20 @@ impl Cursor {
         });
     }
 
-    /// Asks for the log behind the position, as soon as the child is there.
+    /// Asks for the log behind the position, as soon as the child is there. Ends without, where the child is away and
+    /// what it had said last before has come as far as this: those who go on without it wait for that.
     async fn open_past(&mut self) -> Result<()> {
+        let mut changes = self.shared.attach_state.changes();
         loop {
-            self.shared.attach_state.reachable().await;
+            changes.mark_unchanged();
+            if !self.shared.attach_state.is_reachable() {
+                if !matches!(self.shared.next(self.position), Next::Past) {
+                    return Ok(());
+                }
+                // It can't fail: the sender is in the state.
+                let _ = changes.changed().await;
+                continue;
+            }
             // What comes late from here on is not in what is asked for now.
             let position = self.shared.log.position(self.position.after);
             match self.shared.follow_from(self.position.after, false).await {
