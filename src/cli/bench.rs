@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::load::{Load, Measured};
 use super::{
     Outcome,
     client::{Target, Unreachable},
     output::{self, Format, Output, Table, print},
+    signals::Signals,
 };
 use crate::topology::parse_duration;
 
@@ -117,18 +117,10 @@ impl Bench {
         let prefix = format!("{PREFIX}{}/", std::process::id());
         let load = Load::connect(&self.target, prefix.clone(), sizes)?;
         eprintln!("writing below {prefix}, which is deleted at the end");
-        let (mut terminate, mut hangup) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-        let stopped = async {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-                _ = hangup.recv() => {}
-            }
-        };
+        let mut signals = Signals::new()?;
         let measured = tokio::select! {
             rows = self.rows(&load) => rows,
-            _ = stopped => Err(anyhow::anyhow!("interrupted")),
+            _ = signals.next() => Err(anyhow::anyhow!("interrupted")),
         };
         match measured {
             // Where nobody answered, nothing was written.

@@ -14,6 +14,7 @@ mod man;
 mod output;
 mod repair;
 mod serve;
+mod signals;
 mod status;
 mod top;
 mod tree;

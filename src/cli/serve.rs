@@ -19,11 +19,7 @@ use clap::{
 };
 use futures::FutureExt as _;
 use sd_notify::NotifyState;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
-    task::JoinSet,
-};
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
@@ -31,7 +27,7 @@ use self::{
     datastore::Datastore,
     url::{Listen, Url},
 };
-use super::{Cli, foreign, read_topology};
+use super::{Cli, foreign, read_topology, signals::Signals};
 use crate::{
     assembly::{self, Endpoints, Plan, Running, Settings},
     clock::Entropy,
@@ -566,49 +562,4 @@ fn tell_systemd(states: &[NotifyState<'_>]) {
 /// Whether only this machine can reach a listener.
 fn is_local(listener: &TcpListener) -> bool {
     listener.local_addr().is_ok_and(|address| address.ip().is_loopback())
-}
-
-/// Whether this process was started with SIGHUP ignored.
-fn is_hangup_ignored() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    ignored.is_some_and(|mask| mask & 1 != 0)
-}
-
-async fn recv(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
-    }
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    /// `None` where whoever started it has it go on without a terminal, as `nohup` does.
-    hangup: Option<Signal>,
-}
-
-// === impl Signals ===
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: match is_hangup_ignored() {
-                true => None,
-                false => Some(signal(SignalKind::hangup())?),
-            },
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            () = recv(&mut self.hangup) => "SIGHUP",
-        }
-    }
 }

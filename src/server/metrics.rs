@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::future::join_all;
@@ -25,19 +25,6 @@ use crate::{
         meter::{BOUNDS, Counts, Meters, bound},
     },
 };
-
-/// For how long the sizes of stores are taken for what they were: a database is asked for its own.
-const SIZES_LAST: Duration = Duration::from_secs(5);
-
-/// The sizes of all stores, and when they were so. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Sizes(Arc<Mutex<Measured>>);
-
-#[derive(Debug, Default)]
-struct Measured {
-    at: Option<Instant>,
-    sizes: Vec<Size>,
-}
 
 /// What stores counted of their commits in all their lives: one that is opened anew begins at zero, and a sum of
 /// several must not go back. Clones share them.
@@ -200,7 +187,8 @@ impl Services {
     async fn add_stores(&self, all: &mut Families) {
         let root = self.node.root();
         let stores: Vec<_> = root.stores().map(|store| (store, store.meters().pop())).collect();
-        let sizes = self.sizes.of(root.stores()).await;
+        let sizes = join_all(stores.iter().map(|(store, meters)| recent_size(&***store, meters)));
+        let sizes = sizes.await;
         let (mut total, mut keys_total) = (Size::default(), Some(0));
         let (mut writes, mut batches, mut syncs) =
             (Counts::default(), Counts::default(), Counts::default());
@@ -291,6 +279,13 @@ impl Services {
     }
 }
 
+async fn recent_size(store: &dyn Store, meters: &Option<Meters>) -> Size {
+    match meters.as_ref().and_then(|meters| meters.requests.as_ref()) {
+        Some(requests) => requests.recent_size(store).await,
+        None => store.size().await.unwrap_or_default(),
+    }
+}
+
 fn add_commits(all: &mut Families, meters: &Meters) {
     let Some(commits) = &meters.commits else { return };
     let labels = [("store", &*meters.name)];
@@ -370,25 +365,6 @@ impl Process {
             open_files: value("process_open_fds") as u64,
             open_files_max: value("process_max_fds") as u64,
         }
-    }
-}
-
-// === impl Sizes ===
-
-impl Sizes {
-    /// Those of `stores`, in order.
-    async fn of(&self, stores: impl Iterator<Item = &Arc<dyn Store>>) -> Vec<Size> {
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        {
-            let last = lock();
-            if last.at.is_some_and(|at| at.elapsed() < SIZES_LAST) {
-                return last.sizes.clone();
-            }
-        }
-        let measured = join_all(stores.map(|store| store.size())).await;
-        let sizes: Vec<Size> = measured.into_iter().map(Result::unwrap_or_default).collect();
-        *lock() = Measured { at: Some(Instant::now()), sizes: sizes.clone() };
-        sizes
     }
 }
 

@@ -42,7 +42,7 @@ use tower::util::MapRequestLayer;
 pub use self::tls::{Tls, TlsPart, WrongTls};
 use self::{
     calls::Calls,
-    metrics::{CommitSums, Sizes},
+    metrics::CommitSums,
     patience::{Places, Traffic},
 };
 use crate::{
@@ -106,7 +106,6 @@ pub struct Services {
     places: Places,
     calls: Calls,
     traffic: Traffic,
-    sizes: Sizes,
     commits: CommitSums,
     begun: Instant,
 }
@@ -134,7 +133,6 @@ impl Services {
             places: Places::new(usize::MAX),
             calls,
             traffic: Traffic::default(),
-            sizes: Sizes::default(),
             commits: CommitSums::default(),
             begun: Instant::now(),
         }

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 pub use crate::proto::tree::{Activity, LastError};
 
+use super::{Size, Store};
 use crate::model::StoreError;
 
 /// The shortest time that is told apart.
@@ -32,6 +33,9 @@ pub const BOUNDS: usize = 17;
 
 /// How often a meter is to be sampled: `recently` is one to two times this long.
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(10);
+
+/// For how long a size is taken for what it was, by who only looks.
+const SIZE_LASTS: Duration = Duration::from_secs(5);
 
 /// How often something was done, how often in vain, and how long it took.
 #[derive(Debug)]
@@ -74,6 +78,7 @@ pub struct RequestMeter {
     failures: Mutex<BTreeMap<&'static str, u64>>,
     last: Mutex<Option<(Instant, String)>>,
     found: Mutex<Found>,
+    size: Mutex<Option<(Instant, Size)>>,
 }
 
 /// What was found when the keys were looked at.
@@ -259,6 +264,19 @@ impl RequestMeter {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, text) = last.as_ref()?;
         Some(LastError { text: text.clone(), age_s: at.elapsed().as_secs_f64() })
+    }
+
+    /// The size of the store as it was some seconds ago at most: a database is asked for its own.
+    pub async fn recent_size(&self, store: &dyn Store) -> Size {
+        let lock = || self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, size)) = *lock()
+            && at.elapsed() < SIZE_LASTS
+        {
+            return size;
+        }
+        let size = store.size().await.unwrap_or_default();
+        *lock() = Some((Instant::now(), size));
+        size
     }
 
     /// What was found when its keys were last looked at.

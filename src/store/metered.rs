@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     future::Future,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -41,11 +41,7 @@ pub struct Metered {
     /// What takes longer is logged.
     slow_after: Duration,
     meter: Arc<RequestMeter>,
-    size: Mutex<Option<(Instant, Size)>>,
 }
-
-/// For how long a size is taken for what it was, by who only looks.
-const SIZE_LASTS: Duration = Duration::from_secs(5);
 
 /// Something that was asked, until it is answered or given up.
 struct Waiting<'m> {
@@ -64,7 +60,7 @@ struct Pending<'m>(&'m RequestMeter);
 impl Metered {
     /// Measures `store`. What takes longer than `slow_after` is logged.
     pub fn new(store: Arc<dyn Store>, about: About, slow_after: Duration) -> Arc<Self> {
-        Arc::new(Self { store, about, slow_after, meter: Arc::default(), size: Mutex::default() })
+        Arc::new(Self { store, about, slow_after, meter: Arc::default() })
     }
 
     /// What is measured.
@@ -93,19 +89,6 @@ impl Metered {
         waiting.is_done = true;
         waiting.note(rows, answer.as_ref().err());
         answer
-    }
-
-    /// The size as it was some seconds ago at most: a database is asked for its own.
-    async fn recent_size(&self) -> Size {
-        let lock = || self.size.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, size)) = *lock()
-            && at.elapsed() < SIZE_LASTS
-        {
-            return size;
-        }
-        let size = self.store.size().await.unwrap_or_default();
-        *lock() = Some((Instant::now(), size));
-        size
     }
 }
 
@@ -212,7 +195,8 @@ impl Store for Metered {
 
     async fn describe(&self) -> Vec<Described> {
         // At once: neither waits for the other where the store is slow.
-        let (mut described, size) = futures::join!(self.store.describe(), self.recent_size());
+        let (mut described, size) =
+            futures::join!(self.store.describe(), self.meter.recent_size(&*self.store));
         let commits = self.store.meters().into_iter().find_map(|meters| meters.commits);
         let found = self.meter.found();
         for route in &mut described {
