@@ -5,8 +5,8 @@
 //! What stands lower may use what stands higher, never the other way round.
 //!
 //! * [`proto`]: etcd's API on the wire and what nodes say to each other, generated from `proto/`.
-//! * [`model`]: the words. Values only: no I/O, no waiting, no gRPC, no SQL.
 //! * [`select`]: Kubernetes' selectors, and what they need to know of objects.
+//! * [`model`]: the words. Values only: no I/O, no waiting, no gRPC, no SQL.
 //! * [`clock`]: revisions, and the promises about them.
 //! * [`wire`]: between messages and the words.
 //! * [`net`]: addresses, credentials, TLS, connections, how errors read.
@@ -25,9 +25,9 @@
 
 pub mod proto;
 
-pub mod model;
-
 pub mod select;
+
+pub mod model;
 
 pub mod clock;
 

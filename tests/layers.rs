@@ -14,16 +14,20 @@ type Room = (&'static str, &'static [&'static str], &'static [&'static str]);
 /// too is a room of its own. All may name what [`ANYWHERE`] says.
 const ROOMS: &[Room] = &[
     ("proto", &[], &["tonic"]),
-    ("model", &[], &["bytes", "strsim"]),
     ("select", &[], &["minicbor", "serde", "serde_json"]),
+    ("model", &["select"], &["bytes", "strsim"]),
     ("clock", &["model"], &["tokio"]),
     (
         "wire",
-        &["proto", "model", "clock"],
+        &["proto", "select", "model", "clock"],
         &["bytes", "http", "prost", "tonic", "tracing_opentelemetry"],
     ),
     ("net", &[], &["hyper_util", "rustls", "tokio", "tonic"]),
-    ("store", &["proto", "model", "clock", "store/attach"], &["async_trait", "bytes", "tokio"]),
+    (
+        "store",
+        &["proto", "select", "model", "clock", "store/attach"],
+        &["async_trait", "bytes", "tokio"],
+    ),
     ("store/records", &["proto", "model", "store"], &["bytes", "crc32fast", "prost", "serde_json"]),
     ("store/attach", &["proto", "model", "clock", "store", "store/slot"], &["tokio"]),
     (
@@ -33,7 +37,7 @@ const ROOMS: &[Room] = &[
     ),
     (
         "store/led",
-        &["model", "clock", "store", "store/attach"],
+        &["select", "model", "clock", "store", "store/attach"],
         &["async_trait", "bytes", "rustix", "tokio"],
     ),
     (
@@ -43,8 +47,8 @@ const ROOMS: &[Room] = &[
     ),
     (
         "store/sql",
-        &["proto", "model", "clock", "wire", "net", "store", "store/led"],
-        &["async_trait", "bytes", "prost", "rusqlite", "rustix", "sqlx", "tokio"],
+        &["proto", "select", "model", "clock", "wire", "net", "store", "store/led"],
+        &["async_trait", "bytes", "crc32fast", "prost", "rusqlite", "rustix", "sqlx", "tokio"],
     ),
     (
         "store/etcd",
@@ -61,10 +65,10 @@ const ROOMS: &[Room] = &[
         &["model", "clock", "store", "store/attach"],
         &["async_trait", "bytes", "regex", "regex_syntax", "tokio", "tokio_stream"],
     ),
-    ("watch", &["model", "clock", "store", "route"], &["bytes", "tokio", "tokio_util"]),
+    ("watch", &["select", "model", "clock", "store", "route"], &["bytes", "tokio", "tokio_util"]),
     (
         "node",
-        &["proto", "model", "clock", "store", "store/records", "tree", "route", "watch"],
+        &["proto", "select", "model", "clock", "store", "store/records", "tree", "route", "watch"],
         &["bytes", "tokio"],
     ),
     ("topology", &["clock", "model", "net", "route"], &["granit_parser", "http", "strsim"]),
@@ -90,7 +94,10 @@ const ROOMS: &[Room] = &[
     ),
     (
         "server",
-        &["proto", "model", "clock", "wire", "net", "store", "tree", "route", "node", "watch"],
+        &[
+            "proto", "select", "model", "clock", "wire", "net", "store", "tree", "route", "node",
+            "watch",
+        ],
         &[
             "askama",
             "axum",

@@ -19,7 +19,7 @@ use crate::{
         sql::{
             mysql::Mysql,
             postgres::Postgres,
-            remote::{self, Driver, READERS_MAX, Readers},
+            remote::{self, Driver, READERS_MAX, Readers, Usage},
             sqlite,
         },
     },
@@ -123,6 +123,7 @@ impl At {
                     &self.owner,
                     self.clock.clone(),
                     self.expected,
+                    self.plan.indexing,
                 );
                 opened.await.map_err(|error| Refusal::of(error.may_pass(), error))
             }
@@ -140,17 +141,10 @@ impl At {
 
     async fn open_remote<D: Driver>(&self, driver: D) -> Led {
         let (name, place) = (&self.plan.name, self.plan.endpoint.to_string());
-        let readers = readers(&self.plan.pool);
+        let usage = Usage { readers: readers(&self.plan.pool), indexing: self.plan.indexing };
         let clock = self.clock.clone();
-        let opened = remote::open_known(
-            name,
-            &place,
-            driver,
-            readers,
-            &self.owner,
-            clock,
-            self.incarnation(),
-        );
+        let opened =
+            remote::open_known(name, &place, driver, usage, &self.owner, clock, self.incarnation());
         Box::pin(opened).await.map_err(|error| Refusal::of(error.may_pass(), error))
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::AutoCompaction;
 use crate::{
     route::rule::Rule,
+    store::sql::Indexing,
     topology::{Backend, BackendTls, DEFAULT_NAME, Endpoint, Pool, Topology},
 };
 
@@ -23,6 +24,8 @@ pub struct StorePlan {
     pub compaction: Option<AutoCompaction>,
     /// Where it is a node: how many lanes it gets.
     pub lanes: Option<u16>,
+    /// Where it is a database: whether it may have indexes for selectors.
+    pub indexing: Indexing,
 }
 
 /// A route: which keys, and where they live.
@@ -69,7 +72,9 @@ impl StorePlan {
     fn of(backend: Backend) -> Self {
         let Backend { name, endpoint, tls, pool, compaction, lanes, .. } = backend;
         let compaction = AutoCompaction::of(&compaction);
-        Self { name, endpoint, tls, pool, compaction, lanes }
+        let is_forbidden = backend.disable_storage_level_filtering;
+        let indexing = if is_forbidden { Indexing::Never } else { Indexing::WhereUsed };
+        Self { name, endpoint, tls, pool, compaction, lanes, indexing }
     }
 
     /// What two that mean the same store share.
@@ -121,6 +126,7 @@ impl Plan {
             pool: Pool::default(),
             compaction: None,
             lanes: None,
+            indexing: Indexing::default(),
         };
         let routes = topology
             .backends

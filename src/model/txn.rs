@@ -3,7 +3,10 @@
 //! A store loads the rows that [`Txn::needs`] names, calls [`execute`], and writes down the changes
 //! that come back. Nothing here fails half-way: every check is made before the first change.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
@@ -11,6 +14,7 @@ use super::{
     Commit, Event, Key, KeyRange, KeyValue, LeaseId, Revision, StoreError, error::Result,
     key::successor,
 };
+use crate::select::Selector;
 
 /// The live keys, as far as they matter to the transaction at hand.
 pub type Rows = BTreeMap<Key, KeyValue>;
@@ -107,6 +111,8 @@ pub struct RangeOp {
     pub mod_revisions: Bounds,
     /// Bounds on `create_revision`; 0 for none.
     pub create_revisions: Bounds,
+    /// Only objects that this may match, in the answer and in its count; `None` for all keys.
+    pub selector: Option<Arc<Selector>>,
 }
 
 /// An inclusive interval of revisions; 0 means no bound on that side.
@@ -194,7 +200,7 @@ pub struct Found {
     pub kvs: Vec<KeyValue>,
     /// Whether the limit cut the answer.
     pub more: bool,
-    /// The keys in the range, whatever limit and bounds say.
+    /// The keys in the range that the selector may match, whatever limit and bounds say.
     pub count: i64,
 }
 
@@ -411,6 +417,7 @@ impl RangeOp {
             count_only: false,
             mod_revisions: Bounds::default(),
             create_revisions: Bounds::default(),
+            selector: None,
         }
     }
 
@@ -622,11 +629,13 @@ impl Run<'_, '_> {
     }
 
     fn range(&self, read: &RangeOp) -> OpResult {
+        let selector = read.selector.as_ref();
+        let is_wanted = |kv: &&KeyValue| selector.is_none_or(|it| it.may_match(&kv.value));
         let kvs: Vec<KeyValue> = if read.revision > 0 {
             let asked = (read.range.clone(), read.revision);
-            self.place.past.get(&asked).cloned().unwrap_or_default()
+            self.place.past.get(&asked).into_iter().flatten().filter(is_wanted).cloned().collect()
         } else {
-            in_range(self.place.rows, &read.range).cloned().collect()
+            in_range(self.place.rows, &read.range).filter(is_wanted).cloned().collect()
         };
         let count = i64::try_from(kvs.len()).unwrap_or(i64::MAX);
         OpResult::Range { revision: self.revision(), found: read.shape(kvs, count) }

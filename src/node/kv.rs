@@ -101,7 +101,7 @@ impl Node {
 
     async fn range_at(&self, op: &RangeOp, revision: Revision) -> Result<(Revision, Found)> {
         if op.count_only {
-            let count = self.root.count(&Query::new(op.range.clone(), revision)).await?;
+            let count = self.root.count(&query_of(op, revision)).await?;
             return Ok((revision, op.shape(Vec::new(), signed(count))));
         }
         let limit = if op.needs_whole_range() { 0 } else { wanted(op.limit) };
@@ -109,16 +109,28 @@ impl Node {
             // One more tells whether the limit cut anything.
             limit: if limit == 0 { 0 } else { limit + 1 },
             keys_only: op.keys_only && !op.needs_values(),
-            ..Query::new(op.range.clone(), revision)
+            ..query_of(op, revision)
         };
         let page = read_all(&*self.root, &read).await?;
         let revision = page.revision;
         let is_whole = page.next.is_none() && (limit == 0 || page.kvs.len() <= limit);
         let count = match is_whole {
-            true => signed(page.kvs.len() as u64),
-            false => signed(self.root.count(&Query::new(op.range.clone(), revision)).await?),
+            true => page.kvs.len() as u64,
+            false => self.count(&query_of(op, revision), page.kvs.get(..limit)).await?,
         };
-        Ok((revision, op.shape(page.kvs, count)))
+        Ok((revision, op.shape(page.kvs, signed(count))))
+    }
+
+    /// How many keys a query finds of which a page was read.
+    async fn count(&self, query: &Query, page: Option<&[KeyValue]>) -> Result<u64> {
+        let count = match self.counted.get(query) {
+            Some(count) => count,
+            None => self.root.count(query).await?,
+        };
+        if let Some(page) = page {
+            self.counted.note(query, count, page);
+        }
+        Ok(count)
     }
 
     /// Whether a range can be read as of a revision. Returns the present.
@@ -150,7 +162,7 @@ impl Node {
             (present, present)
         };
         let limit = wanted(op.limit);
-        let read = Query { keys_only: op.keys_only, ..Query::new(op.range.clone(), revision) };
+        let read = Query { keys_only: op.keys_only, ..query_of(op, revision) };
         let left = (limit > 0).then_some(limit);
         Ok(Chunks { op: op.clone(), header, read, left, sent: 0, is_done: false })
     }
@@ -346,6 +358,11 @@ impl Chunks {
         self.is_done = true;
         Chunk { kvs, end: Some((self.header, more, count)) }
     }
+}
+
+/// What a read asks of the stores: all that it counts.
+fn query_of(op: &RangeOp, revision: Revision) -> Query {
+    Query { selector: op.selector.clone(), ..Query::new(op.range.clone(), revision) }
 }
 
 fn wanted(limit: i64) -> usize {

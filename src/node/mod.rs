@@ -10,6 +10,7 @@
 //! It knows neither gRPC nor databases. All that must survive it lies in its stores.
 
 mod alarms;
+mod counted;
 mod foreign;
 mod kv;
 mod lease;
@@ -22,7 +23,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tracing::Instrument as _;
 
-use self::{alarms::Alarms, foreign::ForeignLeases, lease::Lessor, quota::Quota};
+use self::{alarms::Alarms, counted::Counted, foreign::ForeignLeases, lease::Lessor, quota::Quota};
 pub use self::{
     alarms::{Alarm, AlarmKind},
     foreign::Fence,
@@ -63,6 +64,7 @@ pub struct Node {
     root: Arc<Router>,
     clock: SharedClock,
     hub: Arc<Hub>,
+    counted: Counted,
     lessor: Lessor,
     foreign: ForeignLeases,
     quota: Quota,
@@ -110,6 +112,7 @@ impl Node {
             root,
             clock,
             hub,
+            counted: Counted::default(),
             lessor,
             foreign,
             quota,

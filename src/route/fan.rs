@@ -29,13 +29,13 @@ pub(super) async fn read(table: &Table, stores: &[usize], read: &Query) -> Resul
 
 /// The keys of a range over several stores.
 pub(super) async fn count(table: &Table, stores: &[usize], query: &Query) -> Result<u64> {
-    let revision = query.revision;
     let counts = stores.iter().flat_map(|at| {
         table.parts(*at, &query.range).into_iter().map(move |part| async move {
-            if table.is_pure(*at, &part, revision) {
-                table.stores[*at].count(&Query { range: part, ..query.clone() }).await
-            } else {
-                count_owned(table, *at, &part, revision).await
+            let is_pure = table.is_pure(*at, &part, query.revision);
+            let query = Query { range: part, ..query.clone() };
+            match is_pure {
+                true => table.stores[*at].count(&query).await,
+                false => count_owned(table, *at, query).await,
             }
         })
     });
@@ -43,13 +43,8 @@ pub(super) async fn count(table: &Table, stores: &[usize], query: &Query) -> Res
 }
 
 /// Counts key by key, where a store holds some that route elsewhere.
-async fn count_owned(
-    table: &Table,
-    at: usize,
-    range: &KeyRange,
-    revision: Revision,
-) -> Result<u64> {
-    let mut read = Query { keys_only: true, ..Query::new(range.clone(), revision) };
+async fn count_owned(table: &Table, at: usize, query: Query) -> Result<u64> {
+    let mut read = Query { keys_only: true, limit: 0, ..query };
     let mut count = 0;
     loop {
         let page = table.stores[at].read(&read).await?;

@@ -1,7 +1,8 @@
 //! Selectors on fields: the grammar of apimachinery's `fields.ParseSelector`.
 //!
 //! `path=value`, `path==value` and `path!=value`, all of which must hold. In a value `\\`, `\,` and `\=` stand for the
-//! sign behind the backslash. What an object does not have is the empty text.
+//! sign behind the backslash. What an object of Kubernetes' own kinds does not have is
+//! its default, or the empty text.
 
 use super::{Verdict, Wrong, object::Object};
 
@@ -38,6 +39,12 @@ impl FieldSelector {
     /// The paths of its terms, in order.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|term| term.path.as_str())
+    }
+
+    /// The paths that must have a value, and it.
+    pub(super) fn required(&self) -> impl Iterator<Item = (&str, Vec<&str>)> {
+        let terms = self.0.iter().filter(|term| !term.is_negated);
+        terms.map(|term| (term.path.as_str(), vec![term.value.as_str()]))
     }
 
     /// Whether all of it holds of an object that was read for it.

@@ -3,6 +3,8 @@
 //! `k=v` and `k==v` ask for the value, `k in (v,w)` for one of several, `k` for the label; `k!=v`, `k notin (v,w)`
 //! and `!k` for the contrary, which what has no such label is, too. `k>1` and `k<1` compare whole numbers.
 
+use std::collections::BTreeSet;
+
 use super::Wrong;
 
 /// Which labels are wanted: all of these.
@@ -19,8 +21,8 @@ struct Requirement {
 enum Test {
     Exists,
     Missing,
-    In(Vec<String>),
-    NotIn(Vec<String>),
+    In(BTreeSet<String>),
+    NotIn(BTreeSet<String>),
     Above(i64),
     Below(i64),
 }
@@ -74,6 +76,16 @@ impl LabelSelector {
         self.0.is_empty()
     }
 
+    /// The keys that must have one of some values, and these.
+    pub(super) fn required(&self) -> impl Iterator<Item = (&str, Vec<&str>)> {
+        self.0.iter().filter_map(|requirement| match &requirement.test {
+            Test::In(values) => {
+                Some((requirement.key.as_str(), values.iter().map(String::as_str).collect()))
+            }
+            _ => None,
+        })
+    }
+
     /// Whether all that is required holds of these labels.
     pub(super) fn matches(&self, labels: &[(impl AsRef<str>, impl AsRef<str>)]) -> bool {
         self.0.iter().all(|requirement| {
@@ -106,8 +118,8 @@ fn requirement(lexer: &mut Lexer<'_>) -> Result<Requirement, Wrong> {
     let test = match operator {
         Token::Word("in") => Test::In(values(lexer)?),
         Token::Word("notin") => Test::NotIn(values(lexer)?),
-        Token::Equals => Test::In(vec![value(lexer)?.1]),
-        Token::NotEquals => Test::NotIn(vec![value(lexer)?.1]),
+        Token::Equals => Test::In([value(lexer)?.1].into()),
+        Token::NotEquals => Test::NotIn([value(lexer)?.1].into()),
         Token::Above => Test::Above(number(lexer)?),
         Token::Below => Test::Below(number(lexer)?),
         found => {
@@ -138,16 +150,14 @@ fn number(lexer: &mut Lexer<'_>) -> Result<i64, Wrong> {
 }
 
 /// Values in brackets; where one is missing between commas it is empty.
-fn values(lexer: &mut Lexer<'_>) -> Result<Vec<String>, Wrong> {
+fn values(lexer: &mut Lexer<'_>) -> Result<BTreeSet<String>, Wrong> {
     match lexer.next() {
         (_, Token::Open) => {}
         (at, found) => return Err((at, found.instead_of("`(`"))),
     }
-    let mut values = Vec::new();
+    let mut values = BTreeSet::new();
     let mut add = |value: &str| {
-        if !values.iter().any(|known| known == value) {
-            values.push(value.to_owned());
-        }
+        values.insert(value.to_owned());
     };
     if lexer.clone().next().1 == Token::Close {
         lexer.next();
@@ -239,8 +249,8 @@ impl Test {
         match self {
             Self::Exists => value.is_some(),
             Self::Missing => value.is_none(),
-            Self::In(values) => value.is_some_and(|value| values.iter().any(|it| it == value)),
-            Self::NotIn(values) => value.is_none_or(|value| values.iter().all(|it| it != value)),
+            Self::In(values) => value.is_some_and(|value| values.contains(value)),
+            Self::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
             Self::Above(bound) => number().is_some_and(|number| number > *bound),
             Self::Below(bound) => number().is_some_and(|number| number < *bound),
         }

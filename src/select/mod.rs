@@ -9,15 +9,17 @@
 //!
 //! The texts mean what `labels.Parse` and `fields.ParseSelector` of Kubernetes' apimachinery make of them, and what
 //! these refuse is refused. Who asks looks at each object again: one too many is harmless, one too few is lost.
-//! So what can't be evaluated on a value (it is encrypted, foreign or damaged; a field is not known of its kind)
-//! never hides that value.
+//! So what can't be evaluated on a value (it is encrypted, foreign or damaged; a field is not known of its kind, or not
+//! there, where it may have a default) never hides that value.
 
+mod attribute;
 mod fields;
 mod labels;
 pub mod object;
 
 use std::fmt;
 
+pub use self::attribute::{Attribute, Attributes, Reading, Requirement};
 use self::{
     fields::FieldSelector,
     labels::LabelSelector,
@@ -47,7 +49,7 @@ pub enum Verdict {
 }
 
 /// Which of the two texts it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// That on labels.
     Labels,

@@ -66,8 +66,11 @@ impl Wanted {
             !step.is_empty() && step.bytes().all(is_inside)
         };
         let path = |name: &String| {
+            // Labels are read as labels; no field of an API server's lies below them.
+            let is_label = name == "metadata.labels" || name.starts_with("metadata.labels.");
             let steps = name.split('.');
-            steps.clone().all(is_plain).then(|| steps.map(str::to_owned).collect())
+            let is_path = !is_label && steps.clone().all(is_plain);
+            is_path.then(|| steps.map(str::to_owned).collect())
         };
         let paths = names.iter().map(path).collect();
         Self { has_labels, names, paths }

@@ -137,8 +137,6 @@ fn a_custom_resource_is_selected_by_any_path() {
         ("", "spec.color!=blu", true),
         ("", "spec.size=42", true),
         ("", "spec.dry=true", true),
-        ("", "spec.missing=", true),
-        ("", "spec.missing!=", false),
         ("", "metadata.name=example1,metadata.namespace=default", true),
         ("", "metadata.name!=example1", false),
         ("", r"spec.tag=a\,b\=c", true),
@@ -148,6 +146,11 @@ fn a_custom_resource_is_selected_by_any_path() {
         let expected = Verdict::of(is_wanted);
         assert_eq!(verdict(labels, fields, &blue), expected, "{labels} {fields}");
     }
+    // It may have a default.
+    for fields in ["spec.missing=", "spec.missing!=", "spec.missing=a,spec.color=blue"] {
+        assert_eq!(verdict("", fields, &blue), Verdict::Unknown, "{fields}");
+    }
+    assert_eq!(verdict("", "spec.missing=a,spec.color=red", &blue), Verdict::Unwanted);
     assert_eq!(verdict("!tier", "", &shirt(&none, &none)), Verdict::Wanted);
     assert_eq!(verdict("!tier", "", &shirt(&json!(null), &none)), Verdict::Wanted);
 }
@@ -232,12 +235,12 @@ fn cbor_is_read_as_json_is() {
         ("a=1", "spec.color=blue,spec.size=-5,metadata.name=n", true),
         ("a=2", "", false),
         ("!b", "spec.color!=blue", false),
-        ("", "spec.none=", true),
     ] {
         let expected = Verdict::of(is_wanted);
         assert_eq!(verdict(labels, fields, &cbor), expected, "{labels} {fields}");
     }
     assert_eq!(verdict("", "spec.deep=1", &cbor), Verdict::Unknown);
+    assert_eq!(verdict("", "spec.none=", &cbor), Verdict::Unknown);
 }
 
 #[test]
@@ -248,4 +251,65 @@ fn texts_that_select_everything_are_no_selector() {
     let selector =
         Selector::parse("a in (b, c)", "x!=y").expect("both can be read").expect("they select");
     assert_eq!(selector.texts(), ("a in (b, c)", "x!=y"));
+}
+
+#[test]
+fn labels_that_an_api_server_adds_when_it_reads_are_not_judged() {
+    let of = |version: &str, kind: &str, labels: serde_json::Value| {
+        let object = json!({
+            "apiVersion": version, "kind": kind,
+            "metadata": { "name": "it", "labels": labels },
+            "spec": { "template": { "metadata": { "labels": { "job-name": "it" } } } },
+        });
+        object.to_string().into_bytes()
+    };
+    let name = "kubernetes.io/metadata.name";
+    for (version, kind, labels, expected) in [
+        ("batch/v1", "Job", json!({}), Verdict::Unknown),
+        ("batch/v1", "Job", json!({ "a": "b" }), Verdict::Unwanted),
+        ("batch/v1", "Job", json!({ "job-name": "it" }), Verdict::Wanted),
+        ("v1", "ReplicationController", json!({}), Verdict::Unknown),
+        ("v1", "Namespace", json!({ "a": "b" }), Verdict::Unknown),
+        ("v1", "Namespace", json!({ name: "it" }), Verdict::Unwanted),
+        ("v1", "ConfigMap", json!({}), Verdict::Unwanted),
+        ("apps/v1", "Deployment", json!({}), Verdict::Unwanted),
+        ("apps/v1beta1", "Deployment", json!({}), Verdict::Unknown),
+    ] {
+        let found = verdict("job-name=it", "", &of(version, kind, labels.clone()));
+        assert_eq!(found, expected, "{version} {kind} {labels}");
+    }
+    let envelope = [bytes(1, b"batch/v1"), bytes(2, b"Job")].concat();
+    let job = bytes(1, &bytes(1, b"it"));
+    let job = [b"k8s\0".to_vec(), bytes(1, &envelope), bytes(2, &job)].concat();
+    assert_eq!(verdict("job-name=it", "", &job), Verdict::Unknown);
+}
+
+#[test]
+fn what_is_read_of_an_attribute_does_not_depend_on_what_is_read_with_it() {
+    let of = |part, name: &str| Attribute { part, name: name.to_owned() };
+    let attributes = [
+        of(Part::Labels, "app"),
+        of(Part::Fields, "spec.node"),
+        of(Part::Labels, "tier"),
+        of(Part::Fields, "metadata.name"),
+        of(Part::Fields, "metadata.labels.app"),
+    ];
+    let values = [
+        shirt(&json!({ "app": "a" }), &json!({ "node": "n" })),
+        shirt(&json!({ "app": 5 }), &json!({ "node": "n" })),
+        shirt(&json!(7), &json!({ "node": [] })),
+        shirt(&json!({}), &json!("none")),
+        b"no object".to_vec(),
+        pod("web", ("app", "a"), "n"),
+    ];
+    for value in &values {
+        let together = Attributes::new(attributes.to_vec()).read(value);
+        for (attribute, reading) in attributes.iter().zip(&together) {
+            let alone = Attributes::new(vec![attribute.clone()]).read(value);
+            assert_eq!(alone.first(), Some(reading), "{attribute} of {value:?}");
+        }
+    }
+    // The node is known although its labels are none.
+    let of_node = Attributes::new(attributes.to_vec()).read(&values[1])[1].clone();
+    assert_eq!(of_node, Reading::Value("n".into()));
 }

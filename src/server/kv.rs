@@ -28,7 +28,7 @@ impl pb::kv_server::Kv for Services {
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<pb::RangeResponse>, Status> {
         check::range(request.get_ref())?;
-        let op = wire::range_op(request.get_ref());
+        let op = wire::range_op(request.get_ref()).map_err(status::of_selector)?;
         let (revision, found) = self.node.range(&op).await?;
         Ok(Response::new(wire::range_response(self.header(revision), found)))
     }
@@ -38,7 +38,7 @@ impl pb::kv_server::Kv for Services {
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         check::range_stream(request.get_ref())?;
-        let op = wire::range_op(request.get_ref());
+        let op = wire::range_op(request.get_ref()).map_err(status::of_selector)?;
         let chunks = self.node.stream_range(&op).await?;
         let face = self.clone();
         let responses = stream::try_unfold((face, chunks), |(face, mut chunks)| async move {
@@ -102,7 +102,10 @@ impl pb::kv_server::Kv for Services {
     ) -> Result<Response<pb::TxnResponse>, Status> {
         check::txn(request.get_ref(), self.limits.txn_ops_max)?;
         self.check_size(request.get_ref().encoded_len())?;
-        let txn = wire::txn(request.get_ref()).ok_or_else(|| status(status::KEY_NOT_FOUND))?;
+        let txn = wire::txn(request.get_ref()).map_err(|error| match error {
+            wire::NoTxn::Missing => status(status::KEY_NOT_FOUND),
+            wire::NoTxn::Selector(error) => status::of_selector(error),
+        })?;
         let Written { revision, result } = self.node.txn(txn).await?;
         Ok(Response::new(wire::txn_response(self.header(revision), result)))
     }

@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -230,6 +233,7 @@ impl Services {
                 all.gauge("pleach_store_detached", help, &labels, is_detached);
             }
             add_commits(all, &meters);
+            add_selected(all, &meters);
             let known = meters.commits.as_ref().map(|it| (it.batches.counts(), it.syncs.counts()));
             let (all_batches, all_syncs) = self.commits.with(&meters.name, known);
             batches.add(&all_batches);
@@ -284,6 +288,26 @@ async fn recent_size(store: &dyn Store, meters: &Option<Meters>) -> Size {
         Some(requests) => requests.recent_size(store).await,
         None => store.size().await.unwrap_or_default(),
     }
+}
+
+fn add_selected(all: &mut Families, meters: &Meters) {
+    let Some(selected) = &meters.selected else { return };
+    let counted = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
+    let help = "Pages of reads with selectors, by an index or by looking at all rows.";
+    for (by, pages) in [("index", &selected.by_index), ("scan", &selected.by_scan)] {
+        let labels = [("store", &*meters.name), ("by", by)];
+        all.counter("pleach_store_selected_pages_total", help, &labels, counted(pages));
+    }
+    let labels = [("store", &*meters.name)];
+    let help = "Rows that reads with selectors looked at.";
+    all.counter(
+        "pleach_store_selected_rows_read_total",
+        help,
+        &labels,
+        counted(&selected.rows_read),
+    );
+    let (help, matched) = ("Rows that selectors matched.", counted(&selected.rows_matched));
+    all.counter("pleach_store_selected_rows_matched_total", help, &labels, matched);
 }
 
 fn add_commits(all: &mut Families, meters: &Meters) {

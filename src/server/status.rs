@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tonic::{Code, Status};
 
-use crate::{model::StoreError, node::GrantError};
+use crate::{model::StoreError, node::GrantError, select::SelectorError};
 
 /// An error that etcd has: its code and its text.
 pub type Text = (Code, &'static str);
@@ -49,6 +49,11 @@ texts! {
 /// An error of etcd's as an answer.
 pub fn status((code, text): Text) -> Status {
     Status::new(code, text)
+}
+
+/// What a request is answered that has a selector which is none.
+pub(super) fn of_selector(error: SelectorError) -> Status {
+    Status::invalid_argument(format!("pleach: {error}"))
 }
 
 /// What etcd's gRPC library says of messages that are larger than it takes.

@@ -388,11 +388,11 @@ impl pb::tree_server::Tree for Services {
         self.enter(&request).await?;
         let fence = self.fence(&request, request.get_ref().leases_ended);
         let pb::ApplyRequest { txn, dead_leases, .. } = request.into_inner();
-        let missing = || Status::invalid_argument("pleach: an operation is missing");
-        let txn = txn.ok_or_else(missing)?;
+        let wrong = |error: wire::NoTxn| Status::invalid_argument(format!("pleach: {error}"));
+        let txn = txn.ok_or(wire::NoTxn::Missing).map_err(wrong)?;
         // What a client may not ask for, nobody asks for in its name.
         check::txn(&txn, self.limits.txn_ops_max)?;
-        let txn = wire::txn(&txn).ok_or_else(missing)?;
+        let txn = wire::txn(&txn).map_err(wrong)?;
         let written = self.node.apply_for_parent(txn, dead_leases, fence).await.map_err(refused)?;
         let txn = Some(wire::txn_response(None, written.result));
         Ok(Response::new(pb::ApplyResponse { revision: written.revision, txn }))
@@ -430,12 +430,14 @@ impl pb::tree_server::Tree for Services {
         self.enter(&request).await?;
         let asked = request.into_inner();
         self.check_reached(asked.revision)?;
+        let selector = wire::selector(&asked.label_selector, &asked.field_selector);
         let read = Query {
             range: KeyRange::from_wire(asked.key, asked.range_end),
             revision: asked.revision,
             limit: usize::try_from(asked.limit).unwrap_or(usize::MAX),
             keys_only: asked.keys_only,
             lease: asked.lease,
+            selector: selector.map_err(status::of_selector)?,
         };
         let page = self.node.root().read(&read).await.map_err(refused)?;
         Ok(Response::new(pb::ReadResponse {
@@ -443,6 +445,7 @@ impl pb::tree_server::Tree for Services {
             more: page.next.is_some(),
             next: page.next.unwrap_or_default(),
             revision: page.revision,
+            is_selected: read.selector.is_some(),
         }))
     }
 
@@ -451,11 +454,15 @@ impl pb::tree_server::Tree for Services {
         request: Request<pb::CountRequest>,
     ) -> Result<Response<pb::CountResponse>, Status> {
         self.enter(&request).await?;
-        let pb::CountRequest { key, range_end, revision } = request.into_inner();
-        self.check_reached(revision)?;
-        let range = KeyRange::from_wire(key, range_end);
-        let count = self.node.root().count(&Query::new(range, revision)).await.map_err(refused)?;
-        Ok(Response::new(pb::CountResponse { count }))
+        let asked = request.into_inner();
+        self.check_reached(asked.revision)?;
+        let selector = wire::selector(&asked.label_selector, &asked.field_selector);
+        let query = Query {
+            selector: selector.map_err(status::of_selector)?,
+            ..Query::new(KeyRange::from_wire(asked.key, asked.range_end), asked.revision)
+        };
+        let count = self.node.root().count(&query).await.map_err(refused)?;
+        Ok(Response::new(pb::CountResponse { count, is_selected: query.selector.is_some() }))
     }
 
     async fn compact(

@@ -99,6 +99,7 @@ fn wanted(create: &pb::WatchCreateRequest) -> Create {
         filters: Filters { no_put: has(FilterType::Noput), no_delete: has(FilterType::Nodelete) },
         prev_kv: create.prev_kv,
         fragment: create.fragment,
+        selector: wire::selector(&create.label_selector, &create.field_selector),
     }
 }
 
@@ -117,7 +118,7 @@ impl Services {
                 watch_id: -1,
                 created: true,
                 canceled: true,
-                cancel_reason: reason.to_owned(),
+                cancel_reason: reason.into_owned(),
                 ..Default::default()
             },
             R::Events { watcher, revision, events, fragment } => {

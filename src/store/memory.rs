@@ -193,7 +193,7 @@ impl Store for Memory {
         let read = &read.at(self.journal.shown());
         self.journal.wait_closed(read.revision).await?;
         let mut kvs = self.rows_at(&read.range, read.revision)?;
-        kvs.retain(|kv| read.lease == 0 || kv.lease == read.lease);
+        kvs.retain(|kv| (read.lease == 0 || kv.lease == read.lease) && read.wants(kv));
         let is_cut = kvs.len() > read.rows_max();
         kvs.truncate(read.rows_max());
         let next = kvs.last().filter(|_| is_cut).map(|kv| successor(&kv.key));
@@ -205,7 +205,8 @@ impl Store for Memory {
 
     async fn count(&self, query: &Query) -> Result<u64> {
         self.journal.wait_closed(query.revision).await?;
-        Ok(self.rows_at(&query.range, query.revision)?.len() as u64)
+        let rows = self.rows_at(&query.range, query.revision)?;
+        Ok(rows.iter().filter(|kv| query.wants(kv)).count() as u64)
     }
 
     fn tail(&self, after: Revision) -> Tail {
@@ -268,7 +269,7 @@ impl Store for Memory {
 
     fn meters(&self) -> Vec<Meters> {
         let name = self.name.clone();
-        vec![Meters { name, trouble: None, requests: None, commits: None }]
+        vec![Meters { name, trouble: None, requests: None, commits: None, selected: None }]
     }
 }
 

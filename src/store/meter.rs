@@ -116,6 +116,21 @@ pub struct Meters {
     pub requests: Option<Arc<RequestMeter>>,
     /// What its writer does, where this process has it.
     pub commits: Option<Arc<CommitMeter>>,
+    /// How it is read with selectors, where that is done here.
+    pub selected: Option<Arc<SelectMeter>>,
+}
+
+/// Reads with selectors, since the process began.
+#[derive(Debug, Default)]
+pub struct SelectMeter {
+    /// Pages whose keys an index had.
+    pub by_index: AtomicU64,
+    /// Pages for which all rows of a range were looked at.
+    pub by_scan: AtomicU64,
+    /// Rows that were looked at.
+    pub rows_read: AtomicU64,
+    /// Those of them that matched.
+    pub rows_matched: AtomicU64,
 }
 
 /// The bound of a bucket; `None` for the last one, which has none.
@@ -326,6 +341,18 @@ impl Lasting {
     pub fn age(&self) -> Duration {
         let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+// === impl SelectMeter ===
+
+impl SelectMeter {
+    /// Counts a page: how it was found, of how many rows, and how many of them matched.
+    pub fn note(&self, is_by_index: bool, read: usize, matched: usize) {
+        let pages = if is_by_index { &self.by_index } else { &self.by_scan };
+        pages.fetch_add(1, Ordering::Relaxed);
+        self.rows_read.fetch_add(read as u64, Ordering::Relaxed);
+        self.rows_matched.fetch_add(matched as u64, Ordering::Relaxed);
     }
 }
 

@@ -49,6 +49,7 @@ pub mod memory;
 pub mod meter;
 pub mod metered;
 pub mod records;
+pub mod selected;
 pub mod slot;
 pub mod sql;
 
@@ -61,10 +62,13 @@ use futures::{future::BoxFuture, stream::BoxStream};
 pub use crate::proto::tree::Route as Described;
 
 use self::{attach::AttachState, meter::Meters};
-use crate::model::{
-    Commit, Key, KeyRange, KeyValue, LeaseId, Revision,
-    error::Result,
-    txn::{Txn, TxnResult},
+use crate::{
+    model::{
+        Commit, Key, KeyRange, KeyValue, LeaseId, Revision,
+        error::Result,
+        txn::{Txn, TxnResult},
+    },
+    select::Selector,
 };
 
 /// The most rows that a page holds, whatever was asked for.
@@ -109,7 +113,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn read(&self, query: &Query) -> Result<Page>;
 
     /// How many keys a query finds as of its revision, whatever its limit. Costs no more than reading
-    /// the keys.
+    /// the keys, or where there is a selector, their values.
     ///
     /// # Errors
     /// As [`Store::read`].
@@ -274,12 +278,14 @@ pub struct Query {
     pub keys_only: bool,
     /// Only keys attached to this lease since no later than the revision; 0 for all keys.
     pub lease: LeaseId,
+    /// Only objects that this may match as of the revision; `None` for all keys. Not together with a lease.
+    pub selector: Option<Arc<Selector>>,
 }
 
 /// The first keys of a range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// Keys in order. May be none while more are to come, where a router left some out.
+    /// Keys in order. May be none while more are to come, where a router or a selector left some out.
     pub kvs: Vec<KeyValue>,
     /// Where the rest of the range begins; `None` at its end.
     pub next: Option<Key>,
@@ -353,13 +359,18 @@ impl LogBatch {
 impl Query {
     /// A query for all keys of a range with their values.
     pub fn new(range: KeyRange, revision: Revision) -> Self {
-        Self { range, revision, limit: 0, keys_only: false, lease: 0 }
+        Self { range, revision, limit: 0, keys_only: false, lease: 0, selector: None }
     }
 
     /// The same as of a revision, where it is one of the present.
     pub fn at(&self, present: Revision) -> Self {
         let revision = if self.revision == 0 { present } else { self.revision };
         Self { revision, ..self.clone() }
+    }
+
+    /// Whether the selector, where there is one, may match a key with its value.
+    pub fn wants(&self, kv: &KeyValue) -> bool {
+        self.selector.as_ref().is_none_or(|selector| selector.may_match(&kv.value))
     }
 
     /// The rows that one page of this read may hold.

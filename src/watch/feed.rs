@@ -12,12 +12,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     inbox::{Inbox, Item, Tag},
-    index::Index,
+    index::{Index, concerns},
 };
 use crate::{
     clock::SharedClock,
     model::{Commit, KeyRange, Revision, StoreError, error::Result},
     route::Router,
+    select::Selector,
     store::{Backfill, LogBatch, Store as _, Tail},
 };
 
@@ -52,6 +53,8 @@ struct Entry {
     inbox: Arc<Inbox>,
     watcher: Tag,
     range: KeyRange,
+    selector: Option<Arc<Selector>>,
+    gets_all: bool,
     /// The first revision that it wants.
     from: Revision,
     /// It knows that it has all up to here.
@@ -65,6 +68,9 @@ pub(super) struct Joining {
     pub inbox: Arc<Inbox>,
     pub watcher: Tag,
     pub range: KeyRange,
+    pub selector: Option<Arc<Selector>>,
+    /// Whether it is sent every event of the range: then each tells it how far it is.
+    pub gets_all: bool,
     pub wants_progress: bool,
 }
 
@@ -318,11 +324,13 @@ impl State {
     fn join(&mut self, joining: &Joining, after: Revision) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.index.insert(&joining.range, id);
+        self.index.insert(&joining.range, joining.selector.as_ref(), id);
         let entry = Entry {
             inbox: joining.inbox.clone(),
             watcher: joining.watcher,
             range: joining.range.clone(),
+            selector: joining.selector.clone(),
+            gets_all: joining.gets_all,
             from: after + 1,
             told: 0,
             wants_progress: joining.wants_progress,
@@ -332,17 +340,21 @@ impl State {
     }
 
     fn leave(&mut self, id: u64) {
-        if let Some(entry) = self.watchers.remove(&id) {
-            self.index.remove(&entry.range, id);
-        }
+        drop(self.take(id));
+    }
+
+    fn take(&mut self, id: u64) -> Option<Entry> {
+        let entry = self.watchers.remove(&id)?;
+        self.index.remove(&entry.range, entry.selector.as_ref(), id);
+        Some(entry)
     }
 
     fn hand_on(&mut self, commit: &Arc<Commit>) {
         let mut touched = Vec::new();
         for event in &commit.events {
-            self.index.watching(&event.kv.key, &mut |id| touched.push(id));
+            self.index.watching(event, &mut |id| touched.push(id));
         }
-        if commit.events.len() > 1 {
+        if commit.events.len() > 1 || self.index.finds_twice() {
             touched.sort_unstable();
             touched.dedup();
         }
@@ -351,7 +363,9 @@ impl State {
             if commit.revision < entry.from {
                 continue;
             }
-            entry.told = commit.revision;
+            if entry.gets_all {
+                entry.told = commit.revision;
+            }
             if !entry.inbox.push_commit(entry.watcher, commit) {
                 self.send_behind(id, commit.revision - 1);
             }
@@ -359,8 +373,7 @@ impl State {
     }
 
     fn send_behind(&mut self, id: u64, after: Revision) {
-        if let Some(entry) = self.watchers.remove(&id) {
-            self.index.remove(&entry.range, id);
+        if let Some(entry) = self.take(id) {
             let after = after.max(entry.from - 1);
             entry.inbox.push(Item::Behind { watcher: entry.watcher, after });
         }
@@ -370,14 +383,16 @@ impl State {
     fn end_for(&mut self, late: &Backfill) {
         let mut touched = Vec::new();
         for event in late.commits.iter().flat_map(|commit| &commit.events) {
-            self.index.watching(&event.kv.key, &mut |id| touched.push(id));
+            let lacks = |entry: &Entry| {
+                let selector = entry.selector.as_ref();
+                entry.from <= late.floor && selector.is_none_or(|it| concerns(it, event))
+            };
+            self.index.watching(event, &mut |id| {
+                touched.extend(self.watchers.get(&id).filter(|it| lacks(it)).map(|_| id));
+            });
         }
         for id in touched {
-            if self.watchers.get(&id).is_none_or(|entry| entry.from > late.floor) {
-                continue;
-            }
-            if let Some(entry) = self.watchers.remove(&id) {
-                self.index.remove(&entry.range, id);
+            if let Some(entry) = self.take(id) {
                 let error = StoreError::Compacted { compacted: late.floor };
                 entry.inbox.push(Item::Failed { watcher: entry.watcher, error });
             }
@@ -391,14 +406,14 @@ impl State {
 
     /// Whether a watcher of this prefix waits to be told about `revision`.
     fn is_behind(&self, range: &KeyRange, revision: Revision) -> bool {
-        let mut entries =
-            self.index.watching_prefix(&range.start).iter().filter_map(|id| self.watchers.get(id));
+        let ids = self.index.watching_prefix(&range.start);
+        let mut entries = ids.filter_map(|id| self.watchers.get(&id));
         entries.any(|entry| entry.wants_progress && entry.told < revision)
     }
 
     fn tell_prefix(&mut self, range: &KeyRange, revision: Revision) {
         for id in self.index.watching_prefix(&range.start) {
-            let Some(entry) = self.watchers.get_mut(id) else { continue };
+            let Some(entry) = self.watchers.get_mut(&id) else { continue };
             if entry.wants_progress && entry.told < revision && entry.from <= revision + 1 {
                 entry.told = revision;
                 entry.inbox.push(Item::Progress { watcher: entry.watcher, revision });
@@ -444,6 +459,8 @@ mod tests {
             inbox: inbox.clone(),
             watcher: Tag { id: 0, serial: 0 },
             range: KeyRange::all(),
+            selector: None,
+            gets_all: true,
             wants_progress: false,
         }
     }

@@ -10,7 +10,8 @@
 //! there. A watcher that is up to date is an entry in its index; one that starts in the past, or whose
 //! client is slow, reads the log by itself until it has reached the feed, and joins it under the feed's
 //! lock: no gap, no duplicate. Commits are handed on whole. An event costs work only for those who
-//! watch its key. What waits for a client is bounded, whatever the client does.
+//! watch its key and, where their selectors require a value of a label or field, may want its object. What
+//! waits for a client is bounded, whatever the client does.
 //!
 //! Progress at R is said only when the feed has handed on all events up to R, behind them in the same
 //! queue: it can't overtake an event.
@@ -182,6 +183,8 @@ mod tests {
     use super::*;
     use crate::{
         clock::{Clock, Lane},
+        model::txn::{DeleteOp, Op, PutOp},
+        select::Selector,
         store::memory::Memory,
     };
 
@@ -196,7 +199,108 @@ mod tests {
             filters,
             prev_kv,
             fragment,
+            selector: Ok(None),
         })
+    }
+
+    /// An object with a label, where it has one.
+    fn object(app: &str) -> Bytes {
+        let labels = if app.is_empty() { String::new() } else { format!(r#""app":"{app}""#) };
+        let object = r#"{"apiVersion":"a.b/v1","kind":"C","metadata":{"labels":{LABELS}}}"#;
+        Bytes::from(object.replace("LABELS", &labels))
+    }
+
+    async fn put(store: &Memory, name: &'static str, app: Option<&str>) -> Revision {
+        let key = Bytes::from_static(name.as_bytes());
+        let op = match app {
+            Some(app) => Op::Put(PutOp {
+                key,
+                value: object(app),
+                lease: 0,
+                prev_kv: false,
+                keep_value: false,
+                keep_lease: false,
+            }),
+            None => Op::Delete(DeleteOp { range: KeyRange::single(key), prev_kv: false }),
+        };
+        store.apply(op.into(), Vec::new()).await.expect("memory takes it").revision
+    }
+
+    /// What a watch tells until it has told all up to a revision: the events' revisions.
+    async fn told(responses: &mut mpsc::Receiver<Response>, until: Revision) -> Vec<Revision> {
+        let mut told = Vec::new();
+        loop {
+            match responses.recv().await {
+                Some(Response::Events { events, .. }) => {
+                    told.extend(events.iter().map(|event| event.kv.mod_revision));
+                }
+                Some(Response::Progress { revision, .. }) if revision >= until => return told,
+                Some(Response::Progress { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_with_a_selector_tells_what_matches_or_did_before_and_how_far_it_is() {
+        let clock = SharedClock::new(Clock::new(0, 100, Lane::ALL));
+        let store = Memory::new("m", clock.clone());
+        let hub = Hub::new(Router::single(store.clone()), clock);
+        // By a value that is required, by one that is not, and in the past as in the present.
+        for (labels, start) in [("app=a", 0), ("app=a", 1), ("app,app!=b", 0), ("app,app!=b", 1)] {
+            let (output, mut responses) = mpsc::channel(64);
+            let (requests, asked) = mpsc::channel(8);
+            tokio::spawn(Stream::new(hub.clone(), output, Duration::from_secs(60)).run(asked));
+            let before = hub.current();
+            let selector = Selector::parse(labels, "").map(|selector| selector.map(Arc::new));
+            let Request::Create(it) = create(start.min(1) * (before + 1)) else {
+                panic!("it is one")
+            };
+            let it = Create { range: KeyRange::prefix("k".into()), selector, ..it };
+            requests.send(Request::Create(it)).await.expect("the stream runs");
+            let made = responses.recv().await;
+            assert!(matches!(made, Some(Response::Created { .. })), "{made:?}");
+            let mut expected = Vec::new();
+            for (name, app, is_told) in [
+                ("k1", Some("a"), true),
+                ("k2", Some("b"), false),
+                ("k1", Some("b"), true), // It leaves …
+                ("k1", Some("b"), false),
+                ("k1", Some("a"), true), // … and comes back.
+                ("k3", Some(""), false),
+                ("k2", None, false),
+                ("other", Some("a"), false),
+                ("k1", None, true),
+                ("k3", None, false),
+            ] {
+                let revision = put(&store, name, app).await;
+                expected.extend(is_told.then_some(revision));
+            }
+            requests.send(Request::Progress).await.expect("the stream runs");
+            let last = hub.current();
+            assert_eq!(told(&mut responses, last).await, expected, "{labels} from {start}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_selector_that_cannot_be_read_refuses_its_watch_and_no_other() {
+        let clock = SharedClock::new(Clock::new(0, 100, Lane::ALL));
+        let hub = Hub::new(Router::single(Memory::new("m", clock.clone())), clock);
+        let (output, mut responses) = mpsc::channel(8);
+        let (requests, asked) = mpsc::channel(8);
+        tokio::spawn(Stream::new(hub, output, Duration::from_secs(60)).run(asked));
+        let Request::Create(it) = create(0) else { panic!("it is one") };
+        let selector = Selector::parse("app in (", "").map(|_| None);
+        requests.send(Request::Create(Create { selector, ..it })).await.expect("it runs");
+        match responses.recv().await {
+            Some(Response::Refused { reason, .. }) => {
+                assert!(reason.contains("the label selector can't be read at byte 8"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+        requests.send(create(0)).await.expect("it runs");
+        let made = responses.recv().await;
+        assert!(matches!(made, Some(Response::Created { watcher: 7, .. })), "{made:?}");
     }
 
     #[tokio::test]

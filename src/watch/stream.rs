@@ -1,6 +1,7 @@
 //! One client's stream of watchers: requests in, responses out, in the order that etcd keeps.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, VecDeque},
     sync::Arc,
     time::Duration,
@@ -17,9 +18,11 @@ use super::{
     Counted, Filters, Hub,
     feed::{Feed, Joined, Joining},
     inbox::{Inbox, Item, Tag},
+    index::concerns,
 };
 use crate::{
     model::{Commit, Event, KeyRange, Revision, StoreError},
+    select::{Selector, SelectorError},
     store::Backfill,
 };
 
@@ -63,6 +66,9 @@ pub struct Create {
     pub prev_kv: bool,
     /// Cut large responses in pieces; carried along for who writes them to the wire.
     pub fragment: bool,
+    /// Only events of objects that this may match, or may have matched before; `None` for all. One that can't be
+    /// read refuses the watcher.
+    pub selector: Result<Option<Arc<Selector>>, SelectorError>,
 }
 
 /// What a client hears. Revisions are those of the headers.
@@ -72,7 +78,7 @@ pub enum Response {
     /// The watcher is there; its events follow.
     Created { watcher: i64, revision: Revision },
     /// It could not be made.
-    Refused { revision: Revision, reason: &'static str },
+    Refused { revision: Revision, reason: Cow<'static, str> },
     /// Whole commits, in order.
     Events { watcher: i64, revision: Revision, events: Vec<Event>, fragment: bool },
     /// All up to this revision was sent, for one watcher, or for all where there is none.
@@ -122,6 +128,7 @@ struct Watcher {
 struct Wanted {
     range: KeyRange,
     filters: Filters,
+    selector: Option<Arc<Selector>>,
     prev_kv: bool,
     fragment: bool,
 }
@@ -238,7 +245,8 @@ impl Stream {
         let start = if create.start == 0 { feed.now().await + 1 } else { create.start };
         self.send(Response::Created { watcher, revision }).await?;
         let Create { range, filters, wants_progress, prev_kv, fragment, .. } = create;
-        let wanted = Wanted { range, filters, prev_kv, fragment };
+        let selector = create.selector.unwrap_or_default();
+        let wanted = Wanted { range, filters, selector, prev_kv, fragment };
         let state = State::Ended;
         let tag = Tag { id: watcher, serial: self.next_serial };
         self.next_serial = self.next_serial.wrapping_add(1);
@@ -249,15 +257,15 @@ impl Stream {
     }
 
     /// Why a watcher can't be made, in the order in which etcd looks.
-    fn refusal(&self, create: &Create) -> Option<&'static str> {
+    fn refusal(&self, create: &Create) -> Option<Cow<'static, str>> {
         if create.start < 0 {
-            Some("etcdserver: mvcc: required revision has been compacted")
+            Some("etcdserver: mvcc: required revision has been compacted".into())
         } else if create.range.is_empty() {
-            Some("mvcc: watcher range is empty")
+            Some("mvcc: watcher range is empty".into())
         } else if create.watcher != 0 && self.watchers.contains_key(&create.watcher) {
-            Some("mvcc: duplicate watch ID provided on the WatchStream")
+            Some("mvcc: duplicate watch ID provided on the WatchStream".into())
         } else {
-            None
+            create.selector.as_ref().err().map(|error| format!("pleach: {error}").into())
         }
     }
 
@@ -281,6 +289,8 @@ impl Stream {
             inbox: self.inbox.clone(),
             watcher: tag,
             range: watcher.wanted.range.clone(),
+            selector: watcher.wanted.selector.clone(),
+            gets_all: watcher.wanted.gets_all(),
             wants_progress: watcher.wants_progress,
         };
         if let Some(joined) = feed.join(&joining, after) {
@@ -615,6 +625,11 @@ impl Reading {
 // === impl Wanted ===
 
 impl Wanted {
+    /// Whether every event of the range is.
+    fn gets_all(&self) -> bool {
+        self.selector.is_none() && self.filters == Filters::default()
+    }
+
     /// The events that are wanted of some commits. What was before the compacted revision can't be had any
     /// more, so a watch that begins at it has no previous values there, as from etcd.
     fn select(&self, commits: &[Arc<Commit>], compacted: Revision) -> Vec<Event> {
@@ -622,7 +637,8 @@ impl Wanted {
         for event in commits.iter().flat_map(|commit| &commit.events) {
             let is_delete = event.is_delete();
             let is_filtered = if is_delete { self.filters.no_delete } else { self.filters.no_put };
-            if !is_filtered && self.range.contains(&event.kv.key) {
+            let is_selected = || self.selector.as_ref().is_none_or(|it| concerns(it, event));
+            if !is_filtered && self.range.contains(&event.kv.key) && is_selected() {
                 let has_prev = self.prev_kv && event.kv.mod_revision != compacted;
                 let prev = event.prev.as_ref().filter(|_| has_prev).cloned();
                 events.push(Event { kv: event.kv.clone(), prev });

@@ -5,6 +5,8 @@ mod request;
 pub mod trace;
 mod tree;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use prost::Message as _;
 
@@ -23,6 +25,7 @@ use crate::{
         },
     },
     proto::{etcdserverpb as pb, mvccpb},
+    select::{Selector, SelectorError},
 };
 
 /// Copies bytes out of the message that carried them, which a kept slice would keep alive whole.
@@ -35,10 +38,30 @@ pub fn range(key: &Bytes, range_end: &Bytes) -> KeyRange {
     KeyRange::from_wire(own(key), own(range_end))
 }
 
+/// Which objects are wanted, by the texts of a label selector and a field selector.
+///
+/// # Errors
+/// Where one of them is no selector.
+pub fn selector(labels: &str, fields: &str) -> Result<Option<Arc<Selector>>, SelectorError> {
+    if labels.is_empty() && fields.is_empty() {
+        return Ok(None);
+    }
+    Ok(Selector::parse(labels, fields)?.map(Arc::new))
+}
+
+/// The texts of a selector.
+pub fn selector_texts(selector: Option<&Arc<Selector>>) -> (String, String) {
+    let (labels, fields) = selector.map(|it| it.texts()).unwrap_or_default();
+    (labels.to_owned(), fields.to_owned())
+}
+
 /// A read of a range.
-pub fn range_op(request: &pb::RangeRequest) -> RangeOp {
+///
+/// # Errors
+/// Where a selector is none.
+pub fn range_op(request: &pb::RangeRequest) -> Result<RangeOp, SelectorError> {
     use pb::range_request::{SortOrder, SortTarget};
-    RangeOp {
+    Ok(RangeOp {
         range: range(&request.key, &request.range_end),
         limit: request.limit,
         revision: request.revision,
@@ -61,7 +84,8 @@ pub fn range_op(request: &pb::RangeRequest) -> RangeOp {
             min: request.min_create_revision,
             max: request.max_create_revision,
         },
-    }
+        selector: selector(&request.label_selector, &request.field_selector)?,
+    })
 }
 
 /// A write of one key.
@@ -118,22 +142,39 @@ fn compare(compare: &pb::Compare) -> Compare {
     Compare { range: range(&compare.key, &compare.range_end), relation, against }
 }
 
-/// A transaction; `None` where an operation says nothing, or a nested one nothing that can be read.
-pub fn txn(request: &pb::TxnRequest) -> Option<Txn> {
-    Some(Txn {
+/// Why a request is no transaction.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoTxn {
+    /// An operation says nothing, or a nested transaction nothing that can be read.
+    #[error("an operation is missing")]
+    Missing,
+    /// A read has a selector that is none.
+    #[error("{0}")]
+    Selector(#[from] SelectorError),
+}
+
+/// A transaction.
+///
+/// # Errors
+/// See [`NoTxn`].
+pub fn txn(request: &pb::TxnRequest) -> Result<Txn, NoTxn> {
+    Ok(Txn {
         compares: request.compare.iter().map(compare).collect(),
-        success: request.success.iter().map(op).collect::<Option<_>>()?,
-        failure: request.failure.iter().map(op).collect::<Option<_>>()?,
+        success: request.success.iter().map(op).collect::<Result<_, _>>()?,
+        failure: request.failure.iter().map(op).collect::<Result<_, _>>()?,
     })
 }
 
-fn op(op: &pb::RequestOp) -> Option<Op> {
+fn op(op: &pb::RequestOp) -> Result<Op, NoTxn> {
     use pb::request_op::Request;
-    Some(match op.request.as_ref()? {
-        Request::RequestRange(request) => Op::Range(range_op(request)),
+    Ok(match op.request.as_ref().ok_or(NoTxn::Missing)? {
+        Request::RequestRange(request) => Op::Range(range_op(request)?),
         Request::RequestPut(request) => Op::Put(put_op(request)),
         Request::RequestDeleteRange(request) => Op::Delete(delete_op(request)),
-        Request::RequestTxn(nested) => Op::Txn(txn(&pb::TxnRequest::decode(nested.clone()).ok()?)?),
+        Request::RequestTxn(nested) => {
+            let nested = pb::TxnRequest::decode(nested.clone()).map_err(|_| NoTxn::Missing)?;
+            Op::Txn(txn(&nested)?)
+        }
     })
 }
 

@@ -91,6 +91,7 @@ fn range_request(op: &RangeOp) -> pb::RangeRequest {
         OrderBy::Mod => SortTarget::Mod,
         OrderBy::Value => SortTarget::Value,
     };
+    let (label_selector, field_selector) = super::selector_texts(op.selector.as_ref());
     pb::RangeRequest {
         key,
         range_end,
@@ -105,6 +106,8 @@ fn range_request(op: &RangeOp) -> pb::RangeRequest {
         max_mod_revision: op.mod_revisions.max,
         min_create_revision: op.create_revisions.min,
         max_create_revision: op.create_revisions.max,
+        label_selector,
+        field_selector,
     }
 }
 
@@ -232,8 +235,10 @@ mod tests {
             OrderBy::Value,
         ]);
         let read = (range(), any::<i64>(), orders, targets, flags()).prop_map(
-            |(range, limit, order, order_by, (keys_only, count_only, _))| {
+            |(range, limit, order, order_by, (keys_only, count_only, is_selected))| {
+                let selector = || super::super::selector("app in (a,b)", "spec.a=b").ok().flatten();
                 Op::Range(RangeOp {
+                    selector: is_selected.then(selector).flatten(),
                     limit,
                     revision: limit / 2,
                     order,
@@ -262,7 +267,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_transaction_comes_back_as_it_was_sent(txn in a_txn()) {
-            prop_assert_eq!(super::super::txn(&txn_request(&txn)), Some(txn));
+            prop_assert_eq!(super::super::txn(&txn_request(&txn)), Ok(txn));
         }
     }
 }

@@ -50,9 +50,9 @@ async fn a_store_of_a_newer_schema_is_refused_with_both_versions() -> Result<()>
     put(&node.start().await?, "key", "value").await?;
     node.kill()?;
     let file = node.data_dir().join("pleach.db");
-    let newer = "UPDATE pleach_meta SET value = 3 WHERE name = 'schema'";
+    let newer = "UPDATE pleach_meta SET value = 4 WHERE name = 'schema'";
     ensure!(Connection::open(file)?.execute(newer, [])? == 1, "there is no schema version");
-    ensure_refused_untouched(node.data_dir(), &["schema version 3", "none above 2"]).await
+    ensure_refused_untouched(node.data_dir(), &["schema version 4", "none above 3"]).await
 }
 
 async fn ensure_refused_untouched(data_dir: &Path, parts: &[&str]) -> Result<()> {

@@ -149,6 +149,7 @@ impl Watch {
             filters: Filters::default(),
             prev_kv: false,
             fragment: false,
+            selector: Ok(None),
         };
         requests.send(Request::Create(create)).await.expect("the stream is there");
         let mut watch = Self { _requests: requests, responses };

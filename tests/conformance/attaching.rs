@@ -361,7 +361,7 @@ impl Tree for Actor {
         &self,
         _: Request<pb::CountRequest>,
     ) -> Result<Response<pb::CountResponse>, Status> {
-        Ok(Response::new(pb::CountResponse { count: 0 }))
+        Ok(Response::new(pb::CountResponse::default()))
     }
 
     async fn compact(

@@ -25,7 +25,7 @@ use pleach::{
 
 use crate::{
     concurrency, model,
-    promises::{compaction, leases, reads, tails, writes},
+    promises::{compaction, leases, reads, selecting, tails, writes},
     world::{Composition, World},
 };
 
@@ -52,6 +52,10 @@ enum Defect {
     ForgetsRecords,
     /// The keys of a lease outlive it.
     KeepsLeased,
+    /// A read with a selector is one of the present.
+    SelectsTheNewest,
+    /// A read with a selector leaves out what is no object.
+    SelectsObjectsOnly,
 }
 
 #[derive(Debug)]
@@ -143,9 +147,16 @@ impl<S: Store + ?Sized> Store for Defective<S> {
         match self.defect {
             Defect::ReadsTheNewest => query.revision = self.clock.shown(),
             Defect::TurnsPagesInThePresent if is_next_page => query.revision = self.clock.shown(),
+            Defect::SelectsTheNewest if query.selector.is_some() => {
+                query.revision = self.clock.shown();
+            }
             _ => {}
         }
-        self.inner.read(&query).await
+        let mut page = self.inner.read(&query).await?;
+        if matches!(self.defect, Defect::SelectsObjectsOnly) && query.selector.is_some() {
+            page.kvs.retain(|kv| kv.value.is_empty() || kv.value.starts_with(b"{"));
+        }
+        Ok(page)
     }
 
     async fn count(&self, query: &Query) -> Result<u64> {
@@ -260,6 +271,10 @@ planted! {
         compaction::what_is_compacted_is_refused_and_the_rest_reads_as_before;
     forgetting_records_is_noticed: Defect::ForgetsRecords =>
         leases::records_are_kept_replaced_and_forgotten;
+    selecting_the_newest_is_noticed: Defect::SelectsTheNewest =>
+        selecting::what_selectors_match_is_found_as_of_every_revision;
+    selecting_objects_only_is_noticed: Defect::SelectsObjectsOnly =>
+        selecting::what_selectors_match_is_found_as_of_every_revision;
     keeping_the_keys_of_a_lease_is_noticed: Defect::KeepsLeased =>
         leases::the_keys_of_a_lease_go_in_key_order_at_one_revision;
 }
@@ -280,6 +295,8 @@ fn the_model_notices_every_defect() {
         Defect::NeverCompacts,
         Defect::ForgetsRecords,
         Defect::KeepsLeased,
+        Defect::SelectsTheNewest,
+        Defect::SelectsObjectsOnly,
     ];
     for defect in defects {
         let checked = model::check(SEQUENCES, false, async || world_with(defect).await);

@@ -31,6 +31,18 @@ pub(crate) fn bytes(text: impl std::fmt::Display) -> Bytes {
     Bytes::from(text.to_string())
 }
 
+/// An object with labels and a field, as `number` says; one in five is no object of Kubernetes.
+pub(crate) fn object(number: u8) -> Bytes {
+    if number.is_multiple_of(5) {
+        return bytes(number);
+    }
+    let app = ["", r#""app":"a","#, r#""app":"b","#][usize::from(number) % 3];
+    let node = ["{}", r#"{"node":"n1"}"#, r#"{"node":"n2"}"#, "[]"][usize::from(number) % 4];
+    bytes(format!(
+        r#"{{"apiVersion":"stable.example.com/v1","kind":"Shirt","metadata":{{"name":"x","labels":{{{app}"tier":"{number}"}}}},"spec":{node}}}"#
+    ))
+}
+
 /// The number that a value spells.
 pub(crate) fn number(value: &Bytes) -> u64 {
     std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).expect("a number was put")

@@ -164,6 +164,11 @@ impl Composition {
         self.plan().iter().all(|(_, kind)| !matches!(kind, Kind::Memory | Kind::Child(_)))
     }
 
+    /// Whether the second of [`crate::words::FAMILIES`] lies where there are indexes for selectors.
+    pub(crate) fn has_indexes(self) -> bool {
+        matches!(self.plan()[self.leaf_of(1)].1, Kind::File | Kind::Database(_))
+    }
+
     /// What one of it costs, in files.
     pub(crate) fn cost(self) -> u32 {
         let costs = self.plan().iter().map(|(_, kind)| match kind {

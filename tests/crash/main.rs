@@ -11,6 +11,7 @@ mod support;
 
 mod compaction;
 mod copy;
+mod index;
 mod ledger;
 mod power;
 mod stop;

@@ -1,6 +1,8 @@
 //! Which fields of Kubernetes' own kinds can be selected by, and where they stand: what the strategies of API server
 //! 1.36 answer, after conversion and defaults. Numbers are those of its `generated.proto` files.
 
+use std::borrow::Cow;
+
 /// A field that can be selected by.
 #[derive(Debug)]
 pub(super) struct Field {
@@ -277,5 +279,24 @@ pub(super) fn known(api_version: &str, kind: &str, name: &str) -> Known {
         // Some groups of the project's own are custom resources after all.
         None if of_kind.is_none() && group.ends_with(".k8s.io") => Known::OtherKind,
         None => Known::NotSelectable,
+    }
+}
+
+/// Whether an API server shows other labels than are stored: where there are none it gives these kinds those of their
+/// template, and namespaces their name, whenever it reads them.
+pub(super) fn has_defaults_for(
+    labels: &[(Cow<'_, str>, Cow<'_, str>)],
+    api_version: &str,
+    kind: &str,
+) -> bool {
+    match (api_version, kind) {
+        ("v1", "Namespace") => !labels.iter().any(|(key, _)| key == "kubernetes.io/metadata.name"),
+        ("v1", "ReplicationController")
+        | ("batch/v1", "Job")
+        | (
+            "extensions/v1beta1" | "apps/v1beta1" | "apps/v1beta2",
+            "DaemonSet" | "Deployment" | "ReplicaSet" | "StatefulSet",
+        ) => labels.is_empty(),
+        _ => false,
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::{
     Object, Scalar, Wanted,
-    kinds::{Field, Form, Known, Source, Step, known},
+    kinds::{Field, Form, Known, Source, Step, has_defaults_for, known},
     of_known,
 };
 
@@ -52,7 +52,7 @@ pub(super) fn read<'v>(envelope: &'v [u8], wanted: &Wanted) -> Option<Object<'v>
     // The numbers of other people's kinds are not known.
     let is_known = |name: &str| !matches!(known(api_version, kind, name), Known::OtherKind);
     let labels = match wanted.has_labels && is_known("metadata.name") {
-        true => Some(labels(raw)?),
+        true => Some(labels(raw)?).filter(|it| !has_defaults_for(it, api_version, kind)),
         false => None,
     };
     let mut fields = Vec::new();

@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 
 use super::{
     Found, Object, Scalar, Wanted,
-    kinds::{Field, Known, known},
+    kinds::{Field, Known, has_defaults_for, known},
     of_known,
 };
 
@@ -71,10 +71,13 @@ pub(super) fn read<'v>(value: &impl Format<'v>, wanted: &Wanted) -> Option<Objec
         fields.push(match known(&version, &kind, name) {
             Known::Field(field) => read_field(value, field)?,
             Known::NotSelectable => None,
+            // What is not stored may have a default that the API server sets whenever it reads.
+            Known::OtherKind if scalar == Scalar::Absent => None,
             Known::OtherKind => path.as_ref().and_then(|_| scalar.text()),
         });
     }
-    Some(Object { labels: found.labels, fields })
+    let labels = found.labels.filter(|it| !has_defaults_for(it, &version, &kind));
+    Some(Object { labels, fields })
 }
 
 /// A field of one of Kubernetes' own kinds, which may stand elsewhere than where its name says.

@@ -53,7 +53,7 @@ use self::{
 };
 use super::{
     Head, LogBatch, PAGE_BYTES_MAX, Page, Query, RecordStore, Size,
-    led::{self, Engine, Led, leaf::Leaf, page_sizer::PageSizer},
+    led::{self, Engine, Led, leaf::Leaf, mailbox::Task, page_sizer::PageSizer},
 };
 use crate::{
     clock::SharedClock,
@@ -303,6 +303,14 @@ impl Engine for Shared {
     async fn page_at(&self, query: &Query) -> Result<Page> {
         let page = self.page(query).await;
         self.answer(page).await
+    }
+
+    async fn selected_page_at(&self, _query: &Query) -> Result<Option<(Page, usize)>> {
+        Ok(None)
+    }
+
+    fn index_for(&self, _query: &Query) -> Option<Task> {
+        None
     }
 
     async fn count_at(&self, range: &KeyRange, revision: Revision) -> Result<u64> {

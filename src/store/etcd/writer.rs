@@ -456,6 +456,8 @@ impl Writer {
                 Task::Close(done) => drop(done.send(())),
                 // Its files are the etcd's affair.
                 Task::Defragment(answer) => drop(answer.send(Ok(false))),
+                // There is none in an etcd.
+                Task::Index(..) => {}
                 Task::Compact(revision, sender, done) => {
                     let _ = sender.send(answer.map(drop));
                     tokio::spawn(self.shared.clone().compact_etcd(revision, done));

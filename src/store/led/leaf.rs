@@ -18,7 +18,7 @@ use crate::{
     store::{
         Head, Size,
         journal::Journal,
-        meter::{CommitMeter, Lasting},
+        meter::{CommitMeter, Lasting, SelectMeter},
     },
 };
 
@@ -29,6 +29,7 @@ pub(in crate::store) struct Leaf {
     pub clock: SharedClock,
     pub journal: Arc<Journal>,
     pub commits: Arc<CommitMeter>,
+    pub selected: Arc<SelectMeter>,
     /// What it said of itself when it was opened.
     opened: Head,
     compacted: AtomicI64,
@@ -65,6 +66,7 @@ impl Leaf {
             trouble: watch::Sender::new(None),
             is_troubled: Lasting::default(),
             commits: Arc::default(),
+            selected: Arc::default(),
             fenced_at: OnceLock::new(),
             size: Mutex::default(),
             is_full,

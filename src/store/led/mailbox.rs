@@ -5,7 +5,8 @@ use tokio::sync::oneshot;
 use tracing::Span;
 
 use crate::{
-    model::{LeaseId, Revision, StoreError, error::Result, txn::Txn},
+    model::{Key, LeaseId, Revision, StoreError, error::Result, txn::Txn},
+    select::Attribute,
     store::Written,
 };
 
@@ -34,6 +35,8 @@ pub(in crate::store) enum Task {
     Defragment(oneshot::Sender<Result<bool>>),
     /// Let the store go. Whoever asks is told when that is done.
     Close(oneshot::Sender<()>),
+    /// Have an index of an attribute of the keys with a prefix, from when it is built.
+    Index(Key, Attribute),
     /// Give up the past below a revision; the second channel hears when the work is done.
     Compact(Revision, oneshot::Sender<Result<()>>, oneshot::Sender<Result<()>>),
 }
@@ -89,6 +92,8 @@ impl Task {
                 drop(answer.send(Err(error)));
             }
             Self::Defragment(answer) => drop(answer.send(Err(error))),
+            // Nobody waits for it.
+            Self::Index(..) => {}
             // What can't be used is let go by what keeps it from being used.
             Self::Close(done) => drop(done.send(())),
         }
@@ -97,7 +102,11 @@ impl Task {
     fn span(&self) -> Option<&Span> {
         match self {
             Self::Write(_, asker) => Some(&asker.span),
-            Self::Records(..) | Self::Compact(..) | Self::Defragment(_) | Self::Close(_) => None,
+            Self::Records(..)
+            | Self::Compact(..)
+            | Self::Defragment(_)
+            | Self::Index(..)
+            | Self::Close(_) => None,
         }
     }
 
@@ -112,6 +121,7 @@ impl Task {
             Self::Write(Write::EndLease(_), _)
             | Self::Compact(..)
             | Self::Defragment(_)
+            | Self::Index(..)
             | Self::Close(_) => 64,
         }
     }

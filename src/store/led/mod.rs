@@ -34,7 +34,7 @@ use self::{
 };
 use super::{
     Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
-    attach::AttachState, journal::Log, meter::Meters,
+    attach::AttachState, journal::Log, meter::Meters, selected,
 };
 use crate::model::{
     Key, KeyRange, KeyValue, LeaseId, Revision, StoreError, error::Result, txn::Txn,
@@ -42,6 +42,9 @@ use crate::model::{
 
 /// The most writes that wait for the writer; who comes later waits to be let in.
 const QUEUE_WRITES_MAX: usize = 1_024;
+
+/// The rows that a read with a selector may look at in vain before it asks for an index.
+const ROWS_IN_VAIN_MAX: usize = 500;
 
 /// How long a measurement of the size may hold up whoever asks; then the last one has to do.
 const SIZE_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -59,6 +62,13 @@ pub(super) trait Engine: fmt::Debug + Send + Sync + 'static {
 
     /// A page as of a revision that is closed. Compaction may come in between: that is checked afterwards.
     async fn page_at(&self, query: &Query) -> Result<Page>;
+
+    /// A page of what the query's selector may match, likewise, where the store has an index that finds it. `None`
+    /// where all rows are to be looked at; else with how many were.
+    async fn selected_page_at(&self, query: &Query) -> Result<Option<(Page, usize)>>;
+
+    /// What makes an index that would find what the query's selector may match, where the store can have one.
+    fn index_for(&self, query: &Query) -> Option<Task>;
 
     /// How many keys a range has as of a revision, likewise.
     async fn count_at(&self, range: &KeyRange, revision: Revision) -> Result<u64>;
@@ -158,6 +168,33 @@ impl<E: Engine> Led<E> {
         Ok(Page { kvs: kvs.into_values().collect(), ..page })
     }
 
+    async fn page_at(&self, query: &Query) -> Result<Page> {
+        let page = self.engine.page_at(query).await;
+        // Compaction may have dropped what was needed, while it was read.
+        self.leaf().check_readable(query.revision)?;
+        page
+    }
+
+    /// A page of what the query's selector may match, by an index where there is one.
+    async fn selected_page(&self, query: &Query) -> Result<Page> {
+        let page = self.engine.selected_page_at(query).await;
+        self.leaf().check_readable(query.revision)?;
+        if let Some((page, rows)) = page? {
+            self.leaf().selected.note(true, rows, page.kvs.len());
+            return Ok(page);
+        }
+        let all = |all| async move { self.page_at(&all).await };
+        let (page, rows, in_vain) = selected::read(query, all).await?;
+        self.leaf().selected.note(false, rows, page.kvs.len());
+        if in_vain >= ROWS_IN_VAIN_MAX
+            && let Some(task) = self.engine.index_for(query)
+        {
+            // Where the queue is full, a later read asks for it.
+            let _ = self.queue.try_send(task);
+        }
+        Ok(page)
+    }
+
     /// Waits until a read as of `revision` finds all that it must find.
     async fn wait_readable(&self, revision: Revision) -> Result<()> {
         self.leaf().wait_closed(revision).await?;
@@ -189,10 +226,10 @@ impl<E: Engine> Store for Led<E> {
     async fn read(&self, query: &Query) -> Result<Page> {
         let query = query.at(self.leaf().journal.shown());
         self.wait_readable(query.revision).await?;
-        let page = self.engine.page_at(&query).await;
-        // Compaction may have dropped what was needed, while it was read.
-        self.leaf().check_readable(query.revision)?;
-        match page {
+        if query.selector.is_some() {
+            return self.selected_page(&query).await;
+        }
+        match self.page_at(&query).await {
             Ok(page) if query.lease != 0 => self.with_those_that_left(&query, page).await,
             page => page,
         }
@@ -200,6 +237,16 @@ impl<E: Engine> Store for Led<E> {
 
     async fn count(&self, query: &Query) -> Result<u64> {
         self.wait_readable(query.revision).await?;
+        if query.selector.is_some() {
+            let mut query = Query { limit: 0, keys_only: true, ..query.clone() };
+            let mut count = 0;
+            loop {
+                let page = self.selected_page(&query).await?;
+                count += page.kvs.len() as u64;
+                let Some(next) = page.next else { return Ok(count) };
+                query.range.start = next;
+            }
+        }
         let count = self.engine.count_at(&query.range, query.revision).await;
         self.leaf().check_readable(query.revision)?;
         count
@@ -272,9 +319,10 @@ impl<E: Engine> Store for Led<E> {
     }
 
     fn meters(&self) -> Vec<Meters> {
-        let (name, commits) = (self.name().clone(), Some(self.leaf().commits.clone()));
-        let trouble = self.leaf().check_usable().err().map(|error| error.to_string());
-        vec![Meters { name, trouble, requests: None, commits }]
+        let (name, leaf) = (self.name().clone(), self.leaf());
+        let (commits, selected) = (Some(leaf.commits.clone()), Some(leaf.selected.clone()));
+        let trouble = leaf.check_usable().err().map(|error| error.to_string());
+        vec![Meters { name, trouble, requests: None, commits, selected }]
     }
 
     async fn defragment(&self) -> Result<bool> {

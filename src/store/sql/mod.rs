@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod compact;
+mod index;
 pub mod mysql;
 pub mod postgres;
 mod reader;
@@ -19,7 +20,10 @@ pub mod statements;
 mod tests;
 mod writer;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,13 +32,14 @@ use tracing::{Instrument as _, Span, field::Empty};
 
 use self::{
     compact::Compaction,
+    index::Index,
     session::{Arg, Columns, Database, DbError, DbResult, Session, Sql, rows},
     statements::Statements,
     writer::Writer,
 };
 use super::{
     Head, LogBatch, Page, Query, RecordStore, Size,
-    led::{self, Engine, Led, leaf::Leaf, page_sizer::PageSizer},
+    led::{self, Engine, Led, leaf::Leaf, mailbox::Task, page_sizer::PageSizer},
 };
 use crate::{
     clock::SharedClock,
@@ -52,6 +57,16 @@ pub struct Witnessed {
     /// Where the database says that its tables may have been made anew since: the number by which it says so,
     /// kept once what was before is broken off.
     pub made_anew: Option<i64>,
+}
+
+/// Whether a store may keep indexes of labels and fields, where reads with selectors are in need of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Indexing {
+    /// It makes them by itself.
+    #[default]
+    WhereUsed,
+    /// It has none; those that are there are given up.
+    Never,
 }
 
 /// What reads need.
@@ -72,6 +87,9 @@ struct Shared {
     key_bytes_max: usize,
     /// Whether puts are refused from when there is no room until there is plenty.
     keeps_reserve: bool,
+    indexing: Indexing,
+    /// As the writer has it; what is built there is there for all revisions that are shown.
+    index: RwLock<Arc<Index>>,
 }
 
 /// Opens a store whose tables are there and owned by this node. The clock is moved up to the store's
@@ -85,6 +103,7 @@ async fn open<D: Database>(
     mut session: D::Session,
     clock: SharedClock,
     witnessed: Witnessed,
+    indexing: Indexing,
 ) -> Result<Arc<dyn RecordStore>, DbError> {
     let dialect = database.dialect();
     let statements = Statements::new(&dialect);
@@ -99,6 +118,7 @@ async fn open<D: Database>(
     let Witnessed { newest: beside, is_another, made_anew } = witnessed;
     let witnessed = beside.max(if is_another { newest + 1 } else { 0 });
     session.witness(newest.max(witnessed));
+    let index = index::open(&mut session, &statements, indexing).await?;
     // Others may have written it while this node went on without it: the slot sees to that.
     let seat = clock.join_apart(newest).await;
     let seat = seat.map_err(|error| DbError::Failed(error.to_string()))?;
@@ -112,6 +132,8 @@ async fn open<D: Database>(
         page_sizer: PageSizer::new(dialect.rows_come_all),
         key_bytes_max: dialect.key_bytes_max,
         keeps_reserve: dialect.keeps_reserve,
+        indexing,
+        index: RwLock::new(Arc::new(index)),
     });
     let (queue, tasks) = led::mailbox();
     let writer_shared = shared.clone();
@@ -125,6 +147,7 @@ async fn open<D: Database>(
             newest,
             kept: Instant::now(),
             compaction: Compaction::resume(walked, compacted),
+            index_paused: None,
             made_anew,
             held: None,
             pieces: Vec::new(),
@@ -179,6 +202,35 @@ impl<D: Database> Engine for SqlEngine<D> {
         );
         let page = page.instrument(span.clone()).await;
         page.map_err(|error| self.shared.error_in(&span, error))
+    }
+
+    async fn selected_page_at(&self, query: &Query) -> Result<Option<(Page, usize)>> {
+        let Some(selector) = &query.selector else { return Ok(None) };
+        let Some(lookup) = self.shared.index().lookup(&query.range, selector) else {
+            return Ok(None);
+        };
+        let (shared, query) = (self.shared.clone(), query.clone());
+        let span = shared.span("SELECT", &shared.statements.terms);
+        let page = self.database.read(
+            false,
+            Box::new(move |session| {
+                let (shared, query, lookup) = (shared.clone(), query.clone(), lookup.clone());
+                Box::pin(async move {
+                    let Shared { statements, page_sizer, .. } = &*shared;
+                    reader::selected_page(session, statements, page_sizer, &query, &lookup).await
+                })
+            }),
+        );
+        let page = page.instrument(span.clone()).await;
+        page.map_err(|error| self.shared.error_in(&span, error))
+    }
+
+    fn index_for(&self, query: &Query) -> Option<Task> {
+        let selector =
+            query.selector.as_ref().filter(|_| self.shared.indexing != Indexing::Never)?;
+        let prefix = index::scope_of(&query.range)?;
+        let attribute = self.shared.index().attribute_for(&prefix, selector)?;
+        Some(Task::Index(prefix, attribute))
     }
 
     async fn count_at(&self, range: &KeyRange, revision: Revision) -> Result<u64> {
@@ -272,6 +324,15 @@ impl<D: Database> SqlEngine<D> {
 // === impl Shared ===
 
 impl Shared {
+    fn index(&self) -> Arc<Index> {
+        // Nothing panics while it has the lock.
+        self.index.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_index(&self, index: Index) {
+        *self.index.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(index);
+    }
+
     /// The span of what is asked of the database, where that is for a request that is traced.
     /// Arguments are no part of a statement.
     fn span(&self, operation: &'static str, statement: &Sql) -> Span {

@@ -141,10 +141,14 @@ impl Driver for Mysql {
                 mod_revision = VALUES(mod_revision), version = VALUES(version), \
                 lease = VALUES(lease)",
             on_name_conflict: "ON DUPLICATE KEY UPDATE value = VALUES(value)",
+            on_term_conflict: "ON DUPLICATE KEY UPDATE hash = VALUES(hash)",
+            make_terms: "CREATE TABLE IF NOT EXISTS pleach_term (attribute BIGINT NOT NULL, \
+                hash BIGINT NOT NULL, name VARBINARY(2048) NOT NULL, \
+                PRIMARY KEY (attribute, hash, name)) ENGINE=InnoDB ROW_FORMAT=DYNAMIC",
             size: "SELECT CAST(coalesce(sum(data_length + index_length + data_free), 0) AS SIGNED), \
                 CAST(coalesce(sum(data_length + index_length), 0) AS SIGNED) \
                 FROM information_schema.tables WHERE table_schema = DATABASE() \
-                AND table_name IN ('pleach_log', 'pleach_key')",
+                AND table_name IN ('pleach_log', 'pleach_key', 'pleach_term')",
             key_bytes_max: KEY_BYTES_MAX,
             keeps_reserve: false,
             rows_come_all: true,

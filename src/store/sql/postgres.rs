@@ -149,8 +149,12 @@ impl Driver for Postgres {
                 mod_revision = excluded.mod_revision, version = excluded.version, \
                 lease = excluded.lease",
             on_name_conflict: "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            on_term_conflict: "ON CONFLICT DO NOTHING",
+            make_terms: "CREATE TABLE IF NOT EXISTS pleach_term (attribute bigint NOT NULL, \
+                hash bigint NOT NULL, name bytea NOT NULL, PRIMARY KEY (attribute, hash, name))",
             size: "SELECT s.size, s.size FROM (SELECT pg_total_relation_size('pleach_log') \
-                + pg_total_relation_size('pleach_key') AS size) s",
+                + pg_total_relation_size('pleach_key') \
+                + coalesce(pg_total_relation_size(to_regclass('pleach_term')), 0) AS size) s",
             key_bytes_max: KEY_BYTES_MAX,
             keeps_reserve: false,
             rows_come_all: true,

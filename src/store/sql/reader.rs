@@ -1,11 +1,12 @@
 //! Reads as of a revision. No transaction is held: rows that changed since are followed back along
 //! their chains, so statements of one read need not see the same state of the tables.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 
 use super::{
+    index::Lookup,
     session::{Arg, Columns, DbResult, Session, Sql, rows},
     statements::Statements,
 };
@@ -16,6 +17,13 @@ use crate::{
 
 /// The rows of the log that a tail reads at once.
 const LOG_ROWS_MAX: i64 = 1_000;
+
+/// The keys that an index is asked for at once, for each value of its attribute: a page's, between these.
+const LOOKUP_ROWS_MIN: usize = 256;
+const LOOKUP_ROWS_MAX: usize = 1_000;
+
+/// Where more has changed since a revision, an index is of no use for it.
+const CHANGED_ROWS_MAX: usize = 2_000;
 
 /// A key's newest row.
 #[derive(Clone, Debug)]
@@ -166,6 +174,109 @@ pub(super) async fn page(
         kvs.retain(|kv| kv.lease == read.lease);
     }
     Ok(Page { kvs, next, revision: read.revision })
+}
+
+/// A page of what the query's selector may match, of the keys that an index has for it and those that have changed
+/// since its revision, and how many these are. `None` where too many have changed.
+pub(super) async fn selected_page(
+    session: &mut impl Session,
+    statements: &Statements,
+    page_sizer: &PageSizer,
+    query: &Query,
+    lookup: &Lookup,
+) -> DbResult<Option<(Page, usize)>> {
+    // In this order: what the index does not have any more has changed since, and is found behind it.
+    let at_once = (query.rows_max() + 1).clamp(LOOKUP_ROWS_MIN, LOOKUP_ROWS_MAX);
+    let (mut keys, mut last) = (BTreeSet::new(), None);
+    for hash in &lookup.hashes {
+        let (attribute, hash) = (Arg::Int(lookup.attribute), Arg::Int(*hash));
+        let (start, end) = (Arg::Bytes(&lookup.start), Arg::Bytes(&lookup.end));
+        let args = [attribute, hash, start, end, int(at_once)];
+        let found = rows(session, &statements.terms, &args, |columns| columns.bytes(0)).await?;
+        if found.len() == at_once {
+            // What stands behind the last may stand there for another hash, too.
+            let cut = found.last().cloned();
+            last = last.into_iter().chain(cut).min();
+        }
+        keys.extend(found);
+    }
+    let args = [Arg::Int(query.revision), int(CHANGED_ROWS_MAX)];
+    let changed = rows(session, &statements.changed, &args, |columns| columns.bytes(0)).await?;
+    if changed.len() == CHANGED_ROWS_MAX {
+        return Ok(None);
+    }
+    keys.extend(changed.into_iter().filter(|key| query.range.contains(key)));
+    if let Some(last) = &last {
+        keys.retain(|key| key <= last);
+    }
+    let keys: Vec<Key> = keys.into_iter().collect();
+    let mut page = Page { next: last.map(|last| successor(&last)), ..Page::default() };
+    page.revision = query.revision;
+    let (mut rows_read, mut bytes_read, mut at) = (0, 0, 0);
+    while at < keys.len() {
+        if page.kvs.len() == query.rows_max() || bytes_read >= PAGE_BYTES_MAX {
+            page.next = Some(keys[at].clone());
+            break;
+        }
+        // Few at once where values are large.
+        let some = &keys[at..keys.len().min(at + page_sizer.rows().min(LOOKUP_ROWS_MIN))];
+        let mut found = newest_of(session, statements, some).await?;
+        at += some.len();
+        rows_read += found.len();
+        bytes_read += found.iter().map(|live| live.kv.size()).sum::<usize>();
+        found.sort_unstable_by(|a, b| a.kv.key.cmp(&b.kv.key));
+        for Live { seq, kv } in found {
+            let kv = match kv.mod_revision <= query.revision {
+                true => Some(kv).filter(|kv| !kv.is_tombstone()),
+                false => back(session, statements, seq, query.revision).await?,
+            };
+            let Some(mut kv) = kv.filter(|kv| query.wants(kv)) else { continue };
+            if page.kvs.len() == query.rows_max() {
+                page.next = Some(kv.key);
+                return Ok(Some((page, rows_read)));
+            }
+            if query.keys_only {
+                kv.value = Bytes::new();
+            }
+            page.kvs.push(kv);
+        }
+    }
+    Ok(Some((page, rows_read)))
+}
+
+/// Some first live rows of a range as the tables have them now, as many as a page has bytes for, and where the rest
+/// begins.
+pub(super) async fn first_in(
+    session: &mut impl Session,
+    statements: &Statements,
+    range: &KeyRange,
+    rows_max: usize,
+) -> DbResult<(Vec<Live>, Option<Key>)> {
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    let mut each = |columns: &dyn Columns| {
+        let live = live_row(columns);
+        bytes += live.kv.size();
+        found.push(live);
+        match bytes < PAGE_BYTES_MAX {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    };
+    // No row is newer than this, so none that is deleted comes along.
+    let (never, limit) = (Arg::Int(i64::MAX), int(rows_max));
+    match &range.end {
+        Some(end) => {
+            let args = [Arg::Bytes(&range.start), Arg::Bytes(end), never, limit];
+            session.fetch(&statements.page, &args, &mut each).await?;
+        }
+        None => {
+            let args = [Arg::Bytes(&range.start), never, limit];
+            session.fetch(&statements.page_open, &args, &mut each).await?;
+        }
+    }
+    let is_cut = found.len() == rows_max || bytes >= PAGE_BYTES_MAX;
+    let next = found.last().filter(|_| is_cut).map(|live: &Live| successor(&live.kv.key));
+    Ok((found, next))
 }
 
 /// Up to one row more than a page holds, or fewer with where to go on, where they are large.

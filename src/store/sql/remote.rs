@@ -29,7 +29,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-pub use self::opening::{OpenError, open, open_known};
+pub use self::opening::{OpenError, Usage, open, open_known};
 use super::session::{
     Arg, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask, went_back,
 };

@@ -152,6 +152,10 @@ pub struct Dialect {
     pub on_key_conflict: &'static str,
     /// Behind an INSERT of a name with a value, likewise.
     pub on_name_conflict: &'static str,
+    /// Behind an INSERT into the terms of an index: nothing to do where the row is there already.
+    pub on_term_conflict: &'static str,
+    /// Makes the table of the terms, where it is not there.
+    pub make_terms: &'static str,
     /// Yields the bytes in all, and the bytes in use.
     pub size: &'static str,
     /// The bytes of the longest key that it can keep.

@@ -25,8 +25,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ToSql, types::ToSqlOutput}
 use tokio::sync::Semaphore;
 
 use super::{
-    Witnessed,
+    Indexing, Witnessed,
     checkpoint::{Checkpoints, checkpoint, spare, truncate},
+    index::{SCHEMA_INDEXED, SCHEMA_VERSION},
     reserve::Reserve,
     session::{
         Arg, Columns, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask,
@@ -38,9 +39,6 @@ use crate::{
     model::Revision,
     store::{Expected, RecordStore},
 };
-
-/// The schema that this version reads and writes.
-const SCHEMA_VERSION: i64 = 2;
 
 /// Connections that read. More than the cores that wait on disks help nobody.
 const READERS_MAX: usize = 4;
@@ -80,6 +78,9 @@ pub(super) fn dialect() -> Dialect {
             create_revision = excluded.create_revision, mod_revision = excluded.mod_revision, \
             version = excluded.version, lease = excluded.lease",
         on_name_conflict: "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        on_term_conflict: "ON CONFLICT DO NOTHING",
+        make_terms: "CREATE TABLE IF NOT EXISTS pleach_term (attribute INTEGER NOT NULL, \
+            hash INTEGER NOT NULL, name BLOB NOT NULL, PRIMARY KEY (attribute, hash, name)) WITHOUT ROWID",
         size: "SELECT p.page_count * s.page_size, (p.page_count - f.freelist_count) * s.page_size \
             FROM pragma_page_count p, pragma_page_size s, pragma_freelist_count f",
         key_bytes_max: usize::MAX,
@@ -113,7 +114,7 @@ pub enum OpenError {
     /// A newer version wrote it.
     #[error(
         "{path} has schema version {found}, but this version of Pleach knows none above \
-         {SCHEMA_VERSION}; run a newer one"
+         {SCHEMA_INDEXED}; run a newer one"
     )]
     TooNew {
         /// The file.
@@ -225,7 +226,7 @@ pub async fn open(
     owner: &str,
     clock: SharedClock,
 ) -> Result<Arc<dyn RecordStore>, OpenError> {
-    open_known(name, path, owner, clock, Expected::default()).await
+    open_known(name, path, owner, clock, Expected::default(), Indexing::default()).await
 }
 
 /// The same, where the store must be the one that is expected.
@@ -238,6 +239,7 @@ pub async fn open_known(
     owner: &str,
     clock: SharedClock,
     expected: Expected,
+    indexing: Indexing,
 ) -> Result<Arc<dyn RecordStore>, OpenError> {
     let is_full = Arc::new(AtomicBool::new(false));
     let reserve = Arc::new(Reserve::new(path, is_full.clone()));
@@ -251,7 +253,7 @@ pub async fn open_known(
         permits: Arc::new(Semaphore::new(READERS_MAX)),
     };
     let database = Sqlite { name: name.to_owned(), readers: Arc::new(readers), is_full };
-    let opened = super::open(name, database, writer, clock, witnessed).await;
+    let opened = super::open(name, database, writer, clock, witnessed, indexing).await;
     opened.map_err(|error| opening.failed(error))
 }
 
@@ -385,7 +387,7 @@ impl Opening<'_> {
         }
         let version = "SELECT value FROM pleach_meta WHERE name = 'schema'";
         match connection.query_row(version, [], |row| row.get(0)) {
-            Ok(found) if found > SCHEMA_VERSION => {
+            Ok(found) if found > SCHEMA_INDEXED => {
                 return Err(OpenError::TooNew { path: self.shown.clone(), found });
             }
             Ok(_) => {}

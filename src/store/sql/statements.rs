@@ -10,6 +10,8 @@
 //!   pleach_log   seq 7 ── seq 12 ── seq 31     one chain of prev_seq for each key
 //! ```
 //!
+//! A third table, `pleach_term`, is there once reads with selectors needed an index; see `index`.
+//!
 //! A list is a scan of `pleach_key` that fetches each value by its `seq`; a value is written once; the
 //! past of a key is its chain; compaction deletes what the chain behind a row `<= revision` holds.
 
@@ -46,6 +48,13 @@ pub struct Statements {
     pub(super) put_record: Sql,
     pub(super) drop_record: Sql,
     pub(super) size: Sql,
+    pub(super) make_terms: Sql,
+    pub(super) terms: Sql,
+    pub(super) put_term: Sql,
+    pub(super) drop_term: Sql,
+    pub(super) terms_of: Sql,
+    pub(super) drop_terms: Sql,
+    pub(super) changed: Sql,
 }
 
 // === impl Statements ===
@@ -131,6 +140,23 @@ impl Statements {
             )),
             drop_record: sql(&format!("DELETE FROM pleach_record WHERE name {one_of}")),
             size: sql(dialect.size),
+            make_terms: sql(dialect.make_terms),
+            terms: sql("SELECT name FROM pleach_term WHERE attribute = ? AND hash = ? \
+                 AND name >= ? AND name < ? ORDER BY name LIMIT ?"),
+            put_term: sql(&format!(
+                "INSERT INTO pleach_term (attribute, hash, name) {} {}",
+                rows(3),
+                dialect.on_term_conflict
+            )),
+            // At once only for one attribute and one hash.
+            drop_term: sql(&format!(
+                "DELETE FROM pleach_term WHERE attribute {one_of} AND hash {one_of} AND name {one_of}"
+            )),
+            terms_of: sql("SELECT hash, name FROM pleach_term WHERE attribute = ? LIMIT ?"),
+            drop_terms: sql("DROP TABLE IF EXISTS pleach_term"),
+            changed: sql(
+                "SELECT name FROM pleach_log WHERE revision > ? ORDER BY revision LIMIT ?",
+            ),
         }
     }
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Witnessed,
+    Indexing, Witnessed,
     session::{
         Arg, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask, rows,
     },
@@ -360,8 +360,14 @@ async fn follow(
 async fn run(folder: &TempDir, seed: u64, planted: Option<Planted>) -> Result<(), String> {
     let server = Server::new(folder, seed, planted);
     let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
-    let opened =
-        super::open("scripted", server.clone(), server.session(), clock, Witnessed::default());
+    let opened = super::open(
+        "scripted",
+        server.clone(),
+        server.session(),
+        clock,
+        Witnessed::default(),
+        Indexing::default(),
+    );
     let store = opened.await.map_err(|error| error.to_string())?;
     server.lock().is_on = true;
     let clients = (0..CLIENTS).map(|client| {
@@ -442,7 +448,14 @@ fn a_write_that_the_server_does_not_take_takes_no_other_along() {
         let server = Server::new(&folder, 1, None);
         let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
         let session = server.session();
-        let opened = super::open("scripted", server.clone(), session, clock, Witnessed::default());
+        let opened = super::open(
+            "scripted",
+            server.clone(),
+            session,
+            clock,
+            Witnessed::default(),
+            Indexing::default(),
+        );
         let store = opened.await.expect("it is there");
         let writes = (0..100).map(|at| {
             let value = if at % 17 == 3 { POISON } else { b"food" };

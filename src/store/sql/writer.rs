@@ -11,6 +11,7 @@
 //! steps between batches, so that no step waits for another connection's lock.
 
 mod batch;
+mod indexing;
 mod trouble;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -61,6 +62,8 @@ pub(super) struct Writer<S> {
     /// When the store was last kept for longer.
     pub kept: Instant,
     pub compaction: Compaction,
+    /// Until when nothing is done about indexes, since something failed.
+    pub index_paused: Option<Instant>,
     /// Kept with the next compaction, which breaks off what was before; see [`super::Witnessed`].
     pub made_anew: Option<i64>,
     /// Taken from the queue, and left for a batch of its own.
@@ -95,6 +98,11 @@ impl<S: Session> Writer<S> {
                     self.keep_where_due().await;
                     continue;
                 }
+                Err(mpsc::error::TryRecvError::Empty) if self.is_index_due() => {
+                    self.index_step().await;
+                    self.keep_where_due().await;
+                    continue;
+                }
                 Err(mpsc::error::TryRecvError::Empty) => match self.next().await {
                     Some(task) => task,
                     None => return self.session.release().await,
@@ -115,11 +123,17 @@ impl<S: Session> Writer<S> {
                     let _ = done.send(given.map_err(|error| self.shared.error(error)));
                     continue;
                 }
+                Task::Index(prefix, attribute) => {
+                    self.begin_index(&prefix, &attribute).await;
+                    continue;
+                }
                 first => self.fill(first),
             };
             self.process(batch).await;
             if self.compaction.is_due() {
                 self.compact_step().await;
+            } else if self.is_index_due() {
+                self.index_step().await;
             }
         }
     }
@@ -166,7 +180,8 @@ impl<S: Session> Writer<S> {
         while !is_alone && batch.len() < BATCH_WRITES_MAX && bytes < BATCH_BYTES_MAX {
             let Ok(task) = self.queue.try_recv() else { break };
             // A read in the past looks at the tables, where the writes before it must be.
-            if task.reads_past() || matches!(task, Task::Close(_) | Task::Defragment(_)) {
+            let is_another = matches!(task, Task::Close(_) | Task::Defragment(_) | Task::Index(..));
+            if task.reads_past() || is_another {
                 self.held = Some(task);
                 break;
             }
@@ -240,7 +255,11 @@ impl<S: Session> Writer<S> {
                     *compact = (*compact).max(Some(*revision));
                 }
                 // Batches of their own, or nothing but to be written.
-                Task::Compact(..) | Task::Records(..) | Task::Close(_) | Task::Defragment(_) => {}
+                Task::Compact(..)
+                | Task::Records(..)
+                | Task::Close(_)
+                | Task::Defragment(_)
+                | Task::Index(..) => {}
             }
         }
         self.write(batch).await
@@ -270,6 +289,9 @@ impl<S: Session> Writer<S> {
             self.made_anew = None;
             self.compaction.aim(revision);
         }
+        if let Some(index) = batch.index {
+            self.shared.set_index(index);
+        }
         self.shared.leaf.journal.publish(&batch.run.commits);
         let mut written = batch.written.into_iter();
         for task in batch.tasks {
@@ -281,7 +303,7 @@ impl<S: Session> Writer<S> {
                     let _ = answer.send(Ok(()));
                     self.compaction.tell(done);
                 }
-                Task::Close(_) | Task::Defragment(_) => {}
+                Task::Close(_) | Task::Defragment(_) | Task::Index(..) => {}
             }
         }
     }
@@ -432,6 +454,7 @@ impl<S: Session> Writer<S> {
         }
         note_statements(&[&statements.put_log, &statements.put_key], "COMMIT");
         batch.next_seq = self.write_commits(&batch.run).await.map_err(Failure::Before)?;
+        batch.index = self.write_index(&batch.run).await.map_err(Failure::Before)?;
         self.write_work(batch).await.map_err(Failure::Before)?;
         let begun = Instant::now();
         let committed = self.session.commit().await;

@@ -233,7 +233,15 @@ impl Shared {
             let range = KeyRange::single(key);
             let (key, range_end) = wire::range_to(&range);
             let (limit, lease, keys_only) = (1, 0, true);
-            let read = pb::ReadRequest { key, range_end, revision, limit, keys_only, lease };
+            let read = pb::ReadRequest {
+                key,
+                range_end,
+                revision,
+                limit,
+                keys_only,
+                lease,
+                ..Default::default()
+            };
             // What it does not say in time, nobody knows better.
             let found = timeout(CHECK_TIME_MAX, self.wire.read(read)).await.ok()?.ok()?;
             let is_there = found.kvs.iter().any(|kv| kv.mod_revision == revision);

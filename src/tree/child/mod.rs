@@ -50,6 +50,7 @@ use crate::{
         Coverage, Described, Head, LogBatch, Page, Query, Size, Store, Tail, Written,
         attach::AttachState,
         meter::{Lasting, Meters},
+        selected,
     },
     wire as words,
 };
@@ -202,6 +203,30 @@ impl NodeStore {
         let link = AbortOnDropHandle::new(tokio::spawn(shared.clone().keep_attached()));
         Arc::new(Self { shared, link: Mutex::new(Some(link)) })
     }
+
+    /// A page, and whether the child heeded the selector.
+    async fn read_page(&self, read: &Query) -> Result<(Page, bool)> {
+        let (key, range_end) = words::range_to(&read.range);
+        let (label_selector, field_selector) = words::selector_texts(read.selector.as_ref());
+        let request = pb::ReadRequest {
+            key,
+            range_end,
+            revision: read.revision,
+            limit: read.limit as u64,
+            keys_only: read.keys_only,
+            lease: read.lease,
+            label_selector,
+            field_selector,
+        };
+        let answer = self.shared.asked(false, self.shared.wire.read(request)).await?;
+        self.shared.advance_to(answer.revision).await?;
+        let page = Page {
+            kvs: answer.kvs.into_iter().map(words::kv).collect(),
+            next: answer.more.then_some(answer.next),
+            revision: answer.revision,
+        };
+        Ok((page, answer.is_selected))
+    }
 }
 
 #[async_trait]
@@ -240,28 +265,26 @@ impl Store for NodeStore {
     }
 
     async fn read(&self, read: &Query) -> Result<Page> {
-        let (key, range_end) = words::range_to(&read.range);
-        let request = pb::ReadRequest {
-            key,
-            range_end,
-            revision: read.revision,
-            limit: read.limit as u64,
-            keys_only: read.keys_only,
-            lease: read.lease,
-        };
-        let answer = self.shared.asked(false, self.shared.wire.read(request)).await?;
-        self.shared.advance_to(answer.revision).await?;
-        Ok(Page {
-            kvs: answer.kvs.into_iter().map(words::kv).collect(),
-            next: answer.more.then_some(answer.next),
-            revision: answer.revision,
-        })
+        let (page, is_selected) = self.read_page(read).await?;
+        if read.selector.is_none() || is_selected {
+            return Ok(page);
+        }
+        // One of a version that does not know selectors.
+        let read = Query { revision: page.revision, ..read.clone() };
+        let all = |all| async move { Ok(self.read_page(&all).await?.0) };
+        Ok(selected::read(&read, all).await?.0)
     }
 
     async fn count(&self, query: &Query) -> Result<u64> {
         let (key, range_end) = words::range_to(&query.range);
-        let request = pb::CountRequest { key, range_end, revision: query.revision };
-        Ok(self.shared.asked(false, self.shared.wire.count(request)).await?.count)
+        let (label_selector, field_selector) = words::selector_texts(query.selector.as_ref());
+        let revision = query.revision;
+        let request = pb::CountRequest { key, range_end, revision, label_selector, field_selector };
+        let answer = self.shared.asked(false, self.shared.wire.count(request)).await?;
+        if query.selector.is_none() || answer.is_selected {
+            return Ok(answer.count);
+        }
+        selected::count(query, |all| async move { Ok(self.read_page(&all).await?.0) }).await
     }
 
     fn tail(&self, after: Revision) -> Tail {
@@ -371,7 +394,7 @@ impl Store for NodeStore {
     fn meters(&self) -> Vec<Meters> {
         let trouble = self.shared.trouble.borrow().as_deref().map(str::to_owned);
         let name = self.shared.name.clone();
-        vec![Meters { name, trouble, requests: None, commits: None }]
+        vec![Meters { name, trouble, requests: None, commits: None, selected: None }]
     }
 }
 

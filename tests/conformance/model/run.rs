@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pleach::{
     clock::SharedClock,
     model::{Commit, KeyRange, KeyValue, Revision, StoreError, error::Result, txn::Txn},
+    select::Selector,
     store::{Query, RecordStore as _, Store, memory::Memory, read_all},
 };
 
@@ -56,6 +57,10 @@ pub(crate) async fn run(world: World, steps: &[Step]) {
     }
 }
 
+fn selecting(range: &KeyRange, at: Revision, selector: &Option<Arc<Selector>>) -> Query {
+    Query { selector: selector.clone(), ..Query::new(range.clone(), at) }
+}
+
 /// Both must say the same, errors included.
 fn assert_same<T: std::fmt::Debug + PartialEq>(ours: Result<T>, theirs: Result<T>, what: &str) {
     match (&ours, &theirs) {
@@ -75,19 +80,15 @@ impl Pair {
         let shown = self.shown();
         match step {
             Step::Write(plan) => self.write(plan.at(shown)).await,
-            Step::Query { range, age, limit, keys_only } => {
-                let at = revision(shown, *age);
+            Step::Query { range, age, limit, keys_only, selector } => {
                 let (limit, keys_only) = (*limit, *keys_only);
-                self.read(&Query { limit, keys_only, ..Query::new(range.clone(), at) }).await;
+                let query = selecting(range, revision(shown, *age), selector);
+                self.read(&Query { limit, keys_only, ..query }).await;
             }
-            Step::Count { range, age } => {
-                let at = revision(shown, *age);
-                let ours = self.world.store.count(&Query::new(range.clone(), at)).await;
-                assert_same(
-                    ours,
-                    self.oracle.count(&Query::new(range.clone(), at)).await,
-                    "a count",
-                );
+            Step::Count { range, age, selector } => {
+                let query = selecting(range, revision(shown, *age), selector);
+                let ours = self.world.store.count(&query).await;
+                assert_same(ours, self.oracle.count(&query).await, "a count");
             }
             Step::ReadLeased { family } => {
                 let lease = lease_of(*family);

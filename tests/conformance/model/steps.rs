@@ -1,12 +1,19 @@
 //! What a sequence is made of. Revisions are said as ages, since they depend on what came before.
 
-use pleach::model::{
-    Key, KeyRange, LeaseId, Revision,
-    txn::{Against, Bounds, Compare, DeleteOp, Op, Order, OrderBy, PutOp, RangeOp, Relation, Txn},
+use std::sync::Arc;
+
+use pleach::{
+    model::{
+        Key, KeyRange, LeaseId, Revision,
+        txn::{
+            Against, Bounds, Compare, DeleteOp, Op, Order, OrderBy, PutOp, RangeOp, Relation, Txn,
+        },
+    },
+    select::Selector,
 };
 use proptest::prelude::*;
 
-use crate::words::{FAMILIES, bytes, family_range, key};
+use crate::words::{FAMILIES, bytes, family_range, key, object};
 
 /// One operation of a sequence.
 #[derive(Clone, Debug)]
@@ -17,10 +24,12 @@ pub(crate) enum Step {
         age: u8,
         limit: usize,
         keys_only: bool,
+        selector: Option<Arc<Selector>>,
     },
     Count {
         range: KeyRange,
         age: u8,
+        selector: Option<Arc<Selector>>,
     },
     ReadLeased {
         family: usize,
@@ -133,12 +142,32 @@ fn age() -> impl Strategy<Value = u8> {
     prop_oneof![3 => Just(0u8), 3 => 1..10u8, 1 => 10..80u8]
 }
 
+/// None, or one that objects of [`object`] differ in.
+fn selector() -> impl Strategy<Value = Option<Arc<Selector>>> {
+    let texts = [
+        ("app=a", ""),
+        ("app in (a,b)", ""),
+        ("app!=a", ""),
+        ("!app", ""),
+        ("app=b,tier>2", ""),
+        ("", "spec.node=n1"),
+        ("", "spec.node=,metadata.name!=x"),
+        ("app=a", "spec.node=n2"),
+    ];
+    prop_oneof![
+        2 => Just(None),
+        1 => prop::sample::select(texts.to_vec()).prop_map(|(labels, fields)| {
+            Selector::parse(labels, fields).expect("it can be read").map(Arc::new)
+        }),
+    ]
+}
+
 fn put_in(family: usize) -> impl Strategy<Value = Op> {
     let flags = (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
     (key_in(family), 0..20u8, prop::bool::weighted(0.3), flags).prop_map(
         move |(key, value, is_leased, (prev_kv, keep_value, keep_lease))| {
             let lease = if is_leased { lease_of(family) } else { 0 };
-            let value = if value == 0 { bytes("") } else { bytes(value) };
+            let value = if value == 0 { bytes("") } else { object(value) };
             Op::Put(PutOp { key, value, lease, prev_kv, keep_value, keep_lease })
         },
     )
@@ -147,9 +176,9 @@ fn put_in(family: usize) -> impl Strategy<Value = Op> {
 fn read_in(range: impl Strategy<Value = KeyRange>) -> impl Strategy<Value = Op> {
     let order = prop_oneof![Just(Order::None), Just(Order::Ascend), Just(Order::Descend)];
     let order_by = prop_oneof![Just(OrderBy::Key), Just(OrderBy::Mod), Just(OrderBy::Value)];
-    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.2));
+    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.2), selector());
     (range, 0..4i64, age(), order, order_by, flags).prop_map(
-        |(range, limit, age, order, order_by, (keys_only, count_only))| {
+        |(range, limit, age, order, order_by, (keys_only, count_only, selector))| {
             let (mod_revisions, create_revisions) = (Bounds::default(), Bounds::default());
             let revision = -Revision::from(age);
             Op::Range(RangeOp {
@@ -162,6 +191,7 @@ fn read_in(range: impl Strategy<Value = KeyRange>) -> impl Strategy<Value = Op> 
                 count_only,
                 mod_revisions,
                 create_revisions,
+                selector,
             })
         },
     )
@@ -182,7 +212,7 @@ fn compare_in(family: usize) -> impl Strategy<Value = Compare> {
         (0..3i64).prop_map(Against::Version),
         age().prop_map(|age| Against::Create(-Revision::from(age))),
         age().prop_map(|age| Against::Mod(-Revision::from(age))),
-        (1..20u8).prop_map(|value| Against::Value(bytes(value))),
+        (1..20u8).prop_map(|value| Against::Value(object(value))),
         Just(Against::Lease(lease_of(family))),
     ];
     (range_in(family), relation, against).prop_map(|(range, relation, against)| Compare {
@@ -235,9 +265,13 @@ fn write() -> impl Strategy<Value = Step> {
 pub(crate) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         24 => write(),
-        8 => (any_range(), age(), 0..5usize, any::<bool>())
-            .prop_map(|(range, age, limit, keys_only)| Step::Query { range, age, limit, keys_only }),
-        6 => (any_range(), age()).prop_map(|(range, age)| Step::Count { range, age }),
+        8 => (any_range(), age(), 0..5usize, any::<bool>(), selector()).prop_map(
+            |(range, age, limit, keys_only, selector)| {
+                Step::Query { range, age, limit, keys_only, selector }
+            }
+        ),
+        6 => (any_range(), age(), selector())
+            .prop_map(|(range, age, selector)| Step::Count { range, age, selector }),
         1 => family().prop_map(|family| Step::ReadLeased { family }),
         2 => family().prop_map(|family| Step::EndLease { family }),
         2 => (age(), any::<bool>()).prop_map(|(age, wait)| Step::Compact { age, wait }),

@@ -5,5 +5,6 @@ pub(crate) mod leases;
 pub(crate) mod reads;
 mod reopening;
 mod routing;
+pub(crate) mod selecting;
 pub(crate) mod tails;
 pub(crate) mod writes;

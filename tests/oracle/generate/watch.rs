@@ -40,6 +40,7 @@ impl Generator {
             prev_kv: self.rng.chance(50),
             watch_id: self.watch_id(live, seen.opened.get(&stream).copied().unwrap_or(0)),
             fragment: self.rng.chance(20),
+            ..Default::default()
         };
         Step::Open { stream, create }
     }

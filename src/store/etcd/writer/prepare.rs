@@ -264,7 +264,7 @@ impl Writer {
                 }
                 Ok(Some(Ok(done)))
             }
-            Task::Close(_) | Task::Defragment(_) => Ok(Some(Ok(done))),
+            Task::Close(_) | Task::Defragment(_) | Task::Index(..) => Ok(Some(Ok(done))),
             Task::Compact(revision, ..) => {
                 // The line never goes back: what is below is gone.
                 let compacted = self.shared.leaf.compacted();

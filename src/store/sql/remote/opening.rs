@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        self as sql, Witnessed,
+        self as sql, Indexing, Witnessed,
+        index::{SCHEMA_INDEXED, SCHEMA_VERSION},
         session::{Arg, Columns, DbError, DbResult, Session, Sql},
     },
     Driver, LEASE, Readers, Remote, RemoteSession, Role,
@@ -17,9 +18,6 @@ use crate::{
     proto::records::Owner,
     store::{RecordStore, led::process},
 };
-
-/// The schema that this version reads and writes.
-const SCHEMA_VERSION: i64 = 2;
 
 /// How long to wait for the lock of an owner that died a moment ago: its server ends the connection
 /// when it notices.
@@ -55,7 +53,7 @@ pub enum OpenError {
     /// A newer version wrote it.
     #[error(
         "{place} has schema version {found}, but this version of Pleach knows none above \
-         {SCHEMA_VERSION}; run a newer one"
+         {SCHEMA_INDEXED}; run a newer one"
     )]
     TooNew {
         /// The database.
@@ -93,6 +91,15 @@ pub enum OpenError {
         /// Why, and what to do where that is known.
         reason: String,
     },
+}
+
+/// How a node uses a database.
+#[derive(Debug)]
+pub struct Usage {
+    /// The connections that read.
+    pub readers: Readers,
+    /// Whether it has indexes.
+    pub indexing: Indexing,
 }
 
 struct Opening<'a, D> {
@@ -134,7 +141,8 @@ pub async fn open<D: Driver>(
     owner: &str,
     clock: SharedClock,
 ) -> Result<Arc<dyn RecordStore>, OpenError> {
-    open_known(name, place, driver, readers, owner, clock, None).await
+    let usage = Usage { readers, indexing: Indexing::default() };
+    open_known(name, place, driver, usage, owner, clock, None).await
 }
 
 /// The same, where it must be the store of this incarnation: else nothing of it is changed.
@@ -145,7 +153,7 @@ pub async fn open_known<D: Driver>(
     name: &str,
     place: &str,
     driver: D,
-    readers: Readers,
+    usage: Usage,
     owner: &str,
     clock: SharedClock,
     incarnation: Option<u64>,
@@ -153,9 +161,9 @@ pub async fn open_known<D: Driver>(
     let opening = Opening { place, driver: Arc::new(driver), owner, incarnation };
     let failed = |error| OpenError::new(place, error);
     let (session, made_anew) = opening.take().await?;
-    let remote = Remote::new(&session, readers).map_err(failed)?;
+    let remote = Remote::new(&session, usage.readers).map_err(failed)?;
     let witnessed = Witnessed { made_anew, ..Witnessed::default() };
-    sql::open(name, remote, session, clock, witnessed).await.map_err(failed)
+    sql::open(name, remote, session, clock, witnessed, usage.indexing).await.map_err(failed)
 }
 
 /// What an owner wrote about itself; versions before this wrote a text.
@@ -299,7 +307,7 @@ impl<D: Driver> Opening<'_, D> {
             }
         }
         let found = ask("SELECT value FROM pleach_meta WHERE name = 'schema'").await?;
-        if let Some(found) = found.filter(|found| *found > SCHEMA_VERSION) {
+        if let Some(found) = found.filter(|found| *found > SCHEMA_INDEXED) {
             return Err(OpenError::TooNew { place: self.place.to_owned(), found });
         }
         for (advice, query) in &texts.durability {

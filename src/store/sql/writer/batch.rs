@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::super::reader::Live;
+use super::super::{index::Index, reader::Live};
 use crate::{
     model::{
         Commit, Key, Revision,
@@ -23,6 +23,8 @@ pub(super) struct WriteBatch {
     pub written: Vec<Result<Written>>,
     /// How far the past is given up.
     pub compact: Option<Revision>,
+    /// The indexes, where they are others from it on.
+    pub index: Option<Index>,
     /// What follows the last row that it adds to the log.
     pub next_seq: i64,
 }
@@ -44,7 +46,8 @@ pub(super) struct Run {
 
 impl WriteBatch {
     pub(super) fn new(tasks: Vec<Task>, before: Revision, next_seq: i64) -> Self {
-        Self { tasks, run: Run::new(before), written: Vec::new(), compact: None, next_seq }
+        let (run, written) = (Run::new(before), Vec::new());
+        Self { tasks, run, written, compact: None, index: None, next_seq }
     }
 
     /// Whether it changes nothing in the tables.

@@ -67,6 +67,7 @@ impl<S: Session> Writer<S> {
     async fn look(&mut self, expected: Option<Revision>) -> DbResult<bool> {
         self.session.recover().await?;
         let newest = self.newest_there().await?;
+        self.load_index().await?;
         Ok(expected.is_some_and(|expected| newest >= expected))
     }
 
@@ -157,7 +158,7 @@ impl<S: Session> Writer<S> {
             }
             let Some(recovered) = self.recover(pause, &error).await else { return false };
             let found = match recovered {
-                Ok(()) => self.newest_there().await.map(drop),
+                Ok(()) => self.learn_anew().await,
                 Err(error) => Err(error),
             };
             match found {
@@ -169,6 +170,12 @@ impl<S: Session> Writer<S> {
         tracing::info!(store = %self.shared.leaf.name, "the store is back");
         self.shared.leaf.leave_trouble();
         true
+    }
+
+    /// Takes note of what the store has after it was lost, of which some may be gone that changed no key.
+    async fn learn_anew(&mut self) -> DbResult<()> {
+        self.newest_there().await?;
+        self.load_index().await
     }
 
     /// One attempt to recover after a pause, answering all that is asked meanwhile. `None` where the
