@@ -22,6 +22,8 @@ use super::{
 };
 
 const TOKEN: &str = "the-token-of-the-administrator";
+/// The API server of `tests/peers/kube-apiserver-selecting`.
+const SELECTING: &str = "kube-apiserver-selecting";
 const KUBECTL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The fields are dropped in this order: clients go before the servers they talk to.
@@ -31,6 +33,7 @@ pub(crate) struct ControlPlane {
     apiserver: Option<Process>,
     pub(crate) server: Server,
     pub(crate) api: Api,
+    apiserver_peer: &'static str,
     secure_port: u16,
     proxy_port: u16,
     kubectl: PathBuf,
@@ -43,6 +46,11 @@ impl ControlPlane {
     /// Writes keys and configuration. Nothing runs yet.
     pub(crate) fn new(flavour: Flavour) -> Result<Self> {
         Self::on(|folder| Server::new(flavour, folder))
+    }
+
+    /// One whose API server keeps nothing in memory and tells its storage what it selects.
+    pub(crate) fn selecting(flavour: Flavour) -> Result<Self> {
+        Ok(Self { apiserver_peer: SELECTING, ..Self::new(flavour)? })
     }
 
     /// One on a server that somebody else has started, such as the node of a tree.
@@ -65,6 +73,7 @@ impl ControlPlane {
             apiserver: None,
             server: server(folder.path())?,
             api: Api::at_port(proxy_port),
+            apiserver_peer: "kube-apiserver",
             secure_port,
             proxy_port,
             kubectl: peer("kubectl")?,
@@ -75,7 +84,7 @@ impl ControlPlane {
     /// Starts the API server, and the proxy through which `api` reaches it, and waits for both.
     pub(crate) async fn start_apiserver(&mut self) -> Result<()> {
         let arguments = self.apiserver_arguments();
-        let program = peer("kube-apiserver")?;
+        let program = peer(self.apiserver_peer)?;
         let apiserver = Process::start("kube-apiserver", &program, self.path(), &arguments)?;
         self.apiserver = Some(apiserver);
         if self.proxy.is_none() {
@@ -165,7 +174,8 @@ impl ControlPlane {
     }
 
     fn apiserver_arguments(&self) -> Vec<String> {
-        vec![
+        let more = (self.apiserver_peer == SELECTING).then(|| "--watch-cache=false".to_owned());
+        let mut arguments = vec![
             format!("--etcd-servers={}", self.server.endpoint()),
             // Every 15 seconds instead of 5 minutes, so that a short test sees several compactions.
             "--etcd-compaction-interval=15s".to_owned(),
@@ -181,7 +191,9 @@ impl ControlPlane {
             "--authorization-mode=RBAC".to_owned(),
             "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
             "--disable-admission-plugins=ServiceAccount".to_owned(),
-        ]
+        ];
+        arguments.extend(more);
+        arguments
     }
 }
 
