@@ -15,6 +15,10 @@ pub(crate) enum Set {
     Watched,
     Listed,
     Stored,
+    /// Objects of Kubernetes, with labels.
+    Selected,
+    /// The same of another kind, which nobody selects.
+    Objects,
     /// Keys of so many groups.
     Spread {
         groups: usize,
@@ -26,7 +30,14 @@ pub(crate) enum Set {
 pub(crate) struct Key {
     pub(crate) name: Bytes,
     mark: u64,
+    is_object: bool,
 }
+
+/// Which of the marks have the label `share=hundredth`.
+pub(crate) const HUNDREDTH: fn(u64) -> bool = |mark| mark % 100 == 7;
+
+/// Which have the label `half=yes`.
+pub(crate) const HALF: fn(u64) -> bool = |mark| mark % 2 == 0;
 
 // === impl Set ===
 
@@ -39,6 +50,8 @@ impl Set {
             Set::Watched => "/registry/leases/".into(),
             Set::Listed => "/registry/secrets/".into(),
             Set::Stored => "/registry/events/".into(),
+            Set::Selected => "/registry/stable.example.com/shirts/".into(),
+            Set::Objects => "/registry/stable.example.com/hats/".into(),
             Set::Spread { groups } => format!("/registry/spread-{groups}/"),
         }
     }
@@ -53,7 +66,8 @@ impl Set {
         let mark = scatter(number);
         let groups = if let Set::Spread { groups } = self { groups as u64 } else { 50 };
         let name = format!("{}object-{mark:016x}", self.group(mark % groups));
-        Key { name: name.into(), mark }
+        let is_object = matches!(self, Set::Selected | Set::Objects);
+        Key { name: name.into(), mark, is_object }
     }
 }
 
@@ -61,9 +75,26 @@ impl Set {
 
 impl Key {
     pub(crate) fn value(&self) -> Bytes {
+        if self.is_object {
+            return self.object();
+        }
         let mut value = BytesMut::zeroed(VALUE_BYTES);
         value[..8].copy_from_slice(&self.mark.to_be_bytes());
         value.freeze()
+    }
+
+    /// An object whose labels are its mark, which no other has, and shares of all; as large as every value.
+    fn object(&self) -> Bytes {
+        let Self { mark, .. } = self;
+        let share = if HUNDREDTH(*mark) { "hundredth" } else { "rest" };
+        let half = if HALF(*mark) { "yes" } else { "no" };
+        let object = |filling: &str| {
+            format!(
+                r#"{{"apiVersion":"stable.example.com/v1","kind":"Shirt","metadata":{{"name":"object-{mark:016x}","labels":{{"name":"{mark:016x}","share":"{share}","half":"{half}"}}}},"spec":{{"color":"blue","filling":"{filling}"}}}}"#
+            )
+        };
+        let left = VALUE_BYTES.saturating_sub(object("").len());
+        object(&"x".repeat(left)).into()
     }
 
     pub(crate) fn owns(&self, value: &[u8]) -> bool {

@@ -30,6 +30,7 @@ mod program;
 mod report;
 mod rows;
 mod sections;
+mod selecting;
 mod server;
 mod serving;
 mod shapes;

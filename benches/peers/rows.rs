@@ -21,6 +21,14 @@ pub(crate) enum Row {
     ListNext,
     ListAll,
     Count,
+    /// Lists by a label: one object, one in a hundred, half of all; a page of one in a hundred.
+    SelectOne,
+    SelectHundredth,
+    SelectHalf,
+    SelectPage,
+    /// Creates of objects of a kind that nobody selects, and of one that was selected by three labels.
+    CreateObjects(usize),
+    CreateSelected(usize),
     Keys,
     Stream,
     StartLoaded,
@@ -46,7 +54,10 @@ impl Row {
         rows.extend(clients.map(Update));
         rows.extend([Get(1), Get(64), Watch(1), Watch(1000)]);
         rows.extend(GROUPS.map(Merged));
-        rows.extend([ListPage, ListNext, ListAll, Count, Keys, Stream, StartLoaded]);
+        rows.extend([ListPage, ListNext, ListAll, Count]);
+        rows.extend([SelectOne, SelectHundredth, SelectHalf, SelectPage]);
+        rows.extend([CreateObjects(64), CreateSelected(64)]);
+        rows.extend([Keys, Stream, StartLoaded]);
         rows
     }
 
@@ -65,6 +76,12 @@ impl Row {
             Row::ListNext => "list-next".into(),
             Row::ListAll => "list-all".into(),
             Row::Count => "count".into(),
+            Row::SelectOne => "select-one".into(),
+            Row::SelectHundredth => "select-hundredth".into(),
+            Row::SelectHalf => "select-half".into(),
+            Row::SelectPage => "select-page".into(),
+            Row::CreateObjects(clients) => format!("select-none-create-{clients}"),
+            Row::CreateSelected(clients) => format!("select-create-{clients}"),
             Row::Keys => "keys".into(),
             Row::Stream => "stream".into(),
             Row::StartLoaded => "start-loaded".into(),
@@ -94,6 +111,16 @@ impl Row {
             Row::Count => format!("count, {}", listed()),
             Row::Merged(groups) => {
                 format!("{MERGED_CLIENTS} writers to {groups} groups, 1 watcher")
+            }
+            Row::SelectOne => format!("one of {} objects by a label", plan.stored_keys),
+            Row::SelectHundredth => format!("1 % of {} objects by a label", plan.stored_keys),
+            Row::SelectHalf => format!("50 % of {} objects by a label", plan.stored_keys),
+            Row::SelectPage => format!("first page of {PAGE} of that 1 %"),
+            Row::CreateObjects(clients) => {
+                format!("create, not selected, {}", counted(*clients, "client"))
+            }
+            Row::CreateSelected(clients) => {
+                format!("create, selected by 3 labels, {}", counted(*clients, "client"))
             }
             Row::Keys => format!("{} keys", plan.stored_keys),
             Row::Stream => format!("stream of {} keys", plan.stored_keys),

@@ -15,6 +15,7 @@ use crate::{
     program::Program,
     report::{Figures, Metric, Report},
     rows::Row,
+    selecting,
     server::Server,
     streaming,
     watching::{self, Watchers},
@@ -47,6 +48,9 @@ impl<'a> Bench<'a> {
         }
         if self.asked(is_listing) {
             self.listing().await?;
+        }
+        if self.asked(is_selecting) {
+            self.selecting().await?;
         }
         if self.asked(|row| matches!(row, Row::Keys | Row::Stream | Row::StartLoaded)) {
             self.loaded().await?;
@@ -145,6 +149,33 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
+    /// Loaded once. Creates come last, since they add to what is selected.
+    async fn selecting(&mut self) -> Result<()> {
+        let keys = self.plan.stored_keys;
+        let mut servers = self.filled("selecting", Set::Selected, keys, 1).await?;
+        for server in &servers {
+            self.progress(0, "indexes, where there are any", Some(server.peer));
+            let connections = Connections::open(server.port(), 1).await?;
+            let prepared = selecting::prepare(&connections, keys).await;
+            prepared.with_context(|| format!("selecting, {}", server.peer.name()))?;
+        }
+        for is_creating in [false, true] {
+            for round in 0..self.plan.rounds {
+                let rows = self.plan.rows.iter().filter(|&&row| is_selecting(row));
+                for &row in rows.filter(|&&row| creates_objects(row) == is_creating) {
+                    for server in &servers {
+                        self.turn(round, row, server).await?;
+                    }
+                }
+                servers.reverse();
+            }
+        }
+        for server in servers {
+            server.discard().await?;
+        }
+        Ok(())
+    }
+
     /// Memory after loading, then start-up and memory on the same data, in turn.
     async fn loaded(&mut self) -> Result<()> {
         let mut servers = self.filled("loaded", Set::Stored, self.plan.stored_keys, 1).await?;
@@ -219,9 +250,18 @@ impl<'a> Bench<'a> {
         let label = row.label(plan);
         let measure = async {
             Ok(Some(match row {
-                Row::Create(clients) => {
+                Row::Create(clients)
+                | Row::CreateObjects(clients)
+                | Row::CreateSelected(clients) => {
                     let connections = connected(clients).await?;
-                    let (work, created) = writing::creates(&connections, clients);
+                    let set = match row {
+                        Row::CreateObjects(_) => Set::Objects,
+                        Row::CreateSelected(_) => Set::Selected,
+                        _ => Set::Created { clients },
+                    };
+                    // In each round others, where the store is that of the round before.
+                    let first = (u64::from(round) + 1) << 24;
+                    let (work, created) = writing::creates(&connections, clients, set, first);
                     let (figures, mut refusals) = load::run(plan, processes, work).await?;
                     let lost = writing::lost(&connections, &created).await?;
                     // kine is known to acknowledge a create that its database did not take.
@@ -242,6 +282,10 @@ impl<'a> Bench<'a> {
                 }
                 Row::Watch(watchers) => watching::measure(plan, port, processes, watchers).await?,
                 Row::Merged(groups) => merging::measure(plan, port, processes, groups).await?,
+                row if is_selecting(row) => {
+                    let work = selecting::reader(&connected(1).await?, row, plan.stored_keys);
+                    load::run(plan, processes, vec![work]).await?
+                }
                 row if is_listing(row) => {
                     let work = listing::reader(&connected(1).await?, row, plan.listed_keys);
                     load::run(plan, processes, vec![work]).await?
@@ -272,6 +316,15 @@ impl<'a> Bench<'a> {
 
 fn is_load(row: Row) -> bool {
     matches!(row, Row::Create(_) | Row::Update(_) | Row::Get(_) | Row::Watch(_) | Row::Merged(_))
+}
+
+fn is_selecting(row: Row) -> bool {
+    use Row::{SelectHalf, SelectHundredth, SelectOne, SelectPage};
+    creates_objects(row) || matches!(row, SelectOne | SelectHundredth | SelectHalf | SelectPage)
+}
+
+fn creates_objects(row: Row) -> bool {
+    matches!(row, Row::CreateObjects(_) | Row::CreateSelected(_))
 }
 
 fn is_listing(row: Row) -> bool {

@@ -67,13 +67,17 @@ pub(crate) struct Gets {
     next: u64,
 }
 
-/// One client per element, each with numbers of its own, and what they will have created.
-pub(crate) fn creates(connections: &Connections, clients: usize) -> (Vec<Creates>, Arc<Created>) {
-    let set = Set::Created { clients };
+/// One client per element, each with numbers of its own from `first` on, and what they will have created of a set.
+pub(crate) fn creates(
+    connections: &Connections,
+    clients: usize,
+    set: Set,
+    first: u64,
+) -> (Vec<Creates>, Arc<Created>) {
     let created = Arc::new(Created { set, acknowledged: AtomicU64::new(0) });
     let client = |index| Creates {
         kv: connections.kv(index),
-        next: (index as u64) << 32,
+        next: first + ((index as u64) << 32),
         created: Arc::clone(&created),
     };
     ((0..clients).map(client).collect(), created)
