@@ -83,18 +83,24 @@ async fn tell_the_story_to(flavour: Flavour) {
     let _turn = ONE_AT_A_TIME.lock().await;
     let begin = Instant::now();
     let mut plane = ControlPlane::new(flavour).expect("a control plane needs its programs");
-    let outcome = Box::pin(story(&mut plane)).await;
+    // Kept until the end: it prints the end of its log, too.
+    let mut region = None;
+    let outcome = Box::pin(story(&mut plane, &mut region)).await;
     // A process that has ended is a better reason than what the story then waited for in vain.
-    let outcome = match plane.ensure_running() {
+    let running = [Some(&mut plane), region.as_mut()].into_iter().flatten();
+    let outcome = match running.map(ControlPlane::ensure_running).collect::<Result<()>>() {
         Err(ended) if outcome.is_err() => outcome.context(ended.to_string()),
         running => outcome.and(running),
     };
-    // A failure unwinds from here, past the processes, and so each prints the end of its log.
-    outcome.expect("the story goes on to its end");
+    // A failure unwinds from here, past the processes, and so each prints the end of its log. Its reason stands on the
+    // first line: of long outputs more is seldom kept.
+    if let Err(error) = outcome {
+        panic!("the story of {flavour:?} does not go on to its end: {error:#}");
+    }
     eprintln!("the whole story on {flavour:?}: {:.1} s", begin.elapsed().as_secs_f64());
 }
 
-async fn story(plane: &mut ControlPlane) -> Result<()> {
+async fn story(plane: &mut ControlPlane, region: &mut Option<ControlPlane>) -> Result<()> {
     phase("the server starts with no data", plane.server.start()).await?;
     phase("the API server becomes ready on it", plane.start_apiserver()).await?;
     plane.start_controllers()?;
@@ -120,7 +126,7 @@ async fn story(plane: &mut ControlPlane) -> Result<()> {
         phase(&purpose, Box::pin(restart::watches_survive(plane, Blow::Behind(at)))).await?;
     }
     if plane.server.flavour() == Flavour::Tree {
-        Box::pin(story_of_a_tree(plane)).await?;
+        Box::pin(story_of_a_tree(plane, region)).await?;
     }
     let old_page = compaction::remember_a_page(plane).await?;
     phase("the lease is renewed after that, too", workloads::lease_is_renewed(plane)).await?;
@@ -132,19 +138,23 @@ async fn story(plane: &mut ControlPlane) -> Result<()> {
     phase("a new API server reads all", bulk::a_new_api_server_reads_all(plane)).await
 }
 
-async fn story_of_a_tree(plane: &mut ControlPlane) -> Result<()> {
+async fn story_of_a_tree(
+    plane: &mut ControlPlane,
+    region: &mut Option<ControlPlane>,
+) -> Result<()> {
     phase("each node holds its own keys", tree::each_node_holds_its_own_keys(plane.server.tree()?))
         .await?;
     for child in [Child::RegionA, Child::TenantA] {
         let purpose = format!("watches survive a kill and restart of {child:?}");
         phase(&purpose, Box::pin(restart::watches_survive(plane, Blow::Child(child)))).await?;
     }
-    let region = phase("a region gets an API server of its own", tree::start_region(plane)).await?;
-    phase("what either API server writes, both show", tree::api_servers_agree(plane, &region))
+    let started = phase("a region gets an API server of its own", tree::start_region(plane)).await;
+    let region = region.insert(started?);
+    phase("what either API server writes, both show", tree::api_servers_agree(plane, region))
         .await?;
     for meanwhile in [Meanwhile::Nothing, Meanwhile::Changes] {
         let purpose = format!("a tenant is cut off and returns; meanwhile: {meanwhile:?}");
-        phase(&purpose, tree::tenant_is_cut_off(plane, &region, meanwhile)).await?;
+        phase(&purpose, tree::tenant_is_cut_off(plane, region, meanwhile)).await?;
     }
     Ok(())
 }
