@@ -87,8 +87,8 @@ async fn tell_the_story_to(flavour: Flavour) {
     let mut region = None;
     let outcome = Box::pin(story(&mut plane, &mut region)).await;
     // A process that has ended is a better reason than what the story then waited for in vain.
-    let running = [Some(&mut plane), region.as_mut()].into_iter().flatten();
-    let outcome = match running.map(ControlPlane::ensure_running).collect::<Result<()>>() {
+    let mut running = [Some(&mut plane), region.as_mut()].into_iter().flatten();
+    let outcome = match running.try_for_each(ControlPlane::ensure_running) {
         Err(ended) if outcome.is_err() => outcome.context(ended.to_string()),
         running => outcome.and(running),
     };

@@ -200,12 +200,31 @@ impl Node {
         Ok(())
     }
 
-    /// Sends a signal by its name. The shell's own `kill` needs no unsafe code.
+    /// Sends a signal by its name. The shell's own `kill` needs no unsafe code. One that is stopped does nothing any
+    /// more when this returns.
     pub(crate) fn signal(&self, name: &str) -> Result<()> {
         let kill = format!("kill -{name} {}", self.id()?);
         let status = Command::new("sh").args(["-c", &kill]).status()?;
         ensure!(status.success(), "SIG{name} did not reach the node: {status}");
+        let begin = Instant::now();
+        while name == "STOP" && !self.is_stopped()? {
+            ensure!(begin.elapsed() < END_WITHIN, "the node does not stop");
+            std::thread::yield_now();
+        }
         Ok(())
+    }
+
+    /// Whether each of its threads is stopped, which on a busy machine takes a while.
+    fn is_stopped(&self) -> Result<bool> {
+        for thread in fs::read_dir(format!("/proc/{}/task", self.id()?))? {
+            // One that has ended meanwhile does nothing either.
+            let Ok(stat) = fs::read_to_string(thread?.path().join("stat")) else { continue };
+            // Behind the name, which may hold anything, stands the state.
+            if stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with('T')) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Waits until the process ends by itself; how, and after what time.
