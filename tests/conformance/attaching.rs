@@ -10,10 +10,12 @@ use futures::{Stream, StreamExt as _, stream};
 use pleach::{
     clock::SharedClock,
     model::{KeyRange, Revision, StoreError},
-    proto::tree::{
-        self as pb, tree_client::TreeClient, tree_server::Tree, tree_server::TreeServer,
+    proto::{
+        mvccpb,
+        tree::{self as pb, tree_client::TreeClient, tree_server::Tree, tree_server::TreeServer},
     },
     route::Router,
+    select::Selector,
     store::{Query, Store, memory::Memory},
     tree::{
         call::Call,
@@ -30,7 +32,7 @@ use crate::{
     children::{attach, connect, member, membership, serve},
     follow::{Follower, soon},
     support::proxy::{Mode, Proxy},
-    words::{all_of, bytes, put_op},
+    words::{all_of, bytes, number, object, put_op},
     world::fresh_clock,
 };
 
@@ -275,11 +277,13 @@ struct Actor {
     protocol: u32,
     revision: Revision,
     asked: Arc<Mutex<Vec<MetadataMap>>>,
+    /// What it has; it knows nothing of selectors.
+    kvs: Arc<Mutex<Vec<mvccpb::KeyValue>>>,
 }
 
 impl Actor {
     async fn serve(protocol: u32, revision: Revision) -> (Self, std::net::SocketAddr) {
-        let actor = Self { protocol, revision, asked: Arc::default() };
+        let actor = Self { protocol, revision, asked: Arc::default(), kvs: Arc::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a port");
         let address = listener.local_addr().expect("it is bound");
         let server = Server::builder().add_service(TreeServer::new(actor.clone()));
@@ -354,14 +358,26 @@ impl Tree for Actor {
     ) -> Result<Response<pb::ReadResponse>, Status> {
         let mut asked = self.asked.lock().expect("nobody panics with it");
         asked.push(request.metadata().clone());
-        Ok(Response::new(pb::ReadResponse { revision: 1, ..pb::ReadResponse::default() }))
+        let pb::ReadRequest { key, limit, keys_only, .. } = request.into_inner();
+        let mut kvs = self.kvs.lock().expect("nobody panics with it").clone();
+        kvs.retain(|kv| kv.key >= key);
+        let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0).unwrap_or(2);
+        let next = kvs.get(limit).map(|kv| kv.key.clone());
+        kvs.truncate(limit);
+        if keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value.clear());
+        }
+        let more = next.is_some();
+        let next = next.unwrap_or_default();
+        Ok(Response::new(pb::ReadResponse { kvs, next, more, revision: 1, is_selected: false }))
     }
 
     async fn count(
         &self,
         _: Request<pb::CountRequest>,
     ) -> Result<Response<pb::CountResponse>, Status> {
-        Ok(Response::new(pb::CountResponse::default()))
+        let count = self.kvs.lock().expect("nobody panics with it").len() as u64;
+        Ok(Response::new(pb::CountResponse { count, is_selected: false }))
     }
 
     async fn compact(
@@ -376,6 +392,41 @@ impl Tree for Actor {
         _: Request<pb::FollowRequest>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         Ok(Response::new(stream::pending().boxed()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_child_answers_that_knows_no_selectors_is_selected_by_its_parent() {
+    let (actor, address) = Actor::serve(PROTOCOL, 1).await;
+    let kv = |number: u8| mvccpb::KeyValue {
+        key: bytes(format!("{number:02}")),
+        value: object(number),
+        version: 1,
+        ..mvccpb::KeyValue::default()
+    };
+    *actor.kvs.lock().expect("nobody panics with it") = (0..19).map(kv).collect();
+    let parent = membership("parent", &fresh_clock()).await;
+    let store = attach("far", address, &parent, Terms::default()).await;
+    let selector = Selector::parse("app=a", "").expect("it can be read").map(Arc::new);
+    let is_wanted = |number: &u8| {
+        selector.as_ref().is_some_and(|selector| selector.may_match(&object(*number)))
+    };
+    let expected: Vec<u8> = (0..19).filter(is_wanted).collect();
+    assert!(expected.len() > 3 && expected.len() < 15, "{expected:?}");
+    for (limit, keys_only) in [(0, false), (1, false), (1, true), (3, false), (100, true)] {
+        let all = Query::new(KeyRange::all(), 1);
+        let mut read = Query { limit, keys_only, selector: selector.clone(), ..all };
+        assert_eq!(store.count(&read).await.expect("it is there"), expected.len() as u64);
+        let mut found = Vec::new();
+        loop {
+            let page = store.read(&read).await.expect("it is there");
+            assert!(limit == 0 || page.kvs.len() <= limit);
+            assert!(page.kvs.iter().all(|kv| kv.value.is_empty() == keys_only));
+            found.extend(page.kvs.iter().map(|kv| number(&kv.key)));
+            let Some(next) = page.next else { break };
+            read.range.start = next;
+        }
+        assert_eq!(found, expected.iter().map(|it| u64::from(*it)).collect::<Vec<_>>());
     }
 }
 

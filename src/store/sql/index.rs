@@ -513,8 +513,17 @@ fn hash(value: &str) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::model::KeyValue;
+    use std::sync::atomic::Ordering;
+
+    use super::{super::sqlite, *};
+    use crate::{
+        clock::{Clock, Lane, SharedClock},
+        model::{
+            KeyValue,
+            txn::{Op, PutOp, Txn},
+        },
+        store::{Expected, Query, RecordStore, read_all},
+    };
 
     const PODS: Key = Key::from_static(b"/registry/pods/");
 
@@ -682,5 +691,69 @@ mod tests {
         assert_eq!(both.changes(&[commit]), Changes { gone: Terms::new(), new });
         let elsewhere = event(&Key::from_static(b"/registry/nodes/n"), Some("a"), None);
         assert_eq!(changes(&[elsewhere]), Changes::default());
+    }
+
+    /// A store in a file with objects of which a few have the label `app=a`, and reads by it until an index has it.
+    async fn indexed(path: &std::path::Path, indexing: Indexing) -> Arc<dyn RecordStore> {
+        let clock = SharedClock::new(Clock::new(0, 1 << 40, Lane::ALL));
+        let expected = Expected::default();
+        let opened = sqlite::open_known("s", path, "a test", clock, expected, indexing).await;
+        let store = opened.expect("the file can be opened");
+        let put = |name: usize| PutOp {
+            key: Key::from(format!("/registry/pods/{name:04}")),
+            value: app(if name.is_multiple_of(100) { "a" } else { "b" }),
+            lease: 0,
+            prev_kv: false,
+            keep_value: false,
+            keep_lease: false,
+        };
+        for some in (0..600).collect::<Vec<_>>().chunks(100) {
+            let success = some.iter().map(|name| Op::Put(put(*name))).collect();
+            let txn = Txn { success, ..Txn::default() };
+            store.apply(txn, Vec::new()).await.expect("they are taken");
+        }
+        let query = Query {
+            selector: Some(Arc::new(selector("app=a"))),
+            ..Query::new(KeyRange::prefix(PODS), 0)
+        };
+        for _ in 0..1_000 {
+            let page = read_all(&*store, &query).await.expect("it can be read");
+            assert_eq!(page.kvs.len(), 6);
+            let selected = store.meters()[0].selected.clone().expect("it is counted");
+            if indexing == Indexing::Never || selected.by_index.load(Ordering::Relaxed) > 0 {
+                return store;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("no index was used");
+    }
+
+    fn number(path: &std::path::Path, sql: &str) -> i64 {
+        let file = rusqlite::Connection::open(path).expect("it is there");
+        file.query_row(sql, [], |row| row.get(0)).expect("it is a number")
+    }
+
+    #[tokio::test]
+    async fn a_store_gives_its_indexes_up_where_it_is_to_have_none_and_makes_them_anew() {
+        const SCHEMA: &str = "SELECT value FROM pleach_meta WHERE name = 'schema'";
+        const TABLES: &str = "SELECT count(*) FROM sqlite_schema WHERE name = 'pleach_term'";
+        let folder = tempfile::TempDir::new().expect("there is room");
+        let path = folder.path().join("s.db");
+        for (indexing, schema, tables) in [
+            (Indexing::Never, SCHEMA_VERSION, 0),
+            (Indexing::WhereUsed, SCHEMA_INDEXED, 1),
+            (Indexing::Never, SCHEMA_VERSION, 0),
+            (Indexing::WhereUsed, SCHEMA_INDEXED, 1),
+        ] {
+            indexed(&path, indexing).await.close().await;
+            assert_eq!((number(&path, SCHEMA), number(&path, TABLES)), (schema, tables));
+        }
+        // Restored without its table.
+        let file = rusqlite::Connection::open(&path).expect("it is there");
+        file.execute_batch("DROP TABLE pleach_term").expect("it is a table");
+        drop(file);
+        indexed(&path, Indexing::WhereUsed).await.close().await;
+        let rows = number(&path, "SELECT count(*) FROM pleach_term");
+        assert_eq!(rows, 600, "the label of each object");
     }
 }
