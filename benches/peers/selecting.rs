@@ -100,12 +100,12 @@ impl Reader {
 
     /// The first page of what a label selects.
     async fn page(&mut self, selector: &str, mark: &str) -> Result<(), Trouble> {
-        let (mut found, mut limit) = (0, PAGE);
+        let (mut found, mut limit, wanted) = (0, PAGE, PAGE.min(self.held));
         let mut request = self.request(selector, limit);
         loop {
             let answer = self.ask(request.clone()).await?;
             found += answer.kvs.iter().filter(|kv| has(&kv.value, mark)).count();
-            if found >= PAGE || !answer.more {
+            if found >= wanted || !answer.more {
                 break;
             }
             let last = answer.kvs.last().map(|kv| kv.key.clone()).unwrap_or_default();
@@ -113,7 +113,7 @@ impl Reader {
             limit = (limit * 2).min(PAGE_MAX);
             request.limit = limit as i64;
         }
-        check(found >= PAGE, || format!("{selector}: {found} instead of {PAGE}"))?;
+        check(found >= wanted, || format!("{selector}: {found} instead of {wanted}"))?;
         Ok(())
     }
 }
