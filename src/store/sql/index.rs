@@ -214,6 +214,11 @@ impl Index {
         scope.entries.get(at)
     }
 
+    /// Whether the attribute of this number is still kept.
+    pub(super) fn has(&self, id: i64) -> bool {
+        self.scopes.iter().flat_map(|scope| &scope.entries).any(|entry| entry.id == id)
+    }
+
     fn has_room(&self) -> bool {
         self.scopes.iter().map(|scope| scope.entries.len()).sum::<usize>() < ATTRIBUTES_MAX
     }
@@ -636,6 +641,7 @@ mod tests {
         let commit = Arc::new(Commit { revision: 9, events: vec![event(&long, Some("a"), None)] });
         let less = index.without_too_long(&[commit]).expect("it is too long");
         assert_eq!((less.scopes.len(), &less.dropped[..]), (1, &[1, 2][..]));
+        assert_eq!([1, 2, 3].map(|id| less.has(id)), [false, false, true]);
         assert!(!less.wants(&PODS, &label("app")) && less.with(&PODS, &label("app")).is_none());
         let again = Index::decode(&less.encode()).expect("it can be read");
         assert_eq!((again.dropped(), again.wants(&PODS, &label("app"))), (Some(1), false));

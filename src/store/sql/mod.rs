@@ -209,7 +209,7 @@ impl<D: Database> Engine for SqlEngine<D> {
         let Some(lookup) = self.shared.index().lookup(&query.range, selector) else {
             return Ok(None);
         };
-        let (shared, query) = (self.shared.clone(), query.clone());
+        let (shared, query, attribute) = (self.shared.clone(), query.clone(), lookup.attribute);
         let span = shared.span("SELECT", &shared.statements.terms);
         let page = self.database.read(
             false,
@@ -222,7 +222,9 @@ impl<D: Database> Engine for SqlEngine<D> {
             }),
         );
         let page = page.instrument(span.clone()).await;
-        page.map_err(|error| self.shared.error_in(&span, error))
+        let page = page.map_err(|error| self.shared.error_in(&span, error))?;
+        // Rows go only once it is given up: what is there still was whole.
+        Ok(page.filter(|_| self.shared.index().has(attribute)))
     }
 
     fn index_for(&self, query: &Query) -> Option<Task> {
