@@ -42,9 +42,15 @@ planted:
     cargo build
     PLEACH=target/debug/pleach tests/page/run --planted
 
-# Random tests for longer: seeds of tests/network, seconds of tests/tree. Needs what `just test` installs.
-seeds network="200..2000" tree_seconds="600":
+# What is read from users and clients, fuzzed: seconds for each target. Needs protoc and a C++ compiler.
+fuzz seconds="60" *targets:
+    tests/fuzz/run {{seconds}} {{targets}}
+
+# Random tests for longer: seeds of tests/network, seconds of tests/tree, requests of tests/oracle. Needs what
+# `just test` installs.
+seeds network="200..2000" tree_seconds="600" requests="1000000":
     env -u PLEACH_SEED PLEACH_NETWORK_SEEDS={{network}} \
         cargo test --locked --test network no_trouble_of_the_network -- --nocapture
     env -u PLEACH_SEED PLEACH_TREE_SECONDS={{tree_seconds}} \
         cargo test --locked --test tree a_tree_in_which_everything_fails -- --nocapture
+    env -u PLEACH_SEED PLEACH_ORACLE_REQUESTS={{requests}} cargo test --locked --test oracle -- --nocapture
