@@ -37,7 +37,7 @@ const ROOMS: &[Room] = &[
     ),
     (
         "store/led",
-        &["select", "model", "clock", "store", "store/attach"],
+        &["select", "model", "clock", "wire", "store", "store/attach"],
         &["async_trait", "bytes", "rustix", "tokio"],
     ),
     (
@@ -71,7 +71,11 @@ const ROOMS: &[Room] = &[
         &["proto", "select", "model", "clock", "store", "store/records", "tree", "route", "watch"],
         &["bytes", "tokio"],
     ),
-    ("topology", &["clock", "model", "net", "route"], &["granit_parser", "http", "strsim"]),
+    (
+        "topology",
+        &["clock", "select", "model", "net", "route"],
+        &["granit_parser", "http", "strsim"],
+    ),
     (
         "assembly",
         &[

@@ -123,7 +123,7 @@ impl At {
                     &self.owner,
                     self.clock.clone(),
                     self.expected,
-                    self.plan.indexing,
+                    self.plan.indexing.clone(),
                 );
                 opened.await.map_err(|error| Refusal::of(error.may_pass(), error))
             }
@@ -141,7 +141,8 @@ impl At {
 
     async fn open_remote<D: Driver>(&self, driver: D) -> Led {
         let (name, place) = (&self.plan.name, self.plan.endpoint.to_string());
-        let usage = Usage { readers: readers(&self.plan.pool), indexing: self.plan.indexing };
+        let usage =
+            Usage { readers: readers(&self.plan.pool), indexing: self.plan.indexing.clone() };
         let clock = self.clock.clone();
         let opened =
             remote::open_known(name, &place, driver, usage, &self.owner, clock, self.incarnation());

@@ -5,8 +5,10 @@ use std::path::Path;
 use super::AutoCompaction;
 use crate::{
     route::rule::Rule,
-    store::sql::Indexing,
-    topology::{Backend, BackendTls, DEFAULT_NAME, Endpoint, Pool, Topology},
+    store::sql::{Demanded, Indexing},
+    topology::{
+        Backend, BackendTls, DEFAULT_NAME, Endpoint, Filtering, Pool, Topology, WantedIndex,
+    },
 };
 
 /// A store and how it is reached.
@@ -24,7 +26,7 @@ pub struct StorePlan {
     pub compaction: Option<AutoCompaction>,
     /// Where it is a node: how many lanes it gets.
     pub lanes: Option<u16>,
-    /// Where it is a database: whether it may have indexes for selectors.
+    /// Where it is a database: which indexes it has for selectors.
     pub indexing: Indexing,
 }
 
@@ -70,10 +72,8 @@ pub enum PlanError {
 
 impl StorePlan {
     fn of(backend: Backend) -> Self {
-        let Backend { name, endpoint, tls, pool, compaction, lanes, .. } = backend;
-        let compaction = AutoCompaction::of(&compaction);
-        let is_forbidden = backend.disable_storage_level_filtering;
-        let indexing = if is_forbidden { Indexing::Never } else { Indexing::WhereUsed };
+        let Backend { name, endpoint, tls, pool, compaction, filtering, lanes, .. } = backend;
+        let (compaction, indexing) = (AutoCompaction::of(&compaction), indexing(filtering));
         Self { name, endpoint, tls, pool, compaction, lanes, indexing }
     }
 
@@ -95,6 +95,14 @@ impl StorePlan {
     pub fn may_be_a_node(&self) -> bool {
         matches!(self.endpoint, Endpoint::Etcd { .. })
     }
+}
+
+fn indexing(filtering: Filtering) -> Indexing {
+    if filtering.is_disabled {
+        return Indexing::Never;
+    }
+    let demanded = |WantedIndex { prefix, attribute }| Demanded { prefix, attribute };
+    Indexing::WhereUsed(filtering.indexes.into_iter().map(demanded).collect())
 }
 
 // === impl Plan ===
@@ -126,7 +134,7 @@ impl Plan {
             pool: Pool::default(),
             compaction: None,
             lanes: None,
-            indexing: Indexing::default(),
+            indexing: indexing(topology.filtering),
         };
         let routes = topology
             .backends

@@ -11,7 +11,10 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use tonic::{Code, Status, transport::Endpoint};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     net::{
@@ -23,6 +26,9 @@ use crate::{
 
 /// How long a node may take to answer, with all that is below it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long it may take to read what is to be explained.
+const READ_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long a port may take to show what it speaks.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
@@ -108,9 +114,7 @@ impl Target {
 /// Where no node answers.
 pub(super) async fn describe(url: &str, security: &Security) -> Result<pb::Node, Unreachable> {
     let url = complete(url)?;
-    let endpoint = security.endpoint(&url)?;
-    let client = TreeClient::new(connect(&endpoint));
-    let mut client = client.max_decoding_message_size(ANSWER_BYTES_MAX);
+    let mut client = client(&url, security)?;
     let mut request = tonic::Request::new(pb::DescribeRequest {});
     request.set_timeout(ANSWER_WITHIN);
     match timeout(ANSWER_WITHIN, client.describe(request)).await {
@@ -128,13 +132,58 @@ pub(super) async fn describe(url: &str, security: &Security) -> Result<pb::Node,
     }
 }
 
+/// What a read costs each store behind a node.
+///
+/// # Errors
+/// Where no node answers, or the node refuses.
+pub(super) async fn explain(
+    url: &str,
+    security: &Security,
+    read: pb::ExplainRequest,
+) -> anyhow::Result<pb::ExplainResponse> {
+    let url = complete(url)?;
+    let mut client = client(&url, security)?;
+    let mut request = tonic::Request::new(read);
+    request.set_timeout(READ_WITHIN);
+    let status = match timeout(READ_WITHIN, client.explain(request)).await {
+        Ok(Ok(answer)) => {
+            let mut answer = answer.into_inner();
+            answer.stores.iter_mut().for_each(|store| quieten_text(&mut store.path));
+            return Ok(answer);
+        }
+        Ok(Err(status)) => status,
+        Err(_) => Status::deadline_exceeded("it took too long"),
+    };
+    let mut said = status.message().to_owned();
+    quieten_text(&mut said);
+    let is_late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded);
+    // So a node answers that takes it for a verb of its parent.
+    let is_old = said.contains("answers only the node that assigned it its lanes");
+    let own = ["etcdserver:", "pleach:"].iter().any(|begin| said.starts_with(begin));
+    match (is_old, is_late, own) {
+        (true, ..) => anyhow::bail!("the node is of a version that explains nothing"),
+        (_, true, _) => {
+            let within = READ_WITHIN.as_secs();
+            anyhow::bail!("it was not read within {within} s; read less with --limit")
+        }
+        (.., true) => anyhow::bail!("the node refuses: {said}"),
+        _ => Err(security.explain(&url, &status).await.into()),
+    }
+}
+
+fn client(url: &str, security: &Security) -> Result<TreeClient<Channel>, Unreachable> {
+    let client = TreeClient::new(connect(&security.endpoint(url)?));
+    Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
+}
+
+fn quieten_text(text: &mut String) {
+    if text.contains(char::is_control) {
+        *text = text.replace(char::is_control, "\u{fffd}");
+    }
+}
+
 /// Takes out what would move a terminal's cursor or colour its text: names and reasons come from other machines.
 fn quieten(node: &mut pb::Node) {
-    let quieten_text = |text: &mut String| {
-        if text.contains(char::is_control) {
-            *text = text.replace(char::is_control, "\u{fffd}");
-        }
-    };
     quieten_text(&mut node.version);
     quieten_text(&mut node.r#loop);
     node.alarms.iter_mut().for_each(quieten_text);

@@ -113,6 +113,30 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Key> {
     Some(end.into())
 }
 
+/// The prefix of the keys of the one kind that a range lies in, as API servers lay them out below `/registry`:
+/// `/registry/pods/`, `/registry/stable.example.com/shirts/`. `None` for a range that reaches beyond one.
+pub fn kind_prefix(range: &KeyRange) -> Option<Key> {
+    const REGISTRY: &[u8] = b"registry";
+    let start = &range.start;
+    let slashes = || start.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+    let segment =
+        |at: usize| start[at + 1..].split(|byte| *byte == b'/').next().unwrap_or_default();
+    let root = slashes().find(|at| segment(*at) == REGISTRY).or_else(|| slashes().next())?;
+    // `/registry/pods/`, and `/registry/GROUP/shirts/`, whose group has a dot.
+    let mut ends = slashes().filter(|at| *at > root);
+    let kind = ends.next()?;
+    let last = match segment(kind).contains(&b'.') {
+        true => {
+            ends.next()?;
+            ends.next()?
+        }
+        false => ends.next()?,
+    };
+    let prefix = start.slice(..=last);
+    let scope = KeyRange { end: prefix_end(&prefix), start: prefix };
+    (scope.end.is_some() && scope.covers(range)).then_some(scope.start)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -156,5 +180,43 @@ mod tests {
                 prop_assert!(a.contains(&k));
             }
         }
+    }
+
+    #[test]
+    fn a_kind_has_one_prefix_over_its_namespaces() {
+        for (start, expected) in [
+            ("/registry/pods/", Some("/registry/pods/")),
+            ("/registry/pods/team-a/", Some("/registry/pods/")),
+            ("/registry/pods/team-a/web-1", Some("/registry/pods/")),
+            ("/registry/services/specs/team-a/", Some("/registry/services/")),
+            ("/registry/stable.example.com/shirts/", Some("/registry/stable.example.com/shirts/")),
+            (
+                "/registry/stable.example.com/shirts/a/",
+                Some("/registry/stable.example.com/shirts/"),
+            ),
+            ("/registry/stable.example.com/", None),
+            ("/tenants/one/registry/pods/", Some("/tenants/one/registry/pods/")),
+            ("/other/pods/", Some("/other/pods/")),
+            ("/registry/", None),
+            ("/registry", None),
+            ("registry/pods/", None),
+            ("", None),
+        ] {
+            let range = KeyRange::prefix(Key::from_static(start.as_bytes()));
+            assert_eq!(
+                kind_prefix(&range),
+                expected.map(|prefix| Key::from_static(prefix.as_bytes())),
+                "{start}"
+            );
+        }
+        let beyond = KeyRange {
+            start: Key::from_static(b"/registry/pods/"),
+            end: Some(Key::from_static(b"/registry/zzz")),
+        };
+        assert_eq!(kind_prefix(&beyond), None);
+        assert_eq!(
+            kind_prefix(&KeyRange { start: Key::from_static(b"/registry/pods/"), end: None }),
+            None
+        );
     }
 }

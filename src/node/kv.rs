@@ -150,6 +150,30 @@ impl Node {
         Ok(header)
     }
 
+    /// Reads what a query finds, page by page. Returns as of which revision, and how many keys it was; stores note what
+    /// they did in the query's explanation.
+    ///
+    /// # Errors
+    /// As [`Node::stream_range`], and those of the stores.
+    pub async fn explain(&self, query: &Query) -> Result<(Revision, u64)> {
+        let revision = match query.revision {
+            0 => self.root.read_index(&query.range, Coverage::All).await?,
+            revision => {
+                self.check_readable(&query.range, revision).await?;
+                revision
+            }
+        };
+        let (mut read, mut keys) = (Query { revision, ..query.clone() }, 0);
+        loop {
+            let page = self.root.read(&read).await?;
+            keys += page.kvs.len() as u64;
+            read.limit = read.limit.saturating_sub(page.kvs.len());
+            let is_done = query.limit > 0 && read.limit == 0;
+            let Some(next) = page.next.filter(|_| !is_done) else { return Ok((revision, keys)) };
+            read.range.start = next;
+        }
+    }
+
     /// Begins to stream a range in key order.
     ///
     /// # Errors

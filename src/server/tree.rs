@@ -28,7 +28,7 @@ use crate::{
     model::{Commit, Event, KeyRange, Revision, StoreError},
     node::{Fence, Node},
     proto::tree::{self as pb, tree_server::SERVICE_NAME},
-    store::{Coverage, Described, LogBatch, Query, Store as _},
+    store::{Coverage, Described, LogBatch, Query, Store as _, explained::Explanation},
     tree::{
         call::{self, Call, printed},
         child::{AHEAD_MAX, LEAD_MAX, PROTOCOL},
@@ -117,7 +117,7 @@ fn verb(request: &HttpRequest) -> Option<&str> {
 fn admit(node: &Node, verb: &str, caller: &Caller) -> Result<(), NotParent> {
     match verb {
         // What a node is, anybody may ask who may read its keys.
-        "Describe" => Ok(()),
+        "Describe" | "Explain" => Ok(()),
         "Join" => node.membership().admit(caller),
         _ => node.membership().check_parent(caller),
     }
@@ -324,6 +324,30 @@ impl pb::tree_server::Tree for Services {
         Ok(Response::new(self.described_within(left).await))
     }
 
+    async fn explain(
+        &self,
+        request: Request<pb::ExplainRequest>,
+    ) -> Result<Response<pb::ExplainResponse>, Status> {
+        let (begun, asked) = (Instant::now(), request.into_inner());
+        check::key(&asked.key)?;
+        let selector = wire::selector(&asked.label_selector, &asked.field_selector);
+        let explanation = Arc::<Explanation>::default();
+        let read = Query {
+            limit: usize::try_from(asked.limit).unwrap_or(usize::MAX),
+            selector: selector.map_err(status::of_selector)?,
+            explanation: Some(explanation.clone()),
+            ..Query::new(
+                KeyRange::from_wire(asked.key, asked.range_end),
+                // As a client's Range has it: below 1 it is the present.
+                asked.revision.max(0),
+            )
+        };
+        // Anybody may ask, so as a client: nothing above what was shown, and no clock moves.
+        let (revision, keys) = self.node.explain(&read).await.map_err(refused)?;
+        let (seconds, stores) = (begun.elapsed().as_secs_f64(), explanation.stores());
+        Ok(Response::new(pb::ExplainResponse { revision, keys, seconds, stores }))
+    }
+
     async fn join(
         &self,
         request: Request<pb::JoinRequest>,
@@ -438,9 +462,11 @@ impl pb::tree_server::Tree for Services {
             keys_only: asked.keys_only,
             lease: asked.lease,
             selector: selector.map_err(status::of_selector)?,
+            explanation: asked.explain.then(Arc::default),
         };
         let page = self.node.root().read(&read).await.map_err(refused)?;
         Ok(Response::new(pb::ReadResponse {
+            stores: read.explanation.map(|it| it.stores()).unwrap_or_default(),
             kvs: wire::key_values(page.kvs),
             more: page.next.is_some(),
             next: page.next.unwrap_or_default(),

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::{
     Coverage, Described, Head, Page, Query, Size, Store, Tail, Written,
     attach::AttachState,
+    explained::StoreRead,
     meter::{Meter, Meters, RequestMeter},
 };
 use crate::{
@@ -139,9 +140,17 @@ impl Store for Metered {
     }
 
     async fn read(&self, query: &Query) -> Result<Page> {
-        let asked = self.store.read(query);
+        let (asked, begun) = (self.store.read(query), Instant::now());
         let rows = |page: &Page| Some(page.kvs.len() as u64);
-        self.measured("read", &self.meter.reads, asked, rows).await
+        let page = self.measured("read", &self.meter.reads, asked, rows).await?;
+        query.explain(|| StoreRead {
+            path: self.store.name().to_string(),
+            pages: 1,
+            rows_returned: page.kvs.len() as u64,
+            seconds: begun.elapsed().as_secs_f64(),
+            ..StoreRead::default()
+        });
+        Ok(page)
     }
 
     async fn count(&self, query: &Query) -> Result<u64> {

@@ -43,6 +43,7 @@
 
 pub mod attach;
 pub mod etcd;
+pub mod explained;
 pub mod journal;
 mod led;
 pub mod memory;
@@ -61,7 +62,11 @@ use futures::{future::BoxFuture, stream::BoxStream};
 
 pub use crate::proto::tree::Route as Described;
 
-use self::{attach::AttachState, meter::Meters};
+use self::{
+    attach::AttachState,
+    explained::{Explanation, StoreRead},
+    meter::Meters,
+};
 use crate::{
     model::{
         Commit, Key, KeyRange, KeyValue, LeaseId, Revision,
@@ -280,6 +285,8 @@ pub struct Query {
     pub lease: LeaseId,
     /// Only objects that this may match as of the revision; `None` for all keys. Not together with a lease.
     pub selector: Option<Arc<Selector>>,
+    /// Where stores say what they did for it; `None` where nobody asks.
+    pub explanation: Option<Arc<Explanation>>,
 }
 
 /// The first keys of a range.
@@ -359,7 +366,8 @@ impl LogBatch {
 impl Query {
     /// A query for all keys of a range with their values.
     pub fn new(range: KeyRange, revision: Revision) -> Self {
-        Self { range, revision, limit: 0, keys_only: false, lease: 0, selector: None }
+        let (limit, keys_only, lease) = (0, false, 0);
+        Self { range, revision, limit, keys_only, lease, selector: None, explanation: None }
     }
 
     /// The same as of a revision, where it is one of the present.
@@ -371,6 +379,13 @@ impl Query {
     /// Whether the selector, where there is one, may match a key with its value.
     pub fn wants(&self, kv: &KeyValue) -> bool {
         self.selector.as_ref().is_none_or(|selector| selector.may_match(&kv.value))
+    }
+
+    /// Says what a store did for it, where anybody asks.
+    pub fn explain(&self, done: impl FnOnce() -> StoreRead) {
+        if let Some(explanation) = &self.explanation {
+            explanation.note(done());
+        }
     }
 
     /// The rows that one page of this read may hold.

@@ -84,7 +84,8 @@ struct Scan<'q> {
 impl<'q> Scan<'q> {
     fn new(query: &'q Query, rows_max: usize) -> Self {
         let limit = rows_max.saturating_add(1).clamp(ROWS_FIRST, PAGE_ROWS_MAX);
-        let read = Query { limit, ..Query::new(query.range.clone(), query.revision) };
+        let explanation = query.explanation.clone();
+        let read = Query { limit, explanation, ..Query::new(query.range.clone(), query.revision) };
         Self { query, read, rows: 0, bytes: 0, in_vain: 0 }
     }
 

@@ -1,6 +1,7 @@
 //! The topology file: which stores a node has, and which keys go to which.
 //!
-//! The schema is HariKube's, and its files run as they are; `default` and `lanes` are our additions.
+//! The schema is HariKube's, and its files run as they are; `default`, `lanes`, `indexes`, and what is said of the
+//! default store are our additions.
 //!
 //! ```yaml
 //! default: sqlite://./data/main.db        # or given on the command line
@@ -17,7 +18,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::route::rule::Rule;
+use crate::{model::Key, route::rule::Rule, select::Attribute};
 
 mod duration;
 pub mod endpoint;
@@ -44,6 +45,8 @@ pub struct Topology {
     pub default: Option<Endpoint>,
     /// The routes, in the order in which they are tried.
     pub backends: Vec<Backend>,
+    /// What the default store does about selectors.
+    pub filtering: Filtering,
     /// What works, but most likely not as it was meant.
     pub warnings: Mistakes,
 }
@@ -63,8 +66,8 @@ pub struct Backend {
     pub pool: Pool,
     /// When its history is compacted.
     pub compaction: Compaction,
-    /// Whether selectors in requests are left to the client.
-    pub disable_storage_level_filtering: bool,
+    /// What the store does about selectors.
+    pub filtering: Filtering,
     /// Where the store is a node: how many lanes it gets, for itself and its children.
     pub lanes: Option<u16>,
 }
@@ -80,6 +83,24 @@ pub struct BackendTls {
     pub key_file: Option<PathBuf>,
     /// Whether any certificate will do.
     pub skip_verify: bool,
+}
+
+/// What a store that is a database does about selectors: it heeds them, with or without indexes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filtering {
+    /// `disableStorageLevelFiltering`: whether it has no indexes.
+    pub is_disabled: bool,
+    /// `indexes`: those that it has from its start on, used or not.
+    pub indexes: Vec<WantedIndex>,
+}
+
+/// An index of one label or field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedIndex {
+    /// The prefix of the keys of one kind.
+    pub prefix: Key,
+    /// The label or field.
+    pub attribute: Attribute,
 }
 
 /// `connectionPool`: `None` and zero leave the decision to the store.

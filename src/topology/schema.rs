@@ -3,17 +3,20 @@
 use std::path::PathBuf;
 
 use super::{
-    Backend, BackendTls, Compaction, DEFAULT_NAME, Endpoint, Mistake, Mistakes, Pool, Topology,
+    Backend, BackendTls, Compaction, DEFAULT_NAME, Endpoint, Filtering, Mistake, Mistakes, Pool,
+    Topology, WantedIndex,
     message::quote,
     walk::{Fields, Walk, choice},
     yaml::{self, Node, Place, Value},
 };
 use crate::{
     clock::LANES,
-    route::rule::{Part, Reason, Rule, RuleError},
+    model::{Key, KeyRange, key::kind_prefix},
+    route::rule::{Part, Reach, Reason, Rule, RuleError},
+    select::{self, Attribute, Selector},
 };
 
-const TOP: &[&str] = &["backends", "default"];
+const TOP: &[&str] = &["backends", "default", "disableStorageLevelFiltering", "indexes"];
 const BACKEND: &[&str] = &[
     "name",
     "endpoint",
@@ -29,6 +32,7 @@ const BACKEND: &[&str] = &[
     "compactMinRetain",
     "compactBatchSize",
     "disableStorageLevelFiltering",
+    "indexes",
     "lanes",
 ];
 const MATCHERS: &[&str] = &["regexp", "namespace", "prefix", "customresource"];
@@ -40,11 +44,16 @@ const TLS: &[&str] = &["caFile", "certFile", "keyFile", "skipVerify"];
 /// HariKube's documentation calls the last one `maxIdleLifeTime`, its CRD `maxIdleTime`.
 const POOL: &[&str] = &["maxIdle", "maxOpen", "maxLifeTime", "maxIdleLifeTime", "maxIdleTime"];
 
+const INDEX: &[&str] = &["prefix", "labels", "fields"];
+
+/// As many as a store keeps.
+const INDEXES_MAX: usize = 32;
+
 /// A parent keeps one lane for itself.
 const LANES_MAX: u32 = LANES as u32 - 1;
 
 /// Tables whose values may be shown in messages: all but the one with the endpoints.
-const SHOWN: &[&[&str]] = &[BACKEND, REGEXP, NAMESPACE, PREFIX, CUSTOM_RESOURCE, TLS, POOL];
+const SHOWN: &[&[&str]] = &[BACKEND, REGEXP, NAMESPACE, PREFIX, CUSTOM_RESOURCE, TLS, POOL, INDEX];
 const SECRET: &[&str] = &["endpoint", "default"];
 
 /// A backend as far as it could be read.
@@ -64,18 +73,14 @@ pub(super) fn parse(text: &str, file_name: &str) -> Result<Topology, Mistakes> {
     let (walk, doubts) = (Walk::default(), Walk::default());
     let topology = read(root.as_deref(), &walk, &doubts);
     match (topology, walk.into_mistakes()) {
-        (Some((default, backends)), mistakes) if mistakes.is_empty() => {
-            Ok(Topology { default, backends, warnings: in_file(doubts.into_mistakes()) })
+        (Some(topology), mistakes) if mistakes.is_empty() => {
+            Ok(Topology { warnings: in_file(doubts.into_mistakes()), ..topology })
         }
         (_, mistakes) => Err(in_file(mistakes)),
     }
 }
 
-fn read(
-    root: Option<&Node>,
-    walk: &Walk,
-    doubts: &Walk,
-) -> Option<(Option<Endpoint>, Vec<Backend>)> {
+fn read(root: Option<&Node>, walk: &Walk, doubts: &Walk) -> Option<Topology> {
     let Some(root) = root.filter(|root| !root.is_null()) else {
         let place = Place { line: 1, column: 1 };
         walk.note(Mistake::new(place, "the file is empty").expected("`backends` or `default`"));
@@ -83,6 +88,9 @@ fn read(
     };
     let top = walk.fields("the file", root, TOP)?;
     let default = endpoint(&top, walk, doubts, "default");
+    if let Some((Endpoint::Etcd { .. }, _)) = &default {
+        check_filtering_effect(&top, doubts);
+    }
     let drafts: Vec<Draft> = match top.node("backends").map(|node| (node, &node.value)) {
         None => Vec::new(),
         Some((_, Value::List(items))) => {
@@ -94,10 +102,14 @@ fn read(
             Vec::new()
         }
     };
+    let rules = || drafts.iter().filter_map(|draft| draft.rule.as_ref());
+    let has_some = |range: &KeyRange| rules().all(|(rule, _)| rule.reach(range) != Reach::Whole);
+    let filtering = filtering(&top, has_some, walk, doubts);
     check_unique(default.as_ref(), &drafts, walk);
     check_order(&drafts, doubts);
     let default = default.map(|(endpoint, _)| endpoint);
-    Some((default, drafts.into_iter().filter_map(|draft| draft.backend).collect()))
+    let backends = drafts.into_iter().filter_map(|draft| draft.backend).collect();
+    Some(Topology { default, backends, filtering, ..Topology::default() })
 }
 
 fn draft(item: &Node, walk: &Walk, doubts: &Walk) -> Draft {
@@ -113,7 +125,9 @@ fn draft(item: &Node, walk: &Walk, doubts: &Walk) -> Draft {
     let endpoint = endpoint(&fields, walk, doubts, "endpoint");
     let rule = rule(&fields, walk, doubts);
     let (tls, pool, compaction) = (tls(&fields, doubts), pool(&fields), compaction(&fields));
-    let disable_storage_level_filtering = fields.flag("disableStorageLevelFiltering");
+    let has_some =
+        |range: &KeyRange| rule.as_ref().is_none_or(|(rule, _)| rule.reach(range) != Reach::None);
+    let filtering = filtering(&fields, has_some, walk, doubts);
     let lanes = fields.number("lanes", 1..=LANES_MAX);
     let lanes = lanes.and_then(|lanes| u16::try_from(lanes).ok());
     if let Some((endpoint, _)) = &endpoint {
@@ -127,7 +141,7 @@ fn draft(item: &Node, walk: &Walk, doubts: &Walk) -> Draft {
             tls,
             pool,
             compaction,
-            disable_storage_level_filtering,
+            filtering,
             lanes,
         }),
         _ => None,
@@ -135,15 +149,23 @@ fn draft(item: &Node, walk: &Walk, doubts: &Walk) -> Draft {
     Draft { name, endpoint, rule, backend, place }
 }
 
+fn note_idle(fields: &Fields<'_, '_>, key: &str, reason: &str, doubts: &Walk) {
+    if fields.node(key).is_some_and(|node| !node.is_null())
+        && let Some(place) = fields.key_place(key)
+    {
+        doubts.note(Mistake::new(place, format!("`{key}` has no effect: {reason}")));
+    }
+}
+
+fn check_filtering_effect(fields: &Fields<'_, '_>, doubts: &Walk) {
+    for key in ["disableStorageLevelFiltering", "indexes"] {
+        note_idle(fields, key, "only databases have indexes for selectors", doubts);
+    }
+}
+
 /// What is set and changes nothing for a store of this kind.
 fn check_effects(endpoint: &Endpoint, fields: &Fields<'_, '_>, doubts: &Walk) {
-    let idle = |key: &str, reason: &str| {
-        if fields.node(key).is_some_and(|node| !node.is_null())
-            && let Some(place) = fields.key_place(key)
-        {
-            doubts.note(Mistake::new(place, format!("`{key}` has no effect: {reason}")));
-        }
-    };
+    let idle = |key: &str, reason: &str| note_idle(fields, key, reason, doubts);
     let is_server = matches!(endpoint, Endpoint::Postgres(_) | Endpoint::Mysql(_));
     if !is_server {
         idle("connectionPool", "only PostgreSQL, MySQL and MariaDB have connections to pool");
@@ -151,7 +173,9 @@ fn check_effects(endpoint: &Endpoint, fields: &Fields<'_, '_>, doubts: &Walk) {
     if matches!(endpoint, Endpoint::Sqlite { .. }) {
         idle("backendTLS", "a file has no connection");
     }
-    if !matches!(endpoint, Endpoint::Etcd { .. }) {
+    if matches!(endpoint, Endpoint::Etcd { .. }) {
+        check_filtering_effect(fields, doubts);
+    } else {
         idle("lanes", "a database has none; they are for routes to other nodes");
     }
     idle("compactBatchSize", "compaction works in small steps between writes");
@@ -332,6 +356,84 @@ fn pool(fields: &Fields<'_, '_>) -> Pool {
         life_time_max: pool.duration("maxLifeTime"),
         idle_time_max: by_documentation.or(by_crd),
     }
+}
+
+/// `has_some` says whether keys of a range may lie in the store.
+fn filtering(
+    fields: &Fields<'_, '_>,
+    has_some: impl Fn(&KeyRange) -> bool,
+    walk: &Walk,
+    doubts: &Walk,
+) -> Filtering {
+    let is_disabled = fields.flag("disableStorageLevelFiltering");
+    let mut indexes: Vec<WantedIndex> = Vec::new();
+    for item in fields.items("indexes", "a list: `- prefix: …`") {
+        for (place, wanted) in index(item, walk) {
+            if indexes.contains(&wanted) {
+                walk.note(Mistake::new(place, "this index is there already"));
+            } else if indexes.len() == INDEXES_MAX {
+                let found = format!("one index more than the {INDEXES_MAX} that a store keeps");
+                walk.note(Mistake::new(place, found));
+            }
+            if !has_some(&KeyRange::prefix(wanted.prefix.clone())) {
+                let prefix = quote(&String::from_utf8_lossy(&wanted.prefix));
+                let found =
+                    format!("an index of nothing: no key below {prefix} lies in this store");
+                doubts.note(Mistake::new(place, found).expected("it where its keys lie"));
+            }
+            indexes.push(wanted);
+        }
+    }
+    if let Some(place) = fields.key_place("indexes").filter(|_| is_disabled && !indexes.is_empty())
+    {
+        let found = "`indexes` beside `disableStorageLevelFiltering: true`";
+        walk.note(Mistake::new(place, found).expected("one of the two"));
+    }
+    Filtering { is_disabled, indexes }
+}
+
+/// The indexes of one kind, each with its place.
+fn index(item: &Node, walk: &Walk) -> Vec<(Place, WantedIndex)> {
+    let Some(fields) = walk.fields("an index", item, INDEX) else { return Vec::new() };
+    let prefix = fields.needed_text("an index", "prefix").map(|it| Key::from(it.to_owned()));
+    if let Some((prefix, node)) = prefix.as_ref().zip(fields.node("prefix"))
+        && kind_prefix(&KeyRange::prefix(prefix.clone())).as_ref() != Some(prefix)
+    {
+        let found = format!("`prefix` is {}", quote(&String::from_utf8_lossy(prefix)));
+        let expected = "that of all keys of one kind, with a slash at its end: `/registry/pods/`, \
+                        `/registry/stable.example.com/shirts/`";
+        walk.note(Mistake::new(node.place, found).expected(expected));
+    }
+    let names = ["labels", "fields"];
+    let is_nothing = |node: &Node| matches!(&node.value, Value::List(items) if items.is_empty());
+    let has_none = names.iter().all(|name| fields.node(name).is_none_or(is_nothing));
+    if has_none && !fields.is_misspelt(&names) {
+        let mistake = Mistake::new(fields.place, "an index of nothing");
+        walk.note(mistake.expected(choice(&names)));
+    }
+    let mut wanted = Vec::new();
+    for (name, part) in names.into_iter().zip([select::Part::Labels, select::Part::Fields]) {
+        for (node, text) in fields.texts(name) {
+            let asked = format!("{text}=x");
+            let (labels, paths) = if name == "labels" { (&*asked, "") } else { ("", &*asked) };
+            let parsed = Selector::parse(labels, paths).ok().flatten();
+            let attribute = Attribute { part, name: text.to_owned() };
+            let is_one = parsed.is_some_and(|it| {
+                it.requirements().iter().map(|it| &it.attribute).eq([&attribute])
+            });
+            if !is_one || text.starts_with('.') {
+                let expected = match part {
+                    select::Part::Labels => "a label's key, as `app.kubernetes.io/name`",
+                    select::Part::Fields => "a field's path, as `spec.nodeName`",
+                };
+                let found = format!("`{name}` has {}", quote(text));
+                walk.note(Mistake::new(node.place, found).expected(expected));
+            } else if let Some(prefix) = &prefix {
+                wanted.push((node.place, WantedIndex { prefix: prefix.clone(), attribute }));
+            }
+        }
+    }
+    wanted
 }
 
 fn compaction(fields: &Fields<'_, '_>) -> Compaction {

@@ -89,13 +89,13 @@ fn harikubes_documented_file_runs_as_it_is() {
     assert_eq!(kube_system.pool.idle_time_max, Some(Duration::from_secs(300)));
     assert_eq!(pods.compaction.timeout, Some(Duration::from_secs(5)));
     assert_eq!(pods.compaction.interval_jitter, Some(0));
-    assert!(shirts.disable_storage_level_filtering);
+    assert!(shirts.filtering.is_disabled);
 }
 
 #[test]
 fn what_changes_nothing_for_a_store_is_warned_of() {
     let settings = "  prefix: {prefix: PLACE}\n  connectionPool: {maxOpen: 1}\n  backendTLS: {skipVerify: true}\n  \
-                    lanes: 2\n  compactInterval: 1m\n";
+                    lanes: 2\n  compactInterval: 1m\n  indexes: [{prefix: /registry/pods/, labels: [app]}]\n";
     let mut text = "backends:\n".to_owned();
     for (name, endpoint) in [
         ("file", "sqlite://a.db"),
@@ -118,7 +118,8 @@ fn what_changes_nothing_for_a_store_is_warned_of() {
             " `lanes` has no effect",
             " `lanes` has no effect",
             " `lanes` has no effect",
-            " `connectionPool` has no effect"
+            " `connectionPool` has no effect",
+            " `indexes` has no effect"
         ],
         "{warnings}"
     );
@@ -129,6 +130,72 @@ fn the_default_store_can_be_in_the_file() {
     let topology = parse("default: multi://sqlite:///data/main.db\n");
     assert_eq!(topology.default.unwrap().to_string(), "sqlite:///data/main.db");
     assert!(parse("default: sqlite\nbackends:\n").backends.is_empty());
+}
+
+#[test]
+fn indexes_are_of_a_kind_and_of_what_selectors_can_name() {
+    let topology = parse(
+        "indexes:\n- prefix: /registry/nodes/\n  labels: [app]\nbackends:\n- name: a\n  endpoint: sqlite://a.db\n  \
+         prefix: {prefix: pods}\n  indexes:\n  - prefix: /registry/pods/\n    labels: [a.b/c]\n    \
+         fields: [spec.nodeName]\n  - {prefix: /registry/a.b/shirts/, fields: [spec.color]}\n",
+    );
+    let names = |filtering: &Filtering| {
+        let name = |it: &WantedIndex| format!("{} {}", it.prefix.escape_ascii(), it.attribute);
+        filtering.indexes.iter().map(name).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&topology.filtering), ["/registry/nodes/ label app"]);
+    assert_eq!(
+        names(&topology.backends[0].filtering),
+        [
+            "/registry/pods/ label a.b/c",
+            "/registry/pods/ field spec.nodeName",
+            "/registry/a.b/shirts/ field spec.color"
+        ]
+    );
+    insta::assert_snapshot!(
+        warnings(
+            "indexes:\n- {prefix: /registry/pods/, labels: [app]}\nbackends:\n- name: a\n  endpoint: sqlite://a.db\n  \
+             prefix: {prefix: pods}\n  indexes:\n  - prefix: /registry/events/\n    fields: [reason]\n"
+        ),
+        @r"
+        topology.yaml:2:38: an index of nothing: no key below `/registry/pods/` lies in this store; expected it where its keys lie
+        topology.yaml:9:14: an index of nothing: no key below `/registry/events/` lies in this store; expected it where its keys lie
+         9 |     fields: [reason]
+           |              ^
+        "
+    );
+    insta::assert_snapshot!(
+        mistakes("indexes: [{prefix: /registry/pods/, labels: []}]"),
+        @"topology.yaml:1:11: an index of nothing; expected `labels` or `fields`"
+    );
+    insta::assert_snapshot!(
+        mistakes(
+            "disableStorageLevelFiltering: true\nindexes:\n- {prefix: pods, labels: [app]}\n- {prefix: /registry/pods/}\n\
+             - prefix: /registry/pods/\n  labels: ['a b', app, app]\n  fields: [.spec.color, 'a=b']\n- labels: [app]\n"
+        ),
+        @r#"
+        topology.yaml:2:1: `indexes` beside `disableStorageLevelFiltering: true`; expected one of the two
+         2 | indexes:
+           | ^
+        topology.yaml:3:12: `prefix` is `pods`; expected that of all keys of one kind, with a slash at its end: `/registry/pods/`, `/registry/stable.example.com/shirts/`
+        topology.yaml:4:3: an index of nothing; expected `labels` or `fields`
+        topology.yaml:6:12: `labels` has `a b`; expected a label's key, as `app.kubernetes.io/name`
+         6 |   labels: ['a b', app, app]
+           |            ^
+        topology.yaml:6:24: this index is there already
+         6 |   labels: ['a b', app, app]
+           |                        ^
+        topology.yaml:7:12: `fields` has `.spec.color`; expected a field's path, as `spec.nodeName`
+         7 |   fields: [.spec.color, 'a=b']
+           |            ^
+        topology.yaml:7:25: `fields` has a text; expected a field's path, as `spec.nodeName`
+         7 |   fields: [.spec.color, 'a=b']
+           |                         ^
+        topology.yaml:8:3: an index has no `prefix`
+         8 | - labels: [app]
+           |   ^
+        "#
+    );
 }
 
 #[test]
@@ -155,7 +222,7 @@ fn a_file_that_is_no_mapping_is_refused() {
     insta::assert_snapshot!(mistakes(""), @"topology.yaml:1:1: the file is empty; expected `backends` or `default`");
     insta::assert_snapshot!(mistakes("# nothing but a comment\n"), @"topology.yaml:1:1: the file is empty; expected `backends` or `default`");
     insta::assert_snapshot!(mistakes("- name: a\n"), @r#"
-        topology.yaml:1:1: the file is a list; expected a mapping with `backends` or `default`
+        topology.yaml:1:1: the file is a list; expected a mapping with `backends`, `default`, `disableStorageLevelFiltering` or `indexes`
          1 | - name: a
            | ^
         "#);
@@ -165,7 +232,7 @@ fn a_file_that_is_no_mapping_is_refused() {
            |           ^
         "#);
     insta::assert_snapshot!(mistakes("backends:\n- a\n"), @r#"
-        topology.yaml:2:3: a backend is `a`; expected a mapping with `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize`, `disableStorageLevelFiltering` or `lanes`
+        topology.yaml:2:3: a backend is `a`; expected a mapping with `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize`, `disableStorageLevelFiltering`, `indexes` or `lanes`
          2 | - a
            |   ^
         "#);
@@ -223,16 +290,16 @@ fn unknown_keys_are_named_at_every_level() {
     insta::assert_snapshot!(
         mistakes("backend:\n- name: a\nreplicas: 3\n"),
         @r#"
-        topology.yaml:1:1: unknown key `backend`; expected `backends` or `default`; did you mean `backends`?
+        topology.yaml:1:1: unknown key `backend`; expected `backends`, `default`, `disableStorageLevelFiltering` or `indexes`; did you mean `backends`?
          1 | backend:
            | ^
-        topology.yaml:3:1: unknown key `replicas`; expected `backends` or `default`
+        topology.yaml:3:1: unknown key `replicas`; expected `backends`, `default`, `disableStorageLevelFiltering` or `indexes`
          3 | replicas: ***
            | ^
         "#
     );
     insta::assert_snapshot!(mistakes_of("namepsace:\n  namespace: x"), @r#"
-        topology.yaml:4:3: unknown key `namepsace`; expected `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize`, `disableStorageLevelFiltering` or `lanes`; did you mean `namespace`?
+        topology.yaml:4:3: unknown key `namepsace`; expected `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize`, `disableStorageLevelFiltering`, `indexes` or `lanes`; did you mean `namespace`?
          4 |   namepsace:
            |   ^
         "#);
@@ -514,7 +581,7 @@ fn bad_endpoints_are_refused_without_their_passwords() {
         topology.yaml:9:13: bad endpoint: unknown parameter `_jornal`; did you mean `_journal`?
          9 |   endpoint: ***
            |             ^
-        topology.yaml:12:3: unknown key `endpiont`; expected `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize`, `disableStorageLevelFiltering` or `lanes`; did you mean `endpoint`?
+        topology.yaml:12:3: unknown key `endpiont`; expected `name`, `endpoint`, `regexp`, `namespace`, `prefix`, `customresource`, `backendTLS`, `connectionPool`, `compactInterval`, `compactIntervalJitter`, `compactTimeout`, `compactMinRetain`, `compactBatchSize`, `disableStorageLevelFiltering`, `indexes` or `lanes`; did you mean `endpoint`?
          12 |   endpiont: ***
             |   ^
         topology.yaml:15:3: a backend has no `endpoint`

@@ -3,7 +3,7 @@
 //! Nothing stops it: a value that cannot be used is noted and read as absent. Whoever asks for the
 //! mistakes at the end gets all of them.
 
-use std::{cell::RefCell, ops::RangeInclusive, time::Duration};
+use std::{cell::RefCell, ops::RangeInclusive, rc::Rc, time::Duration};
 
 use super::{
     duration,
@@ -132,13 +132,7 @@ impl<'w, 'n> Fields<'w, 'n> {
 
     /// A list of texts, each with its node.
     pub(super) fn texts(&self, name: &str) -> Vec<(&'n Node, &'n str)> {
-        let Some(node) = self.node(name) else {
-            return Vec::new();
-        };
-        let Value::List(items) = &node.value else {
-            self.wrong(name, node, "a list of texts");
-            return Vec::new();
-        };
+        let items = self.items(name, "a list of texts");
         let text = |item: &'n Node| {
             if item.text().is_none() || item.is_null() {
                 self.wrong(name, item, "a text");
@@ -146,6 +140,15 @@ impl<'w, 'n> Fields<'w, 'n> {
             item.text().map(|text| (item, text))
         };
         items.iter().filter_map(|item| text(item)).collect()
+    }
+
+    /// The parts of a list; `expected` says of what.
+    pub(super) fn items(&self, name: &str, expected: &str) -> &'n [Rc<Node>] {
+        let Some(node) = self.node(name) else { return &[] };
+        if !matches!(node.value, Value::List(_)) {
+            self.wrong(name, node, expected);
+        }
+        if let Value::List(items) = &node.value { items } else { &[] }
     }
 
     pub(super) fn flag(&self, name: &str) -> bool {

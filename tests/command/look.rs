@@ -317,3 +317,58 @@ async fn shells_and_readers_of_manuals_are_served() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a list costs each store, through two levels, with a selector and without.
+#[tokio::test]
+async fn explain_says_what_a_read_costs_each_store_of_a_tree_that_runs() -> Result<()> {
+    let folder = TempDir::new()?;
+    let (root, region) = tree(folder.path()).await?;
+    let (channel, url) = (root.channel()?, root.url());
+    for index in 0..30 {
+        let app = if index % 10 == 0 { "a" } else { "b" };
+        let object = format!(
+            r#"{{"apiVersion":"a.b/v1","kind":"C","metadata":{{"labels":{{"app":"{app}"}}}}}}"#
+        );
+        put(&channel, format!("/r/{index:02}"), object).await?;
+    }
+    put(&channel, "/other", "1").await?;
+    let explained = async |more: &[&str]| -> Result<Value> {
+        let all = [&["explain", "--node", &url, "-o", "json"], more].concat();
+        json(&asked(&all).await?)
+    };
+    let row = |value: &Value, name: &str| {
+        let stores = value["stores"].as_array().cloned().unwrap_or_default();
+        stores.into_iter().find(|store| store["store"] == name).unwrap_or_default()
+    };
+    // With the key that `tree` has put.
+    let all = explained(&["/r/"]).await?;
+    ensure!(all["keys"] == 31 && row(&all, "main").is_null(), "{all}");
+    let below = row(&all, "store-0/main");
+    ensure!(below["rows_read"] == 31 && below["rows_returned"] == 31, "{all}");
+    ensure!(row(&all, "store-0").get("rows_read").is_none(), "{all}");
+    // The one that is no object can't be judged, and is answered.
+    let some = explained(&["/r/", "-l", "app=a"]).await?;
+    let below = row(&some, "store-0/main");
+    ensure!(some["keys"] == 4 && row(&some, "store-0")["rows_returned"] == 4, "{some}");
+    ensure!(below["rows_read"] == 31 && below["pages_by_index"] == 0, "{some}");
+    let first = explained(&["/r/", "--limit", "3"]).await?;
+    ensure!(first["keys"] == 3, "{first}");
+    let one = explained(&["/other"]).await?;
+    ensure!(one["keys"] == 1 && row(&one, "main")["rows_read"] == 1, "{one}");
+    let ended = asked(&["explain", "/r/", "--node", &url]).await?;
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    ensure!(lines[0].starts_with("31 keys at revision ") && lines.len() == 4, "{ended:?}");
+    for (arguments, code, said) in [
+        (vec!["/r/", "--node", &url, "-l", "app in ("], 1, "the label selector can't be read"),
+        (vec!["/r/", "--node", &url, "--revision", "999999"], 1, "required revision is a future"),
+        (vec!["/r/", "--node", "127.0.0.1:1"], 2, "nobody listens there"),
+        (vec!["/r/"], 1, "give --topology FILE"),
+        (vec!["/r/", "-l", "app=a"], 2, "--node"),
+        (vec!["", "--node", &url], 1, "key is not provided"),
+    ] {
+        let ended = asked(&[&["explain"], &arguments[..]].concat()).await?;
+        ensure!(ended.code == Some(code) && ended.stderr.contains(said), "{ended:?}");
+    }
+    drop(region);
+    Ok(())
+}

@@ -87,6 +87,13 @@ async fn check_statements(tree: &Tree, system: &str) -> Result<()> {
         let said = chain[0].attribute("db.query.text");
         ensure!(text.iter().all(|text| said.contains(text)), "{said}");
     }
+    let select = tree.select().await?;
+    let chain = tree.chain(&select, "Range", |span| span.name == "SELECT").await?;
+    ensure!(chain.len() == 5 && chain[1].name == "select", "{chain:?}");
+    let said = ["pleach.by_index", "pleach.rows_read", "db.response.returned_rows"];
+    let said = said.map(|name| chain[1].attribute(name));
+    // What is no object can't be judged, and is answered.
+    ensure!(said == ["false", "1", "1"], "{said:?}");
     tree.check_silence()
 }
 
@@ -260,6 +267,17 @@ impl Tree {
         let kvs = self.read(Some(&sampled(&read))).await?;
         ensure!(kvs.len() == 1 && kvs[0].value == SECRET_VALUE, "{kvs:?}");
         Ok((write, read))
+    }
+
+    /// Reads the secret with a selector that is one as well, in a trace of its own.
+    async fn select(&self) -> Result<String> {
+        let (trace, label_selector) = (new_trace(), "nobody-may-see=1".to_owned());
+        let (key, range_end) = (SECRET_KEY.into(), format!("{SECRET_KEY}0").into());
+        let read = pb::RangeRequest { key, range_end, label_selector, ..Default::default() };
+        let read = with_trace(read, Some(&sampled(&trace)))?;
+        let kvs = client(&self.channel).range(read).await?.into_inner().kvs;
+        ensure!(kvs.len() == 1, "{kvs:?}");
+        Ok(trace)
     }
 
     /// The span that is looked for in a trace, with those that it lies in, up to the root's: what a

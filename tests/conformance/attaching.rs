@@ -310,6 +310,13 @@ impl Tree for Actor {
         }))
     }
 
+    async fn explain(
+        &self,
+        _: Request<pb::ExplainRequest>,
+    ) -> Result<Response<pb::ExplainResponse>, Status> {
+        Err(Status::unimplemented("an actor explains nothing"))
+    }
+
     async fn join(
         &self,
         _: Request<pb::JoinRequest>,
@@ -369,7 +376,8 @@ impl Tree for Actor {
         }
         let more = next.is_some();
         let next = next.unwrap_or_default();
-        Ok(Response::new(pb::ReadResponse { kvs, next, more, revision: 1, is_selected: false }))
+        let (revision, is_selected, stores) = (1, false, Vec::new());
+        Ok(Response::new(pb::ReadResponse { kvs, next, more, revision, is_selected, stores }))
     }
 
     async fn count(

@@ -183,7 +183,7 @@ def topology_keys(source):
               for name, body in re.findall(r"const ([A-Z_]+): &\[&str\] =\s*&\[(.*?)\];", source, re.DOTALL)}
     # What a key of a table holds.
     inner = {"regexp": "REGEXP", "namespace": "NAMESPACE", "prefix": "PREFIX", "customresource": "CUSTOM_RESOURCE",
-             "backendTLS": "TLS", "connectionPool": "POOL"}
+             "backendTLS": "TLS", "connectionPool": "POOL", "indexes": "INDEX"}
     for key in tables["TOP"]:
         yield key
     for key in tables["BACKEND"]:

@@ -52,7 +52,7 @@ use crate::{
     support::rng::Rng,
 };
 
-const REQUESTS_TOTAL: usize = 200_000;
+const REQUESTS_TOTAL: usize = 120_000;
 /// Each sequence starts with fresh servers, so that revision 1, the first compaction and an empty
 /// store are met often.
 const STEPS_PER_SEQUENCE: usize = 4000;
@@ -92,7 +92,9 @@ async fn nodes_with_stores_in_databases_answer_as_etcd_does() -> Result<()> {
     sequences(seed(), kind, requests() * 8 / 100, Keys::routed, Flavour::Anything).await?;
     for database in [DatabaseKind::Postgres, DatabaseKind::MariaDb] {
         let kind = Kind::NodeInDatabase(database).or_as_asked();
-        sequences(seed(), kind, requests() * 6 / 100, Keys::hostile, Flavour::Anything).await?;
+        sequences(seed(), kind, requests() * 4 / 100, Keys::hostile, Flavour::Anything).await?;
+        sequences(seed(), kind, requests() * 2 / 100, Keys::kubernetes, Flavour::Kubernetes)
+            .await?;
     }
     Ok(())
 }
@@ -286,6 +288,10 @@ async fn sequences(
         Box::pin(sequence(&mut run, generator, steps, kind))
             .await
             .with_context(|| format!("repeat with PLEACH_SEED={seed}"))?;
+        if flavour == Flavour::Kubernetes && kind.has_indexes() {
+            let pages = Box::pin(probes::pages_by_index(run.right().url())).await?;
+            ensure!(pages > 0, "no page was found by an index");
+        }
         for (kind, count) in run.tally {
             *tally.entry(kind).or_default() += count;
         }

@@ -89,6 +89,15 @@ async fn page(url: &str, method: &str, path: &str) -> Result<Page> {
     Ok((status, headers, body))
 }
 
+/// How many pages of lists with selectors were found by an index, as a node says.
+pub async fn pages_by_index(url: &str) -> Result<u64> {
+    const NAME: &str = "pleach_store_selected_pages_total{";
+    let (_, _, lines) = timeout(ANSWER_WAIT_MAX, page(url, "GET", "/metrics")).await??;
+    let line = lines.iter().find(|line| line.starts_with(NAME) && line.contains("by=\"index\""));
+    let value = line.and_then(|line| line.rsplit(' ').next()).context("it is not counted")?;
+    Ok(value.parse()?)
+}
+
 /// What is said of methods and services that are not there, and of the services that are.
 pub async fn unknown_methods(url: &str) -> Result<Vec<(Code, String)>> {
     let channel = Endpoint::from_shared(url.to_owned())?.connect().await?;

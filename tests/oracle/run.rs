@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use pleach::proto::etcdserverpb as pb;
+use pleach::{proto::etcdserverpb as pb, select::Selector};
 use tonic::Code;
 
 use crate::{
@@ -64,6 +64,7 @@ pub struct Run {
     /// the server may have promised it before.
     opened_at: i64,
     right_is_routed: bool,
+    right_selects: bool,
     /// How often what was asked got which kind of answer.
     pub tally: BTreeMap<String, usize>,
 }
@@ -144,6 +145,7 @@ impl Run {
             chosen: BTreeSet::new(),
             opened_at: 0,
             right_is_routed: right.is_routed(),
+            right_selects: right.selects(),
             tally: BTreeMap::new(),
         };
         let everything = pb::WatchCreateRequest {
@@ -165,6 +167,7 @@ impl Run {
     pub async fn step(&mut self, step: &Step) -> Result<()> {
         match step {
             Step::Ask(request) => self.ask(request).await,
+            Step::Selecting(request) => self.selecting(request).await,
             Step::GrantUnnamed { ttl } => self.grant_unnamed(*ttl).await,
             Step::Spanning(request) => self.spanning(request).await,
             Step::Open { stream, create } => self.open(*stream, create).await,
@@ -198,6 +201,29 @@ impl Run {
     async fn ask_both(&mut self, request: &Request) -> Result<(Answer, Answer)> {
         let (left, right) = tokio::join!(self.left.ask(request), self.right.ask(request));
         Ok((left.context("on the left")?, right.context("on the right")?))
+    }
+
+    async fn selecting(&mut self, request: &pb::RangeRequest) -> Result<()> {
+        if !self.right_selects {
+            return Ok(());
+        }
+        let all = pb::RangeRequest {
+            limit: 0,
+            keys_only: false,
+            count_only: false,
+            label_selector: String::new(),
+            ..request.clone()
+        };
+        let (all, request) = (Request::Range(all), Request::Range(request.clone()));
+        let (left, right) = tokio::join!(self.left.ask(&all), self.right.ask(&request));
+        let (mut left, mut right) = (left.context("on the left")?, right.context("on the right")?);
+        self.seen.learn(&all, &left);
+        if let (Request::Range(request), Answer::Range(answer)) = (&request, &mut left) {
+            select(request, answer)?;
+        }
+        *self.tally.entry(format!("Selecting{}", kind_of(&request, &left))).or_default() += 1;
+        settle(&request, &mut left, &mut right);
+        same("what is selected", &left, &right)
     }
 
     async fn grant_unnamed(&mut self, ttl: i64) -> Result<()> {
@@ -418,6 +444,24 @@ impl Watcher {
         }
         Ok(())
     }
+}
+
+/// Makes of an answer with all keys of a range the one with what is selected.
+fn select(request: &pb::RangeRequest, answer: &mut pb::RangeResponse) -> Result<()> {
+    let selector = Selector::parse(&request.label_selector, "")?.context("it selects")?;
+    answer.kvs.retain(|kv| selector.may_match(&kv.value));
+    answer.count = i64::try_from(answer.kvs.len())?;
+    let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
+    answer.more = !request.count_only && limit.is_some_and(|limit| answer.kvs.len() > limit);
+    answer.kvs.truncate(if request.count_only { 0 } else { limit.unwrap_or(usize::MAX) });
+    if request.keys_only {
+        for kv in &mut answer.kvs {
+            // Without values etcd answers from its index of keys, which has no leases.
+            kv.value.clear();
+            kv.lease = 0;
+        }
+    }
+    Ok(())
 }
 
 /// The name of the call and, where it was refused, the words.

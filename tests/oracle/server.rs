@@ -82,6 +82,16 @@ impl Kind {
         matches!(self, Self::NodeInEtcd | Self::NodeOfMixedStores)
     }
 
+    /// Whether it knows selectors.
+    pub fn selects(self) -> bool {
+        !matches!(self, Self::Etcd | Self::EtcdWithSmallTxns)
+    }
+
+    /// Whether its store has indexes of keys of Kubernetes.
+    pub fn has_indexes(self) -> bool {
+        matches!(self, Self::Node | Self::NodeInDatabase(_))
+    }
+
     /// Whether mutations over two stores are refused.
     pub fn is_routed(self) -> bool {
         matches!(self, Self::NodeOfFiveStores | Self::NodeOfMixedStores | Self::NodeOfNestedRouters)
@@ -105,7 +115,11 @@ impl Server {
                 command.args(["--max-txn-ops", "3"]);
                 Host::spawn(command, &log)?
             }
-            Kind::Node => Host::spawn(node(data.path(), &url), &log)?,
+            Kind::Node => {
+                let mut command = node(data.path(), &url);
+                command.arg("--topology").arg(write_indexes(data.path())?);
+                Host::spawn(command, &log)?
+            }
             Kind::NodeOfFiveStores => {
                 let topology = write_topology(data.path(), &BTreeMap::new())?;
                 let mut command = node(data.path(), &url);
@@ -124,6 +138,7 @@ impl Server {
             Kind::NodeInDatabase(kind) => {
                 let mut command = node(data.path(), &url);
                 command.arg("--endpoint").arg(database(kind).await?);
+                command.arg("--topology").arg(write_indexes(data.path())?);
                 Host::spawn(command, &log)?
             }
             Kind::NodeInEtcd => {
@@ -243,6 +258,14 @@ async fn etcd_behind() -> Result<Etcd> {
         })
     };
     tokio::task::spawn_blocking(start).await?
+}
+
+/// A topology without routes, whose default store finds keys of Kubernetes by labels.
+fn write_indexes(data: &Path) -> Result<PathBuf> {
+    let path = data.join("indexes.yaml");
+    let text = "indexes:\n- {prefix: /registry/pods/, labels: [app, tier]}\n- {prefix: /registry/leases/, labels: [app]}\n";
+    fs::write(&path, text)?;
+    Ok(path)
 }
 
 /// `elsewhere` has the endpoints of the routes that lie in no file.

@@ -143,6 +143,14 @@ async fn a_stranger_is_refused_by_every_verb_and_moves_no_clock() -> Result<()> 
             let is_told = ["answers only", "does not show", "--parent"];
             ensure!(is_told.iter().any(|it| status.message().contains(it)), "{verb}: {status:?}");
         }
+        let explain = tree::ExplainRequest {
+            key: "a".into(),
+            revision: REVISIONS_END - 1,
+            ..Default::default()
+        };
+        let explained = asking.explain(forged(explain, REVISIONS_END - 1, giver)).await;
+        let status = explained.err().context("a stranger reads the future")?;
+        ensure!(status.message().contains("future revision"), "{status:?}");
         let after = asking.describe(tree::DescribeRequest {}).await?.into_inner();
         ensure!(
             after.revision < described.revision + (1 << 30),

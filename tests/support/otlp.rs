@@ -190,6 +190,7 @@ fn text<'a>(attributes: impl IntoIterator<Item = &'a KeyValue>, name: &str) -> S
     match found.and_then(|attribute| attribute.value.clone()) {
         Some(AnyValue { value: Some(Value::StringValue(text)) }) => text,
         Some(AnyValue { value: Some(Value::IntValue(number)) }) => number.to_string(),
+        Some(AnyValue { value: Some(Value::BoolValue(is_so)) }) => is_so.to_string(),
         _ => String::new(),
     }
 }

@@ -39,7 +39,7 @@ impl Banner {
     pub(super) fn begin(name: &str, data_dir: &Path, plan: &Plan) -> Self {
         let path = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
         let is_used = matches!(&plan.default.endpoint, Endpoint::Sqlite { path: Some(file), .. }
-            if file.starts_with(data_dir));
+            if std::path::absolute(file).is_ok_and(|file| file.starts_with(&path)));
         let data_dir = if is_used { path.display().to_string() } else { "not used".to_owned() };
         let version = env!("CARGO_PKG_VERSION");
         tracing::info!(version, name, data_dir, process = std::process::id(), "starting");

@@ -104,6 +104,12 @@ impl Datastore {
                 "--ca-file has no effect: --skip-verify takes any \
                               certificate",
             ),
+            (
+                default.indexing != Default::default()
+                    && matches!(default.endpoint, Endpoint::Etcd { .. }),
+                "only databases have indexes for selectors: `indexes` and `disableStorageLevelFiltering` of the \
+                              topology have no effect on the default store",
+            ),
         ];
         unused.into_iter().filter(|(is_so, _)| *is_so).map(|(_, text)| text.to_owned()).collect()
     }

@@ -27,6 +27,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
+use tracing::{Instrument as _, Span, field::Empty};
 
 use self::{
     leaf::Leaf,
@@ -34,10 +35,11 @@ use self::{
 };
 use super::{
     Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
-    attach::AttachState, journal::Log, meter::Meters, selected,
+    attach::AttachState, explained::StoreRead, journal::Log, meter::Meters, selected,
 };
-use crate::model::{
-    Key, KeyRange, KeyValue, LeaseId, Revision, StoreError, error::Result, txn::Txn,
+use crate::{
+    model::{Key, KeyRange, KeyValue, LeaseId, Revision, StoreError, error::Result, txn::Txn},
+    wire::trace,
 };
 
 /// The most writes that wait for the writer; who comes later waits to be let in.
@@ -175,24 +177,56 @@ impl<E: Engine> Led<E> {
         page
     }
 
-    /// A page of what the query's selector may match, by an index where there is one.
+    /// A page of what the query's selector may match.
     async fn selected_page(&self, query: &Query) -> Result<Page> {
+        let span = self.select_span();
+        let (by_index, rows, page) = self.select(query).instrument(span.clone()).await?;
+        self.leaf().selected.note(by_index, rows, page.kvs.len());
+        span.record("pleach.by_index", by_index);
+        span.record("pleach.rows_read", rows);
+        span.record("db.response.returned_rows", page.kvs.len());
+        self.explain(query, by_index, rows);
+        Ok(page)
+    }
+
+    fn explain(&self, query: &Query, by_index: bool, rows: usize) {
+        query.explain(|| StoreRead {
+            path: self.leaf().name.to_string(),
+            pages_by_index: by_index.into(),
+            rows_read: rows as u64,
+            ..StoreRead::default()
+        });
+    }
+
+    /// The span of a page that is selected, where that is for a request that is traced.
+    fn select_span(&self) -> Span {
+        trace::within(|| {
+            tracing::info_span!(
+                "select",
+                pleach.route = &*self.leaf().name,
+                pleach.by_index = Empty,
+                pleach.rows_read = Empty,
+                db.response.returned_rows = Empty,
+            )
+        })
+    }
+
+    /// A page of what the query's selector may match, whether an index found it, and how many rows were looked at.
+    async fn select(&self, query: &Query) -> Result<(bool, usize, Page)> {
         let page = self.engine.selected_page_at(query).await;
         self.leaf().check_readable(query.revision)?;
         if let Some((page, rows)) = page? {
-            self.leaf().selected.note(true, rows, page.kvs.len());
-            return Ok(page);
+            return Ok((true, rows, page));
         }
         let all = |all| async move { self.page_at(&all).await };
         let (page, rows, in_vain) = selected::read(query, all).await?;
-        self.leaf().selected.note(false, rows, page.kvs.len());
         if in_vain >= ROWS_IN_VAIN_MAX
             && let Some(task) = self.engine.index_for(query)
         {
             // Where the queue is full, a later read asks for it.
             let _ = self.queue.try_send(task);
         }
-        Ok(page)
+        Ok((false, rows, page))
     }
 
     /// Waits until a read as of `revision` finds all that it must find.
@@ -229,10 +263,9 @@ impl<E: Engine> Store for Led<E> {
         if query.selector.is_some() {
             return self.selected_page(&query).await;
         }
-        match self.page_at(&query).await {
-            Ok(page) if query.lease != 0 => self.with_those_that_left(&query, page).await,
-            page => page,
-        }
+        let page = self.page_at(&query).await?;
+        self.explain(&query, false, page.kvs.len());
+        if query.lease == 0 { Ok(page) } else { self.with_those_that_left(&query, page).await }
     }
 
     async fn count(&self, query: &Query) -> Result<u64> {

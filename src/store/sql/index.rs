@@ -13,7 +13,7 @@
 //! read as of a revision takes the keys that have changed since along, and looks at each object as it was then, so
 //! that an index only says where to look.
 //!
-//! Who sends no selector pays nothing: there is no index before one was needed.
+//! Who sends no selector and demands no index pays nothing: there is none before one was needed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,7 +30,7 @@ use super::{
     statements::Statements,
 };
 use crate::{
-    model::{Commit, Event, Key, KeyRange, key::prefix_end},
+    model::{Commit, Event, Key, KeyRange},
     select::{Attribute, Attributes, Part, Reading, Selector},
 };
 
@@ -219,6 +219,17 @@ impl Index {
         self.scopes.iter().flat_map(|scope| &scope.entries).any(|entry| entry.id == id)
     }
 
+    /// Why an index that is demanded can't be made; `None` where it can, or is there.
+    pub(super) fn obstacle(&self, prefix: &Key, attribute: &Attribute) -> Option<&'static str> {
+        match self.entry(prefix, attribute) {
+            Some(_) => None,
+            None if self.refused.contains(prefix) => {
+                Some("a key of its kind has more than 2,048 bytes")
+            }
+            None => (!self.has_room()).then_some("the store has 32 already"),
+        }
+    }
+
     fn has_room(&self) -> bool {
         self.scopes.iter().map(|scope| scope.entries.len()).sum::<usize>() < ATTRIBUTES_MAX
     }
@@ -369,10 +380,10 @@ impl Index {
 pub(super) async fn open(
     session: &mut impl Session,
     statements: &Statements,
-    indexing: Indexing,
+    indexing: &Indexing,
 ) -> DbResult<Index> {
     let index = load(session, statements).await?;
-    if indexing == Indexing::WhereUsed || (index.last_id == 0 && !index.has_table) {
+    if *indexing != Indexing::Never || (index.last_id == 0 && !index.has_table) {
         return Ok(index);
     }
     session.begin().await?;
@@ -479,30 +490,6 @@ pub(super) fn rows(terms: &Terms) -> impl Iterator<Item = Vec<Vec<Arg<'_>>>> {
     })
 }
 
-/// The prefix whose keys share an index with those of a range: that of their kind, as API servers lay them out below
-/// `/registry`. `None` for a range that reaches beyond one.
-pub(super) fn scope_of(range: &KeyRange) -> Option<Key> {
-    const REGISTRY: &[u8] = b"registry";
-    let start = &range.start;
-    let slashes = || start.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-    let segment =
-        |at: usize| start[at + 1..].split(|byte| *byte == b'/').next().unwrap_or_default();
-    let root = slashes().find(|at| segment(*at) == REGISTRY).or_else(|| slashes().next())?;
-    // `/registry/pods/`, and `/registry/GROUP/shirts/`, whose group has a dot.
-    let mut ends = slashes().filter(|at| *at > root);
-    let kind = ends.next()?;
-    let last = match segment(kind).contains(&b'.') {
-        true => {
-            ends.next()?;
-            ends.next()?
-        }
-        false => ends.next()?,
-    };
-    let prefix = start.slice(..=last);
-    let scope = KeyRange { end: prefix_end(&prefix), start: prefix };
-    (scope.end.is_some() && scope.covers(range)).then_some(scope.start)
-}
-
 fn hash_of(reading: &Reading<'_>) -> Option<i64> {
     match reading {
         Reading::Value(value) => Some(hash(value)),
@@ -520,7 +507,10 @@ fn hash(value: &str) -> i64 {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use super::{super::sqlite, *};
+    use super::{
+        super::{Demanded, sqlite},
+        *,
+    };
     use crate::{
         clock::{Clock, Lane, SharedClock},
         model::{
@@ -565,38 +555,6 @@ mod tests {
         let index = Index::default().with(prefix, &label(name)).expect("there is room");
         let step = index.step().expect("it is to be built");
         index.advanced(&step, None)
-    }
-
-    #[test]
-    fn kinds_share_an_index_over_their_namespaces() {
-        for (start, expected) in [
-            ("/registry/pods/", Some("/registry/pods/")),
-            ("/registry/pods/team-a/", Some("/registry/pods/")),
-            ("/registry/pods/team-a/web-1", Some("/registry/pods/")),
-            ("/registry/services/specs/team-a/", Some("/registry/services/")),
-            ("/registry/stable.example.com/shirts/", Some("/registry/stable.example.com/shirts/")),
-            (
-                "/registry/stable.example.com/shirts/a/",
-                Some("/registry/stable.example.com/shirts/"),
-            ),
-            ("/registry/stable.example.com/", None),
-            ("/tenants/one/registry/pods/", Some("/tenants/one/registry/pods/")),
-            ("/other/pods/", Some("/other/pods/")),
-            ("/registry/", None),
-            ("/registry", None),
-            ("registry/pods/", None),
-            ("", None),
-        ] {
-            let range = KeyRange::prefix(Key::from_static(start.as_bytes()));
-            assert_eq!(
-                scope_of(&range),
-                expected.map(|prefix| Key::from_static(prefix.as_bytes())),
-                "{start}"
-            );
-        }
-        let beyond = KeyRange { start: PODS, end: Some(Key::from_static(b"/registry/zzz")) };
-        assert_eq!(scope_of(&beyond), None);
-        assert_eq!(scope_of(&KeyRange { start: PODS, end: None }), None);
     }
 
     #[test]
@@ -700,7 +658,12 @@ mod tests {
     }
 
     /// A store in a file with objects of which a few have the label `app=a`, and reads by it until an index has it.
-    async fn indexed(path: &std::path::Path, indexing: Indexing) -> Arc<dyn RecordStore> {
+    async fn indexed(
+        path: &std::path::Path,
+        indexing: Indexing,
+        objects: usize,
+    ) -> Arc<dyn RecordStore> {
+        let has_none = indexing == Indexing::Never;
         let clock = SharedClock::new(Clock::new(0, 1 << 40, Lane::ALL));
         let expected = Expected::default();
         let opened = sqlite::open_known("s", path, "a test", clock, expected, indexing).await;
@@ -713,7 +676,7 @@ mod tests {
             keep_value: false,
             keep_lease: false,
         };
-        for some in (0..600).collect::<Vec<_>>().chunks(100) {
+        for some in (0..objects).collect::<Vec<_>>().chunks(100) {
             let success = some.iter().map(|name| Op::Put(put(*name))).collect();
             let txn = Txn { success, ..Txn::default() };
             store.apply(txn, Vec::new()).await.expect("they are taken");
@@ -724,9 +687,9 @@ mod tests {
         };
         for _ in 0..1_000 {
             let page = read_all(&*store, &query).await.expect("it can be read");
-            assert_eq!(page.kvs.len(), 6);
+            assert_eq!(page.kvs.len(), objects.div_ceil(100));
             let selected = store.meters()[0].selected.clone().expect("it is counted");
-            if indexing == Indexing::Never || selected.by_index.load(Ordering::Relaxed) > 0 {
+            if has_none || selected.by_index.load(Ordering::Relaxed) > 0 {
                 return store;
             }
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -747,19 +710,85 @@ mod tests {
         let path = folder.path().join("s.db");
         for (indexing, schema, tables) in [
             (Indexing::Never, SCHEMA_VERSION, 0),
-            (Indexing::WhereUsed, SCHEMA_INDEXED, 1),
+            (Indexing::default(), SCHEMA_INDEXED, 1),
             (Indexing::Never, SCHEMA_VERSION, 0),
-            (Indexing::WhereUsed, SCHEMA_INDEXED, 1),
+            (Indexing::default(), SCHEMA_INDEXED, 1),
         ] {
-            indexed(&path, indexing).await.close().await;
+            indexed(&path, indexing, 600).await.close().await;
             assert_eq!((number(&path, SCHEMA), number(&path, TABLES)), (schema, tables));
         }
         // Restored without its table.
         let file = rusqlite::Connection::open(&path).expect("it is there");
         file.execute_batch("DROP TABLE pleach_term").expect("it is a table");
         drop(file);
-        indexed(&path, Indexing::WhereUsed).await.close().await;
+        indexed(&path, Indexing::default(), 600).await.close().await;
         let rows = number(&path, "SELECT count(*) FROM pleach_term");
         assert_eq!(rows, 600, "the label of each object");
+    }
+
+    #[tokio::test]
+    async fn what_matches_many_is_read_in_order_and_what_matches_few_is_looked_up() {
+        let folder = tempfile::TempDir::new().expect("there is room");
+        let clock = SharedClock::new(Clock::new(0, 1 << 40, Lane::ALL));
+        let of = |name| Demanded { prefix: PODS, attribute: label(name) };
+        let (path, expected) = (folder.path().join("s.db"), Expected::default());
+        let indexing = Indexing::WhereUsed(vec![of("half"), of("late")]);
+        let opened = sqlite::open_known("s", &path, "a test", clock, expected, indexing).await;
+        let store = opened.expect("the file can be opened");
+        for first in (0..2_000).step_by(100) {
+            let put = |at: usize| {
+                let (half, late) = (at.is_multiple_of(2), at >= 1_700);
+                let object = format!(
+                    r#"{{"apiVersion":"a.b/v1","kind":"C","metadata":{{"labels":{{"half":"{half}","late":"{late}"}}}}}}"#
+                );
+                Op::Put(PutOp {
+                    key: Key::from(format!("/registry/pods/{at:04}")),
+                    value: Bytes::from(object),
+                    lease: 0,
+                    prev_kv: false,
+                    keep_value: false,
+                    keep_lease: false,
+                })
+            };
+            let txn = Txn { success: (first..first + 100).map(put).collect(), ..Txn::default() };
+            store.apply(txn, Vec::new()).await.expect("they are taken");
+        }
+        let pages = || {
+            let selected = store.meters()[0].selected.clone().expect("it is counted");
+            (selected.by_index.load(Ordering::Relaxed), selected.by_scan.load(Ordering::Relaxed))
+        };
+        let read = async |labels, limit| {
+            let selector = Some(Arc::new(selector(labels)));
+            let query = Query { limit, selector, ..Query::new(KeyRange::prefix(PODS), 0) };
+            read_all(&*store, &query).await.expect("it can be read").kvs.len()
+        };
+        // What matches nothing is looked up once its index is built.
+        for labels in ["half=neither", "late=neither"] {
+            let before = pages().0;
+            while pages().0 == before {
+                assert_eq!(read(labels, 1).await, 0);
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        }
+        let before = pages();
+        assert_eq!(read("half=true", 500).await, 500);
+        let between = pages();
+        assert_eq!((between.0, between.1 > before.1), (before.0, true), "it is read in order");
+        assert_eq!(read("late=true", 100).await, 100);
+        let after = pages();
+        assert_eq!((after.0 > between.0, after.1), (true, between.1), "it is looked up");
+    }
+
+    #[tokio::test]
+    async fn an_index_that_is_demanded_is_made_however_few_rows_are_read_in_vain() {
+        let folder = tempfile::TempDir::new().expect("there is room");
+        let path = folder.path().join("s.db");
+        let demanded = Demanded { prefix: PODS, attribute: label("app") };
+        for _ in 0..2 {
+            let indexing = Indexing::WhereUsed(vec![demanded.clone()]);
+            indexed(&path, indexing, 10).await.close().await;
+            // It is given up in between.
+            indexed(&path, Indexing::Never, 10).await.close().await;
+        }
     }
 }

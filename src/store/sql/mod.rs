@@ -43,7 +43,10 @@ use super::{
 };
 use crate::{
     clock::SharedClock,
-    model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
+    model::{
+        Key, KeyRange, LeaseId, Revision, StoreError, error::Result, key::kind_prefix, txn::Txn,
+    },
+    select::Attribute,
     wire::trace,
 };
 
@@ -59,14 +62,22 @@ pub struct Witnessed {
     pub made_anew: Option<i64>,
 }
 
-/// Whether a store may keep indexes of labels and fields, where reads with selectors are in need of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which indexes of labels and fields a store keeps for reads with selectors.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Indexing {
-    /// It makes them by itself.
-    #[default]
-    WhereUsed,
-    /// It has none; those that are there are given up.
+    /// Those that reads were in need of, and these in any case.
+    WhereUsed(Vec<Demanded>),
+    /// None; those that are there are given up.
     Never,
+}
+
+/// An index that is demanded, used or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demanded {
+    /// The prefix of its keys.
+    pub prefix: Key,
+    /// What of their objects it finds.
+    pub attribute: Attribute,
 }
 
 /// What reads need.
@@ -118,7 +129,16 @@ async fn open<D: Database>(
     let Witnessed { newest: beside, is_another, made_anew } = witnessed;
     let witnessed = beside.max(if is_another { newest + 1 } else { 0 });
     session.witness(newest.max(witnessed));
-    let index = index::open(&mut session, &statements, indexing).await?;
+    let index = index::open(&mut session, &statements, &indexing).await?;
+    let mut planned = index.clone();
+    for Demanded { prefix, attribute } in indexing.demanded() {
+        let obstacle = planned.obstacle(prefix, attribute);
+        planned = planned.with(prefix, attribute).unwrap_or(planned);
+        if let Some(obstacle) = obstacle {
+            let prefix = String::from_utf8_lossy(prefix);
+            tracing::warn!(store = name, %prefix, %attribute, obstacle, "an index that the topology has is not made");
+        }
+    }
     // Others may have written it while this node went on without it: the slot sees to that.
     let seat = clock.join_apart(newest).await;
     let seat = seat.map_err(|error| DbError::Failed(error.to_string()))?;
@@ -230,7 +250,7 @@ impl<D: Database> Engine for SqlEngine<D> {
     fn index_for(&self, query: &Query) -> Option<Task> {
         let selector =
             query.selector.as_ref().filter(|_| self.shared.indexing != Indexing::Never)?;
-        let prefix = index::scope_of(&query.range)?;
+        let prefix = kind_prefix(&query.range)?;
         let attribute = self.shared.index().attribute_for(&prefix, selector)?;
         Some(Task::Index(prefix, attribute))
     }
@@ -323,12 +343,35 @@ impl<D: Database> SqlEngine<D> {
     }
 }
 
+// === impl Indexing ===
+
+impl Indexing {
+    fn demanded(&self) -> &[Demanded] {
+        match self {
+            Self::WhereUsed(demanded) => demanded,
+            Self::Never => &[],
+        }
+    }
+}
+
+impl Default for Indexing {
+    fn default() -> Self {
+        Self::WhereUsed(Vec::new())
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
     fn index(&self) -> Arc<Index> {
         // Nothing panics while it has the lock.
         self.index.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The next of the indexes that are demanded which is not there and may be begun.
+    fn demanded(&self) -> Option<&Demanded> {
+        let index = self.index();
+        self.indexing.demanded().iter().find(|it| index.wants(&it.prefix, &it.attribute))
     }
 
     fn set_index(&self, index: Index) {

@@ -25,6 +25,12 @@ const LOOKUP_ROWS_MAX: usize = 1_000;
 /// Where more has changed since a revision, an index is of no use for it.
 const CHANGED_ROWS_MAX: usize = 2_000;
 
+/// The rows that are looked at to see how much of a range a selector matches.
+const SAMPLE_ROWS: usize = 64;
+
+/// Where it matches one row in so many, they are read faster in order than one by one.
+const SPARSE_FROM: usize = 4;
+
 /// A key's newest row.
 #[derive(Clone, Debug)]
 pub(super) struct Live {
@@ -177,7 +183,8 @@ pub(super) async fn page(
 }
 
 /// A page of what the query's selector may match, of the keys that an index has for it and those that have changed
-/// since its revision, and how many these are. `None` where too many have changed.
+/// since its revision, and how many these are. `None` where all rows had better be looked at: too many have changed,
+/// or it matches many of them here.
 pub(super) async fn selected_page(
     session: &mut impl Session,
     statements: &Statements,
@@ -199,6 +206,9 @@ pub(super) async fn selected_page(
             last = last.into_iter().chain(cut).min();
         }
         keys.extend(found);
+    }
+    if last.is_some() && matches_many(session, statements, page_sizer, query).await? {
+        return Ok(None);
     }
     let args = [Arg::Int(query.revision), int(CHANGED_ROWS_MAX)];
     let changed = rows(session, &statements.changed, &args, |columns| columns.bytes(0)).await?;
@@ -242,6 +252,19 @@ pub(super) async fn selected_page(
         }
     }
     Ok(Some((page, rows_read)))
+}
+
+/// Whether a selector may match so many of the next rows of a range that looking at all is the faster way.
+async fn matches_many(
+    session: &mut impl Session,
+    statements: &Statements,
+    page_sizer: &PageSizer,
+    query: &Query,
+) -> DbResult<bool> {
+    let rows_max = page_sizer.rows().min(SAMPLE_ROWS);
+    let (sample, _) = first_in(session, statements, &query.range, rows_max).await?;
+    let matching = sample.iter().filter(|live| query.wants(&live.kv)).count();
+    Ok(matching * SPARSE_FROM >= sample.len())
 }
 
 /// Some first live rows of a range as the tables have them now, as many as a page has bytes for, and where the rest

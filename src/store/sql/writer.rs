@@ -141,10 +141,14 @@ impl<S: Session> Writer<S> {
     /// The next task, keeping the store meanwhile. `None` when there will be none.
     async fn next(&mut self) -> Option<Task> {
         loop {
-            let Some(due) = self.keep_due() else { return self.queue.recv().await };
-            match tokio::time::timeout_at(due, self.queue.recv()).await {
-                Ok(task) => return task,
-                Err(_) => self.keep().await,
+            let due = self.keep_due().into_iter().chain(self.index_due()).min();
+            let Some(due) = due else { return self.queue.recv().await };
+            if let Ok(task) = tokio::time::timeout_at(due, self.queue.recv()).await {
+                return task;
+            }
+            self.keep_where_due().await;
+            if self.is_index_due() {
+                self.index_step().await;
             }
         }
     }

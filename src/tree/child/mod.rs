@@ -217,9 +217,13 @@ impl NodeStore {
             lease: read.lease,
             label_selector,
             field_selector,
+            explain: read.explanation.is_some(),
         };
         let answer = self.shared.asked(false, self.shared.wire.read(request)).await?;
         self.shared.advance_to(answer.revision).await?;
+        if let Some(explanation) = &read.explanation {
+            explanation.note_below(&self.shared.name, answer.stores);
+        }
         let page = Page {
             kvs: answer.kvs.into_iter().map(words::kv).collect(),
             next: answer.more.then_some(answer.next),

@@ -16,6 +16,7 @@ impl Generator {
             (15, "delete"),
             (10, "get"),
             (12, "list"),
+            (8, "selecting"),
             (4, "count"),
             (3, "stream"),
             (5, "fresh"),
@@ -34,6 +35,7 @@ impl Generator {
             "get" => ask_range(pb::RangeRequest { key, limit: 1, ..Default::default() }),
             "list" => self.list(seen, false),
             "stream" => self.list(seen, true),
+            "selecting" => Step::Selecting(self.selecting(seen)),
             "count" => {
                 let (key, range_end) = self.keys.range(None, &mut self.rng);
                 let count_only = true;

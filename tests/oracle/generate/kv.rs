@@ -42,6 +42,33 @@ impl Generator {
         request
     }
 
+    /// A range by labels, without what would leave out more than they do.
+    pub(super) fn selecting(&mut self, seen: &Seen) -> pb::RangeRequest {
+        const SELECTORS: [&str; 9] = [
+            "app=a",
+            "app=b",
+            "app in (a,c)",
+            "app!=a",
+            "app",
+            "!app",
+            "tier=x",
+            "app=a,!tier",
+            "app=b,tier=x",
+        ];
+        let request = self.range(None, seen);
+        pb::RangeRequest {
+            key: request.key,
+            range_end: request.range_end,
+            revision: request.revision,
+            limit: self.rng.pick(&[0, 0, 1, 2, 3, 5, 10, 100]),
+            keys_only: request.keys_only,
+            count_only: request.count_only,
+            sort_order: self.rng.pick(&[0, 0, 1, 2]),
+            label_selector: self.rng.pick(&SELECTORS).to_owned(),
+            ..Default::default()
+        }
+    }
+
     pub(super) fn filter(&mut self, request: &mut pb::RangeRequest, seen: &Seen) {
         let bound = |rng: &mut Rng| match rng.below(10) {
             0..=4 => 0,
@@ -118,16 +145,31 @@ impl Generator {
         request
     }
 
-    /// Few values, so that values tie in sorts and compares; some empty, some large.
+    /// Few values, so that values tie in sorts and compares; some empty, some large, some objects with labels.
     pub(super) fn value(&mut self) -> Bytes {
         match self.rng.below(40) {
             0..=2 => Bytes::new(),
-            3..=25 => Bytes::from(self.rng.below(6).to_string()),
+            3..=14 => self.object(),
+            15..=25 => Bytes::from(self.rng.below(6).to_string()),
             26..=34 => Bytes::from(format!("value {}", self.rng.below(1000))),
             35..=37 => Bytes::from(vec![0xff, 0, self.rng.below(4) as u8]),
             38 => Bytes::from(vec![b'v'; self.rng.below(300)]),
             _ => Bytes::from(vec![b'V'; self.rng.below(6000)]),
         }
+    }
+
+    fn object(&mut self) -> Bytes {
+        let labels = self.rng.pick(&[
+            "",
+            r#""app":"a""#,
+            r#""app":"b""#,
+            r#""app":"c""#,
+            r#""tier":"x""#,
+            r#""app":"a","tier":"x""#,
+            r#""app":"b","tier":"x""#,
+        ]);
+        let object = r#"{"apiVersion":"a.b/v1","kind":"C","metadata":{"labels":{LABELS}}}"#;
+        Bytes::from(object.replace("LABELS", labels))
     }
 
     pub(super) fn delete(&mut self, group: Option<usize>) -> pb::DeleteRangeRequest {

@@ -23,6 +23,9 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum Step {
     Ask(Request),
+    /// A range by labels, which etcd does not know: it is asked for all, and what the labels select is what the
+    /// node must answer.
+    Selecting(pb::RangeRequest),
     /// A grant whose ID the server chooses. It is revoked at once, since the two IDs differ.
     GrantUnnamed {
         ttl: i64,
@@ -149,6 +152,7 @@ impl Generator {
         let kind = self.rng.weighted(&[
             (300, "range"),
             (40, "stream"),
+            (30, "selecting"),
             (220, "put"),
             (60, "delete"),
             (230, "txn"),
@@ -167,6 +171,7 @@ impl Generator {
         match kind {
             "range" => Step::Ask(Request::Range(self.range(None, seen))),
             "stream" => Step::Ask(Request::RangeStream(self.range_to_stream(seen))),
+            "selecting" => Step::Selecting(self.selecting(seen)),
             "put" => {
                 let group = self.group();
                 Step::Ask(Request::Put(self.put(group, seen)))

@@ -98,7 +98,7 @@ pub enum OpenError {
 pub struct Usage {
     /// The connections that read.
     pub readers: Readers,
-    /// Whether it has indexes.
+    /// The indexes that it has.
     pub indexing: Indexing,
 }
 

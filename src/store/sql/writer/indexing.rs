@@ -9,7 +9,7 @@ use crate::{
     model::Key,
     select::Attribute,
     store::sql::{
-        Shared,
+        Demanded, Shared,
         index::{self, Index, RECORD, SCHEMA_INDEXED, Step},
         reader,
         session::{Arg, Columns, DbError, DbResult, Session, rows},
@@ -84,11 +84,27 @@ impl<S: Session> Writer<S> {
     }
 
     pub(super) fn is_index_due(&self) -> bool {
-        self.shared.index().is_due() && !self.is_index_paused()
+        self.index_due().is_some_and(|due| due <= Instant::now())
     }
 
-    /// Puts some more keys in the index that is being built, or takes some out of one that was given up.
+    /// When something is to be done about indexes next, if anything.
+    pub(super) fn index_due(&self) -> Option<Instant> {
+        let is_due = self.shared.index().is_due() || self.shared.demanded().is_some();
+        is_due.then(|| self.index_paused.unwrap_or_else(Instant::now))
+    }
+
+    fn warn_of_a_long_key(&self) {
+        let store = &self.shared.leaf.name;
+        tracing::warn!(%store, "a key has more than 2,048 bytes: its kind has no index any more");
+    }
+
+    /// Begins the next index that is demanded, or puts some more keys in the one that is being built, or takes some
+    /// out of one that was given up.
     pub(super) async fn index_step(&mut self) {
+        let demanded = self.shared.demanded().cloned();
+        if let Some(Demanded { prefix, attribute }) = demanded {
+            return self.begin_index(&prefix, &attribute).await;
+        }
         let index = self.shared.index();
         let done = match (index.step(), index.dropped()) {
             (Some(step), _) => self.build_some(&index, &step).await,
@@ -109,7 +125,10 @@ impl<S: Session> Writer<S> {
         let kvs = live.iter().map(|live| (&live.kv.key, &live.kv.value));
         let (terms, index) = match step.terms(kvs) {
             Some(terms) => (terms, index.advanced(step, next)),
-            None => (index::Terms::new(), index.without(step)),
+            None => {
+                self.warn_of_a_long_key();
+                (index::Terms::new(), index.without(step))
+            }
         };
         self.session.begin().await?;
         self.put_terms(&terms).await?;
@@ -160,6 +179,7 @@ impl<S: Session> Writer<S> {
         self.drop_terms(&changes.gone).await?;
         self.put_terms(&changes.new).await?;
         if let Some(less) = &less {
+            self.warn_of_a_long_key();
             self.keep_index(less).await?;
         }
         Ok(less)
