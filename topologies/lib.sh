@@ -9,8 +9,9 @@
 # The story is on standard output, all else on standard error.
 #
 # Programs: the node is $PLEACH, or target/release/pleach, or target/debug/pleach of this repository. etcdctl, etcd,
-# kube-apiserver and kubectl are $ETCDCTL, $ETCD, $KUBE_APISERVER and $KUBECTL, or those on the PATH. PostgreSQL and
-# MariaDB are Debian's packages `postgresql` and `mariadb-server`; sqlite3 reads copies of SQLite files.
+# kube-apiserver and kubectl are $ETCDCTL, $ETCD, $KUBE_APISERVER and $KUBECTL, or those on the PATH, or what
+# `tests/peers/build` has built of them. PostgreSQL and MariaDB are Debian's packages `postgresql` and
+# `mariadb-server`; sqlite3 reads copies of SQLite files.
 
 set -Eeuo pipefail
 
@@ -45,6 +46,16 @@ first_of() {
     return 1
 }
 
+# peer VARIABLE NAME: what the variable names, or else what is on the PATH, or was built for the tests.
+peer() {
+    if [ -n "${!1:-}" ]; then
+        first_of "${!1}" || fail "$1 names no program: ${!1}"
+    else
+        first_of "$2" "$repository/target/peers/$2" ||
+            fail "$2 is neither on the PATH nor named in $1; \`tests/peers/build $2\` builds it"
+    fi
+}
+
 find_programs() {
     if [ -n "${PLEACH:-}" ]; then
         pleach=$(first_of "$PLEACH") || fail "PLEACH names no program: $PLEACH"
@@ -52,7 +63,7 @@ find_programs() {
         pleach=$(first_of "$repository/target/release/pleach" "$repository/target/debug/pleach") ||
             fail "there is no node: run \`cargo build --release\`, or name one in PLEACH"
     fi
-    etcdctl=$(first_of "${ETCDCTL:-etcdctl}") || fail "etcdctl is neither on the PATH nor named in ETCDCTL"
+    etcdctl=$(peer ETCDCTL etcdctl)
 }
 
 compose() {
@@ -137,7 +148,7 @@ node() {
 # etcd_server NAME [ADDRESS]
 etcd_server() {
     local name=$1 address=${2:-127.0.0.1} program
-    program=$(first_of "${ETCD:-etcd}") || fail "etcd is neither on the PATH nor named in ETCD"
+    program=$(peer ETCD etcd)
     start "$name" "$program" --name "$name" --data-dir data \
         --listen-client-urls "http://$address:${port[$name]}" --advertise-client-urls "http://$address:${port[$name]}" \
         --listen-peer-urls http://127.0.0.1:0 --auto-compaction-retention 1h
@@ -180,10 +191,9 @@ mariadb_server() {
 api_server() {
     local name=$1 node=$2 program keys=$work/credentials
     shift 2
-    kubectl=$(first_of "${KUBECTL:-kubectl}") || fail "kubectl is neither on the PATH nor named in KUBECTL"
+    kubectl=$(peer KUBECTL kubectl)
     if [ "$mode" = processes ]; then
-        program=$(first_of "${KUBE_APISERVER:-kube-apiserver}") ||
-            fail "kube-apiserver is neither on the PATH nor named in KUBE_APISERVER"
+        program=$(peer KUBE_APISERVER kube-apiserver)
         if [ ! -d "$keys" ]; then
             mkdir "$keys"
             openssl genrsa -out "$keys/sa.key" 2048 2> /dev/null

@@ -1,4 +1,4 @@
-//! From a topology to a running node, that owns every one of its tasks.
+//! From a topology to a running node.
 //!
 //! ```text
 //!   Topology ──> Plan ──> stores opened ──> router ──> Node ──> Running
@@ -7,7 +7,8 @@
 //!
 //! [`Plan`] is data, [`Opens`] says how a store of it is opened, and [`start`] puts the parts together: the
 //! program and the simulated network use the same. Only the default store is needed; what else can't be
-//! opened is refused by its route's name, and tried again. A task that ends is noticed: none of them may.
+//! opened is refused by its route's name, and tried again. A task of the node's own that ends is noticed, since none of
+//! them may; what stores and feeds spawn for themselves is not among these.
 
 mod compaction;
 mod endpoint;

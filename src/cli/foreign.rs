@@ -67,7 +67,7 @@ const SERVERS: &[Row] = &[
     ("enable-grpc-gateway", "what is served is not chosen; drop it"),
     ("enable-pprof", "there is none; /metrics and --otlp-endpoint tell what a node does; drop it"),
     ("metrics", "all metrics are served always; drop it"),
-    ("cors", "no page of another site is admitted; drop it"),
+    ("cors", "other sites may read /health, /version and /metrics, no more; drop it"),
     ("host-whitelist", "it guards browsers only; drop it, and take TLS with --trusted-ca-file"),
     ("max-concurrent-streams", "streams are bounded for each connection; drop it"),
     ("grpc-keepalive-*", "connections are watched with bounds of their own; drop it"),

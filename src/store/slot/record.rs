@@ -8,7 +8,7 @@ use crate::{
     store::records::{Changes, Records},
 };
 
-/// The durable memory of a slot. Keyed by the slot's id: the route's name is a label.
+/// The durable memory of a slot. Kept under the slot's id, and found again by the route's name.
 #[derive(Debug)]
 pub struct SlotRecord {
     records: Records,
