@@ -166,7 +166,11 @@ fn indexes_are_of_a_kind_and_of_what_selectors_can_name() {
     );
     insta::assert_snapshot!(
         mistakes("indexes: [{prefix: /registry/pods/, labels: []}]"),
-        @"topology.yaml:1:11: an index of nothing; expected `labels` or `fields`"
+        @r"
+        topology.yaml:1:11: an index of nothing; expected `labels` or `fields`
+         1 | indexes: [{prefix: /registry/pods/, labels: []}]
+           |           ^
+        "
     );
     insta::assert_snapshot!(
         mistakes(
