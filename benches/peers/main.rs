@@ -29,6 +29,7 @@ mod process;
 mod program;
 mod report;
 mod rows;
+mod scraping;
 mod sections;
 mod selecting;
 mod server;

@@ -28,6 +28,10 @@ pub(crate) enum Peer {
     PleachHop3,
     /// A node with a route and a file for each group of keys of the merged rows.
     PleachRoutes,
+    /// A node with 500 routes, each to a file.
+    PleachRoutes500,
+    /// A node of whose requests one of a hundred is traced, for a receiver in the bench's process.
+    PleachTraced,
 }
 
 /// Two columns of the table: the first is said to be so many times better than the second.
@@ -55,6 +59,8 @@ impl Peer {
             Peer::PleachHop2 => "pleach-hop2",
             Peer::PleachHop3 => "pleach-hop3",
             Peer::PleachRoutes => "pleach-routes",
+            Peer::PleachRoutes500 => "pleach-routes500",
+            Peer::PleachTraced => "pleach-traced",
         }
     }
 
@@ -71,24 +77,29 @@ impl Peer {
             Peer::PleachHop2 => Program::Hop { below: 2 },
             Peer::PleachHop3 => Program::Hop { below: 3 },
             Peer::PleachRoutes => Program::Routes,
+            Peer::PleachRoutes500 => Program::Routes500,
+            Peer::PleachTraced => Program::Traced,
         }
     }
 
     /// The server behind it that holds its data. None where its own files do.
     pub(crate) fn store(self) -> Option<store::Kind> {
         match self {
-            Peer::Etcd | Peer::Kine | Peer::Pleach | Peer::PleachRoutes => None,
+            Peer::Etcd | Peer::Kine | Peer::Pleach | Peer::PleachRoutes | Peer::PleachRoutes500 => {
+                None
+            }
             Peer::KinePostgres | Peer::PleachPostgres => Some(store::Kind::Postgres),
             Peer::KineMariadb | Peer::PleachMariadb => Some(store::Kind::MariaDb),
             Peer::PleachEtcd | Peer::EtcdProxy => Some(store::Kind::Etcd),
             Peer::PleachHop1 => Some(store::Kind::Nodes(1)),
             Peer::PleachHop2 => Some(store::Kind::Nodes(2)),
             Peer::PleachHop3 => Some(store::Kind::Nodes(3)),
+            Peer::PleachTraced => Some(store::Kind::Receiver),
         }
     }
 
     fn is_node(self) -> bool {
-        matches!(self.program(), Program::Pleach | Program::Hop { .. } | Program::Routes)
+        self.program().is_node()
     }
 
     /// What the binary says of itself, and what matters of how it is started.
@@ -106,7 +117,9 @@ impl Peer {
     fn answers(self, other: Peer) -> bool {
         match self.program() {
             Program::EtcdProxy => return other == Peer::Etcd,
-            Program::Hop { .. } | Program::Routes => return other == Peer::Pleach,
+            Program::Hop { .. } | Program::Routes | Program::Routes500 | Program::Traced => {
+                return other == Peer::Pleach;
+            }
             _ => {}
         }
         let in_place = other.store() == self.store();

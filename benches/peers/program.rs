@@ -21,6 +21,10 @@ pub(crate) enum Program {
     },
     /// A node with a route and a file for each group of keys of the merged rows.
     Routes,
+    /// A node with 500 routes, each to a file.
+    Routes500,
+    /// A node that traces one request of a hundred.
+    Traced,
     /// etcd's own proxy.
     EtcdProxy,
 }
@@ -32,17 +36,23 @@ impl Program {
         match self {
             Program::Etcd | Program::EtcdProxy => "etcd",
             Program::Kine => "kine",
-            Program::Pleach | Program::Hop { .. } | Program::Routes => "pleach",
+            Program::Pleach
+            | Program::Hop { .. }
+            | Program::Routes
+            | Program::Routes500
+            | Program::Traced => "pleach",
         }
     }
 
+    pub(crate) fn is_node(self) -> bool {
+        self.name() == "pleach"
+    }
+
     pub(crate) fn path(self, peers_directory: &Path) -> PathBuf {
-        match self {
-            Program::Pleach | Program::Hop { .. } | Program::Routes => {
-                env!("CARGO_BIN_EXE_pleach").into()
-            }
-            program => peers_directory.join(program.name()),
+        if self.is_node() {
+            return env!("CARGO_BIN_EXE_pleach").into();
         }
+        peers_directory.join(self.name())
     }
 
     pub(crate) fn require(self, peers_directory: &Path) -> Result<()> {
@@ -137,14 +147,29 @@ impl Program {
                 }
                 routed(&client, &data, &routes)?
             }
-            Program::Pleach => {
+            Program::Routes500 => {
+                let name = |number: usize| format!("r{number:03}");
+                let of = |number| {
+                    let name = name(number);
+                    route(&name, &format!("/many/{name}"), &format!("sqlite://{data}/{name}.db"))
+                };
+                routed(&client, &data, &(0..500).map(of).collect::<Vec<_>>())?
+            }
+            Program::Pleach | Program::Traced => {
                 let mut arguments = vec![
                     "serve".into(),
                     format!("--listen-client-urls={client}"),
                     format!("--advertise-client-urls={client}"),
                     format!("--data-dir={data}"),
                 ];
-                arguments.extend(store.map(|endpoint| format!("--endpoint={endpoint}")));
+                match store {
+                    Some(receiver) if self == Program::Traced => arguments.extend([
+                        format!("--otlp-endpoint={receiver}"),
+                        "--trace-sample-ratio=0.01".into(),
+                    ]),
+                    Some(endpoint) => arguments.push(format!("--endpoint={endpoint}")),
+                    None => {}
+                }
                 arguments
             }
         })

@@ -8,6 +8,7 @@ use crate::{
     load::Refusals,
     options::Plan,
     peer::{Pair, Peer},
+    store,
 };
 
 /// One turn's figures.
@@ -182,7 +183,8 @@ impl Report {
     }
 
     fn ratio(&self, line: &Line, pair: Pair) -> String {
-        let with_store = |column: usize| self.peers[column].store().is_some();
+        let with_store =
+            |column: usize| self.peers[column].store().is_some_and(store::Kind::shares_work);
         // A server that keeps its data itself does what elsewhere is the store's work.
         let is_like = with_store(pair.subject) == with_store(pair.other);
         if line.metric == Metric::ServerCpu && !is_like {

@@ -11,6 +11,8 @@ pub(crate) enum Row {
     Loopback,
     StartFresh,
     Watchers,
+    /// Scrapes of the metrics, beside as many watchers.
+    Scrape,
     Create(usize),
     Update(usize),
     Get(usize),
@@ -49,7 +51,7 @@ impl Row {
     pub(crate) fn all() -> Vec<Row> {
         use Row::*;
         let clients = [1, 64, 256];
-        let mut rows = vec![Disk, Loopback, StartFresh, Watchers];
+        let mut rows = vec![Disk, Loopback, StartFresh, Watchers, Scrape];
         rows.extend(clients.map(Create));
         rows.extend(clients.map(Update));
         rows.extend([Get(1), Get(64), Watch(1), Watch(1000)]);
@@ -67,6 +69,7 @@ impl Row {
             Row::Loopback => "loopback".into(),
             Row::StartFresh => "start-fresh".into(),
             Row::Watchers => "watchers".into(),
+            Row::Scrape => "scrape".into(),
             Row::Create(clients) => format!("create-{clients}"),
             Row::Update(clients) => format!("update-{clients}"),
             Row::Get(clients) => format!("get-{clients}"),
@@ -101,6 +104,7 @@ impl Row {
             Row::Loopback => "loopback, there and back".into(),
             Row::StartFresh => "start, empty".into(),
             Row::Watchers => format!("{} idle watchers", plan.idle_watchers),
+            Row::Scrape => format!("scrape beside {} idle watchers", plan.idle_watchers),
             Row::Create(clients) => format!("create, {}", counted(*clients, "client")),
             Row::Update(clients) => format!("guarded update, {}", counted(*clients, "client")),
             Row::Get(clients) => format!("get, {}", counted(*clients, "client")),

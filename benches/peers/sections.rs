@@ -15,6 +15,7 @@ use crate::{
     program::Program,
     report::{Figures, Metric, Report},
     rows::Row,
+    scraping::Scraper,
     selecting,
     server::Server,
     streaming,
@@ -40,7 +41,7 @@ impl<'a> Bench<'a> {
                 self.machine(round).await?;
             }
         }
-        if self.asked(|row| matches!(row, Row::StartFresh | Row::Watchers)) {
+        if self.asked(|row| matches!(row, Row::StartFresh | Row::Watchers | Row::Scrape)) {
             self.idle().await?;
         }
         if self.asked(is_load) {
@@ -86,9 +87,8 @@ impl<'a> Bench<'a> {
                     let label = Row::StartFresh.label(self.plan);
                     self.report.add(&label, peer, started(&server, before));
                 }
-                if self.plan.asks_for(Row::Watchers) {
-                    let figures = self.with_watchers(&server, before).await?;
-                    self.report.add(&Row::Watchers.label(self.plan), peer, figures);
+                if self.asked(|row| matches!(row, Row::Watchers | Row::Scrape)) {
+                    self.with_watchers(&server, before).await?;
                 }
                 server.discard().await?;
             }
@@ -96,16 +96,25 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    async fn with_watchers(&self, server: &Server, before: Memory) -> Result<Figures> {
-        let count = self.plan.idle_watchers;
+    async fn with_watchers(&mut self, server: &Server, before: Memory) -> Result<()> {
+        let (plan, count) = (self.plan, self.plan.idle_watchers);
         let watchers = Watchers::open(server.port(), count).await?;
-        sleep(self.plan.settle).await;
-        let with = server.memory()?;
+        sleep(plan.settle).await;
+        if plan.asks_for(Row::Watchers) {
+            let with = server.memory()?;
+            let more = (with.anonymous_mib - before.anonymous_mib) * 1024.0 * 1024.0;
+            let mut figures = memory(with);
+            figures.push((Metric::PerWatcher, more / count as f64));
+            self.report.add(&Row::Watchers.label(plan), server.peer, figures);
+        }
+        // kine has its metrics at another port, where it has any.
+        if plan.asks_for(Row::Scrape) && server.peer.program() != Program::Kine {
+            let work = vec![Scraper { port: server.port(), watchers: count }];
+            let (figures, _) = load::run(plan, server.processes()?, work).await?;
+            self.report.add(&Row::Scrape.label(plan), server.peer, figures);
+        }
         drop(watchers);
-        let more = (with.anonymous_mib - before.anonymous_mib) * 1024.0 * 1024.0;
-        let mut figures = memory(with);
-        figures.push((Metric::PerWatcher, more / count as f64));
-        Ok(figures)
+        Ok(())
     }
 
     /// Fresh servers side by side in each round, so that no round inherits another's data.

@@ -10,7 +10,10 @@ use crate::{
     options::Plan,
     program::Program,
     serving::Serving,
-    support::databases::{self, DatabaseServer},
+    support::{
+        databases::{self, DatabaseServer},
+        otlp::Receiver,
+    },
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub(crate) enum Kind {
     Etcd,
     /// So many nodes, each but the last in front of the next.
     Nodes(usize),
+    /// What takes traces, in this process: no data.
+    Receiver,
 }
 
 /// A running server. Dropping it kills all its processes, and takes a database's data away.
@@ -32,6 +37,7 @@ pub(crate) enum Store {
     Etcd(Serving),
     /// The one that holds the data first.
     Nodes(Vec<Serving>),
+    Receiver(Receiver),
 }
 
 /// What durability asks for. These are the defaults, said aloud so that no other default of a
@@ -48,11 +54,15 @@ impl Kind {
             Kind::MariaDb => "MariaDB",
             Kind::Etcd => "etcd (store)",
             Kind::Nodes(_) => "nodes behind",
+            Kind::Receiver => "traces",
         }
     }
 
     /// Its version and settings on one line, or why it can't be started here.
     pub(crate) fn version(self, peers_directory: &Path) -> Result<String> {
+        if self == Kind::Receiver {
+            return Ok("one request of a hundred, taken by the bench's process".to_owned());
+        }
         let Some((database, settings)) = self.database() else {
             let program = if self == Kind::Etcd { Program::Etcd } else { Program::Pleach };
             program.require(peers_directory)?;
@@ -67,11 +77,16 @@ impl Kind {
         self.database().is_some()
     }
 
+    /// Whether it does a part of the work of a request.
+    pub(crate) fn shares_work(self) -> bool {
+        self != Kind::Receiver
+    }
+
     fn database(self) -> Option<(databases::Kind, &'static [(&'static str, &'static str)])> {
         match self {
             Kind::Postgres => Some((databases::Kind::Postgres, &POSTGRES_SETTINGS)),
             Kind::MariaDb => Some((databases::Kind::MariaDb, &MARIADB_SETTINGS)),
-            Kind::Etcd | Kind::Nodes(_) => None,
+            Kind::Etcd | Kind::Nodes(_) | Kind::Receiver => None,
         }
     }
 }
@@ -81,6 +96,9 @@ impl Kind {
 impl Store {
     /// An empty one, its files in the run's directory and so on its disk.
     pub(crate) async fn start(plan: &Plan, kind: Kind, name: &str) -> Result<Self> {
+        if kind == Kind::Receiver {
+            return Ok(Store::Receiver(Receiver::start().await?));
+        }
         if let Kind::Nodes(count) = kind {
             let mut nodes: Vec<Serving> = Vec::new();
             for at in 0..count {
@@ -109,6 +127,7 @@ impl Store {
             Store::Database { server, name } => server.url(name),
             Store::Etcd(etcd) => url(etcd),
             Store::Nodes(nodes) => nodes.last().map(url).unwrap_or_default(),
+            Store::Receiver(receiver) => receiver.url(),
         }
     }
 
@@ -118,6 +137,7 @@ impl Store {
             Store::Database { server, .. } => Ok(vec![server.id()?]),
             Store::Etcd(etcd) => Ok(vec![etcd.pid]),
             Store::Nodes(nodes) => Ok(nodes.iter().map(|node| node.pid).collect()),
+            Store::Receiver(_) => Ok(Vec::new()),
         }
     }
 
@@ -132,6 +152,7 @@ impl Store {
                 }
                 Ok(())
             }
+            Store::Receiver(_) => Ok(()),
         }
     }
 }

@@ -82,7 +82,12 @@ impl Receiver {
 
     /// The flag that has a node send its traces here.
     pub(crate) fn flag(&self) -> String {
-        format!("--otlp-endpoint=http://127.0.0.1:{}", self.port)
+        format!("--otlp-endpoint={}", self.url())
+    }
+
+    /// Where it takes them.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// All spans that came until now.
