@@ -369,8 +369,7 @@ impl Shared {
     }
 
     /// The next of the indexes that are demanded which is not there and may be begun.
-    fn demanded(&self) -> Option<&Demanded> {
-        let index = self.index();
+    fn demanded(&self, index: &Index) -> Option<&Demanded> {
         self.indexing.demanded().iter().find(|it| index.wants(&it.prefix, &it.attribute))
     }
 

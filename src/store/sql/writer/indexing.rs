@@ -89,7 +89,8 @@ impl<S: Session> Writer<S> {
 
     /// When something is to be done about indexes next, if anything.
     pub(super) fn index_due(&self) -> Option<Instant> {
-        let is_due = self.shared.index().is_due() || self.shared.demanded().is_some();
+        let index = self.shared.index();
+        let is_due = index.is_due() || self.shared.demanded(&index).is_some();
         is_due.then(|| self.index_paused.unwrap_or_else(Instant::now))
     }
 
@@ -101,11 +102,11 @@ impl<S: Session> Writer<S> {
     /// Begins the next index that is demanded, or puts some more keys in the one that is being built, or takes some
     /// out of one that was given up.
     pub(super) async fn index_step(&mut self) {
-        let demanded = self.shared.demanded().cloned();
+        let index = self.shared.index();
+        let demanded = self.shared.demanded(&index).cloned();
         if let Some(Demanded { prefix, attribute }) = demanded {
             return self.begin_index(&prefix, &attribute).await;
         }
-        let index = self.shared.index();
         let done = match (index.step(), index.dropped()) {
             (Some(step), _) => self.build_some(&index, &step).await,
             (None, Some(id)) => self.drop_some(&index, id).await,
