@@ -32,7 +32,7 @@ use crate::{
     assembly::{self, Endpoints, Plan, Running, Settings},
     clock::Entropy,
     node::{DEFAULT_NAME, Options},
-    server::{Limits, Services, Tls, TlsPart},
+    server::{Limits, Services, Tls, TlsFiles, TlsPart},
     store::attach::GRACE,
     telemetry::{self, Telemetry},
     topology::{self, Endpoint, Topology},
@@ -444,12 +444,10 @@ impl Serve {
             (true, None) => bail!("--client-cert-auth needs --trusted-ca-file"),
             (false, None) => None,
         };
-        let tls = Tls {
-            certificate: read("--cert-file", certificate)?,
-            key: read("--key-file", key)?,
-            client_authority: authority,
-        };
-        tls.check().map_err(|wrong| {
+        let (chain, key_pem) = (read("--cert-file", certificate)?, read("--key-file", key)?);
+        let files =
+            TlsFiles { certificate: &chain, key: &key_pem, client_authority: authority.as_deref() };
+        let tls = Tls::new(files).map_err(|wrong| {
             let (flag, path) = match wrong.part {
                 TlsPart::Certificate => ("--cert-file", certificate),
                 TlsPart::Key => ("--key-file", key),

@@ -1,6 +1,6 @@
 //! Cluster: one member, this node.
 
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, transport::server::TcpConnectInfo};
 
 use super::{Services, status};
 use crate::proto::etcdserverpb as pb;
@@ -73,16 +73,18 @@ impl Services {
 #[derive(Clone, Debug)]
 struct Authority(String);
 
-/// Keeps the host of requests to this service, which tonic does not hand on.
+/// Keeps the host of requests to this service, which tonic does not hand on. Who names none has reached an address
+/// all the same.
 pub(super) fn note_authority(mut request: axum::extract::Request) -> axum::extract::Request {
-    if request.uri().path().starts_with("/etcdserverpb.Cluster/")
-        && let Some(authority) = request.uri().authority().cloned()
-    {
-        request.extensions_mut().insert(Authority(authority.to_string()));
+    if request.uri().path().starts_with("/etcdserverpb.Cluster/") {
+        let named = request.uri().authority().map(ToString::to_string);
+        let reached = || request.extensions().get::<TcpConnectInfo>()?.local_addr();
+        let authority = named.or_else(|| reached().map(|address| address.to_string()));
+        request.extensions_mut().insert(authority.map(Authority));
     }
     request
 }
 
 fn authority<T>(request: &Request<T>) -> Option<String> {
-    request.extensions().get::<Authority>().map(|authority| authority.0.clone())
+    Some(request.extensions().get::<Option<Authority>>()?.as_ref()?.0.clone())
 }

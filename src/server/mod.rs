@@ -16,6 +16,7 @@ mod lease;
 mod lock;
 mod maintenance;
 mod metrics;
+mod opening;
 mod page;
 mod patience;
 pub mod status;
@@ -26,11 +27,13 @@ mod watch;
 
 use std::{
     future::Future,
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::net::TcpListener;
+use futures::{Stream, TryStreamExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     codec::CompressionEncoding,
@@ -39,11 +42,12 @@ use tonic::{
 };
 use tower::util::MapRequestLayer;
 
-pub use self::tls::{Tls, TlsPart, WrongTls};
+pub use self::tls::{Tls, TlsFiles, TlsPart, WrongTls};
 use self::{
     calls::Calls,
     metrics::CommitSums,
-    patience::{Places, Traffic},
+    opening::Opening,
+    patience::{Placed, Places, Traffic},
 };
 use crate::{
     model::Revision,
@@ -73,9 +77,6 @@ const KEEPALIVE_WITHIN: Duration = Duration::from_secs(20);
 
 /// A client's host is asked for one this often while nothing is sent, as Go's servers do.
 const PROBE_EVERY: Duration = Duration::from_secs(15);
-
-/// What a client may take to agree on TLS.
-const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Connections at once of a port for probes and metrics.
 const ADMIN_CONNECTIONS_MAX: usize = 16;
@@ -172,7 +173,7 @@ impl Services {
     /// Serves clients on `listener` until `stopped`, then lets what is under way end.
     ///
     /// # Errors
-    /// Where the certificates can't be used, or the listener fails.
+    /// Where the listener fails.
     pub async fn serve(
         mut self,
         listener: TcpListener,
@@ -182,21 +183,19 @@ impl Services {
         if tls.is_some() {
             self.scheme = "https";
         }
-        let mut server = listening(tls)?;
         // Answers are small and waited for.
         let incoming = TcpIncoming::from(listener)
             .with_nodelay(Some(true))
             .with_keepalive(Some(PROBE_EVERY))
             .with_keepalive_interval(Some(PROBE_EVERY));
-        let incoming = patience::patient(incoming, self.places.clone(), self.traffic.clone());
-        let routes = self.routes().await;
-        server.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
+        let incoming = patience::placed(incoming, self.places.clone(), self.traffic.clone());
+        serve_routes(self.routes().await, incoming, tls, stopped).await
     }
 
     /// Serves the page, health, version and metrics alone, on a port of their own.
     ///
     /// # Errors
-    /// Where the certificates can't be used, or the listener fails.
+    /// Where the listener fails.
     pub async fn serve_admin(
         self,
         listener: TcpListener,
@@ -206,10 +205,10 @@ impl Services {
         // Clients, however many, do not keep a probe out.
         let places = Places::new(ADMIN_CONNECTIONS_MAX);
         let traffic = Traffic::default();
-        let incoming = patience::patient(TcpIncoming::from(listener), places, traffic);
+        let incoming = patience::placed(TcpIncoming::from(listener), places, traffic);
         // The page is not for pages of other origins, so it is beside what these may ask.
         let routes = Routes::from(page::routes(self.clone()).merge(http::routes(self)));
-        listening(tls)?.add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
+        serve_routes(routes, incoming, tls, stopped).await
     }
 
     /// All that is served on the clients' port.
@@ -256,18 +255,23 @@ impl Services {
 }
 
 /// What is served on a port has these bounds, whatever it is.
-fn listening(tls: Option<Tls>) -> Result<Server, tonic::transport::Error> {
-    let server = Server::builder()
+async fn serve_routes(
+    routes: Routes,
+    incoming: impl Stream<Item = io::Result<Placed<TcpStream>>>,
+    tls: Option<Tls>,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = tls::secured(incoming, tls).map_ok(Opening::new);
+    Server::builder()
         .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
         .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
         .initial_stream_window_size(2 << 20)
-        .initial_connection_window_size(8 << 20);
-    match tls {
-        Some(tls) => server.tls_config(tls.config().timeout(HANDSHAKE_TIME_MAX)),
-        None => Ok(server),
-    }
+        .initial_connection_window_size(8 << 20)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stopped)
+        .await
 }
 
 /// Only who compresses gets compressed answers: many say that they would take them, and etcd sends none.

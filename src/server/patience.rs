@@ -1,5 +1,5 @@
-//! How long a client may take to say what it wants, and how many may be connected: connections that send
-//! nothing, and requests that stop half-way, end after a time and hold nothing for ever; those for which there is
+//! How long a client may take to say what it wants, and how many may be connected: requests that stop half-way end after
+//! a time and hold nothing for ever; connections for which there is
 //! no place end at once, so that their clients go elsewhere, and stores have the files that they need.
 
 use std::{
@@ -24,7 +24,7 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
-/// What a client may take to send its first bytes, and to send a whole request.
+/// What a client may take to begin, and to send a whole request.
 pub(super) const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// How long nothing is accepted where that has failed.
@@ -41,13 +41,11 @@ const STREAMED: [&str; 4] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// A connection that ends where nothing comes at first.
+/// A connection that has a place, and whose bytes are counted.
 #[derive(Debug)]
-pub(super) struct Patient<S> {
+pub(super) struct Placed<S> {
     stream: S,
     _place: OwnedSemaphorePermit,
-    /// Until the first bytes have come.
-    waiting: Option<Pin<Box<Sleep>>>,
     traffic: Traffic,
 }
 
@@ -83,13 +81,12 @@ struct Refused {
     said: Option<Instant>,
 }
 
-/// Connections, each of which has a place and must send something in time. One that can't be accepted is none:
-/// the next may be.
-pub(super) fn patient<S>(
+/// Connections, each of which has a place. One that can't be accepted is none: the next may be.
+pub(super) fn placed<S>(
     incoming: impl Stream<Item = io::Result<S>>,
     places: Places,
     traffic: Traffic,
-) -> impl Stream<Item = io::Result<Patient<S>>> {
+) -> impl Stream<Item = io::Result<Placed<S>>> {
     incoming.filter_map(move |stream| {
         let (is_failed, taken, traffic) = (stream.is_err(), places.take(stream), traffic.clone());
         async move {
@@ -98,8 +95,7 @@ pub(super) fn patient<S>(
                 sleep(ACCEPT_PAUSE).await;
             }
             let (stream, place) = taken?;
-            let waiting = Some(Box::pin(sleep(REQUEST_TIME_MAX)));
-            Some(Ok(Patient { stream, _place: place, waiting, traffic }))
+            Some(Ok(Placed { stream, _place: place, traffic }))
         }
     })
 }
@@ -164,9 +160,9 @@ impl Traffic {
     }
 }
 
-// === impl Patient ===
+// === impl Placed ===
 
-impl<S: Connected> Connected for Patient<S> {
+impl<S: Connected> Connected for Placed<S> {
     type ConnectInfo = S::ConnectInfo;
 
     fn connect_info(&self) -> Self::ConnectInfo {
@@ -174,7 +170,7 @@ impl<S: Connected> Connected for Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Placed<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -184,16 +180,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
         let read = buffer.filled().len() - before;
         self.traffic.0.received.fetch_add(read as u64, Ordering::Relaxed);
-        let Some(waiting) = &mut self.waiting else { return polled };
-        if polled.is_ready() {
-            self.waiting = None;
-            return polled;
-        }
-        waiting.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        polled
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Placed<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -262,31 +253,8 @@ impl HttpBody for InTime {
 
 #[cfg(test)]
 mod tests {
-    use futures::stream;
-    use tokio::io::AsyncReadExt as _;
-
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_that_says_nothing_ends_and_one_that_has_said_something_stays() {
-        let (silent, _their_end) = tokio::io::duplex(64);
-        let places = Places::new(1);
-        let mut connections =
-            Box::pin(patient(stream::iter([Ok(silent)]), places.clone(), Traffic::default()));
-        let mut silent = connections.next().await.expect("it came").expect("it is one");
-        let error = silent.read_u8().await.expect_err("nothing was said");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        drop(silent);
-
-        let (spoke, mut their_end) = tokio::io::duplex(64);
-        let mut connections =
-            Box::pin(patient(stream::iter([Ok(spoke)]), places, Traffic::default()));
-        let mut spoke = connections.next().await.expect("it came").expect("it is one");
-        tokio::io::AsyncWriteExt::write_u8(&mut their_end, 7).await.expect("it is open");
-        assert_eq!(spoke.read_u8().await.expect("it was said"), 7);
-        let waited = tokio::time::timeout(REQUEST_TIME_MAX * 10, spoke.read_u8()).await;
-        assert!(waited.is_err(), "it was ended all the same");
-    }
+    use futures::stream;
 
     #[tokio::test]
     async fn who_finds_no_place_is_let_go_and_the_next_may_find_one() {
@@ -294,7 +262,7 @@ mod tests {
         let connections = || (0..4).map(|at| tokio::io::duplex(at + 1).0).map(Ok);
         let failed = || [Err(io::Error::other("too many open files"))];
         let all = || {
-            Box::pin(patient(
+            Box::pin(placed(
                 stream::iter(failed().into_iter().chain(connections())),
                 places.clone(),
                 Traffic::default(),

@@ -13,11 +13,7 @@ use futures::{Stream, StreamExt as _, future::join_all, stream};
 use prost::Message as _;
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::WatchStream;
-use tonic::{
-    Request, Response, Status,
-    metadata::MetadataMap,
-    transport::server::{TcpConnectInfo, TlsConnectInfo},
-};
+use tonic::{Request, Response, Status, metadata::MetadataMap, transport::server::TcpConnectInfo};
 use tracing::Instrument as _;
 
 use super::{
@@ -103,10 +99,7 @@ fn beyond_all(status: &Status) -> Option<(usize, usize)> {
 }
 
 fn client_of(request: &HttpRequest) -> Option<SocketAddr> {
-    let extensions = request.extensions();
-    let plain = extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-    let of_tls = || extensions.get::<TlsConnectInfo<TcpConnectInfo>>()?.get_ref().remote_addr();
-    plain.or_else(of_tls)
+    request.extensions().get::<TcpConnectInfo>()?.remote_addr()
 }
 
 /// The verb of the tree that is asked for; `None` for all other requests.

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod authority;
 mod benchmark;
 mod call;
 mod connection;

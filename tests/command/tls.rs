@@ -1,6 +1,11 @@
 //! TLS and mutual TLS, with certificates that are made here.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use http::{Request, StatusCode};
@@ -19,7 +24,7 @@ use crate::{
     },
 };
 
-fn start(folder: &Path, port: u16, more: &[&str]) -> Result<Process> {
+pub(crate) fn start(folder: &Path, port: u16, more: &[&str]) -> Result<Process> {
     let file = |name: &str| folder.join(name).display().to_string();
     let mut arguments = vec![
         "serve".to_owned(),
@@ -57,7 +62,11 @@ fn identity(folder: &Path, name: &str) -> Result<Identity> {
     Ok(Identity::from_pem(read("pem")?, read("key")?))
 }
 
-async fn ready(folder: &Path, port: u16, identity: Option<&Identity>) -> Result<Channel> {
+pub(crate) async fn ready(
+    folder: &Path,
+    port: u16,
+    identity: Option<&Identity>,
+) -> Result<Channel> {
     eventually("the node answers over TLS", Duration::from_secs(10), async || {
         connect(folder, port, identity.cloned()).await
     })
@@ -87,34 +96,168 @@ async fn clients_that_trust_the_authority_are_served_over_tls_and_plain_ones_are
     Ok(())
 }
 
-#[tokio::test]
-async fn clients_are_asked_for_certificates_as_by_etcd() -> Result<()> {
-    // Whatever is said besides: as soon as there is an authority, etcd asks for its certificates.
-    for (flags, is_mutual) in [
-        (&[][..], false),
-        (&["--client-cert-auth=false"], false),
-        (&["--trusted-ca-file=ca.pem"], true),
-        (&["--trusted-ca-file=ca.pem", "--client-cert-auth=false"], true),
-        (&MUTUAL, true),
-    ] {
-        let folder = TempDir::new()?;
-        let port = free_port()?;
-        write_certificates(folder.path(), &authority()?)?;
-        let mut node = start(folder.path(), port, flags)?;
-        let own = identity(folder.path(), "client")?;
-        let channel = ready(folder.path(), port, Some(&own)).await?;
-        put(&channel, "key", "value").await?;
+/// Who is admitted: one with a certificate of the authority, one without, one of another authority, and one that
+/// speaks no TLS.
+#[derive(Debug, PartialEq, Eq)]
+struct Admitted {
+    own: bool,
+    without: bool,
+    stranger: bool,
+    plain: bool,
+}
 
-        let without = connect(folder.path(), port, None).await;
-        ensure!(without.is_err() == is_mutual, "{flags:?}: without a certificate: {without:?}");
-        let (certificate, key) = certificate(&authority()?, "client")?;
-        let stranger = Identity::from_pem(certificate, key);
-        let stranger = connect(folder.path(), port, Some(stranger)).await;
-        ensure!(stranger.is_err() == is_mutual, "{flags:?}: of another authority: {stranger:?}");
-        put(&channel, "key", "still").await?;
+async fn admitted(folder: &Path, port: u16) -> Result<Admitted> {
+    let own = connect(folder, port, Some(identity(folder, "client")?)).await;
+    let without = connect(folder, port, None).await;
+    let (certificate, key) = certificate(&authority()?, "client")?;
+    let stranger = connect(folder, port, Some(Identity::from_pem(certificate, key))).await;
+    let plain = Endpoint::from_shared(format!("http://127.0.0.1:{port}"))?.connect_lazy();
+    let plain = KvClient::new(plain)
+        .range(pb::RangeRequest { key: "k".into(), ..Default::default() })
+        .await;
+    Ok(Admitted {
+        own: own.is_ok(),
+        without: without.is_ok(),
+        stranger: stranger.is_ok(),
+        plain: plain.is_ok(),
+    })
+}
+
+/// Waits until a server admits or refuses, and has it tell whom.
+async fn settled(folder: &Path, port: u16) -> Result<Admitted> {
+    let listens = async || Ok(TcpStream::connect(("127.0.0.1", port)).await?);
+    eventually("it listens", Duration::from_secs(60), listens).await?;
+    let serves = async || {
+        let found = admitted(folder, port).await?;
+        ensure!(found.own, "it admits nobody: {found:?}");
+        Ok(found)
+    };
+    // Where nobody is admitted, that is what there is to tell.
+    match eventually("it serves", Duration::from_secs(10), serves).await {
+        Ok(found) => Ok(found),
+        Err(_) => admitted(folder, port).await,
+    }
+}
+
+/// Each of etcd's flags of TLS, as etcd takes it.
+#[tokio::test]
+async fn who_is_admitted_is_who_an_etcd_admits() -> Result<()> {
+    let folder = TempDir::new()?;
+    let folder = folder.path();
+    write_certificates(folder, &authority()?)?;
+    let file = |name: &str| folder.join(name).display().to_string();
+    let ca = format!("--trusted-ca-file={}", file("ca.pem"));
+    let with_ca = "--trusted-ca-file=ca.pem";
+    for (at, flags) in [
+        &[][..],
+        &["--client-cert-auth=false"],
+        &[with_ca],
+        &[with_ca, "--client-cert-auth=false"],
+        &[with_ca, "--client-cert-auth"],
+        &[with_ca, "--client-cert-auth=true"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (etcd_port, peer_port, port) = (free_port()?, free_port()?, free_port()?);
+        let etcd_url = format!("https://127.0.0.1:{etcd_port}");
+        let mut arguments = vec![
+            format!("--data-dir={}", file(&format!("etcd-{at}"))),
+            format!("--listen-client-urls={etcd_url}"),
+            format!("--advertise-client-urls={etcd_url}"),
+            format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
+            "--unsafe-no-fsync".to_owned(),
+            format!("--cert-file={}", file("localhost.pem")),
+            format!("--key-file={}", file("localhost.key")),
+        ];
+        arguments.extend(flags.iter().map(|flag| flag.replace(with_ca, &ca)));
+        let _etcd = Process::start("etcd", &peer("etcd")?, folder, &arguments)?;
+        let mut node = start(folder, port, flags)?;
+        let (of_etcd, of_node) = (settled(folder, etcd_port).await?, settled(folder, port).await?);
+        ensure!(of_etcd == of_node, "{flags:?}: etcd {of_etcd:?}, a node {of_node:?}");
+        ensure!(of_node.own && !of_node.plain, "{flags:?}: {of_node:?}");
+        ensure!(of_node.without != flags.contains(&with_ca), "{flags:?}: {of_node:?}");
         node.ensure_running()?;
     }
     Ok(())
+}
+
+/// A client that is not admitted learns little; whoever reads the log learns why.
+#[tokio::test]
+async fn why_a_client_is_not_admitted_is_in_the_log() -> Result<()> {
+    let folder = TempDir::new()?;
+    let folder = folder.path();
+    let port = free_port()?;
+    let own = authority()?;
+    write_certificates(folder, &own)?;
+    let node = start(folder, port, &[MUTUAL[0]])?;
+    ready(folder, port, Some(&identity(folder, "client")?)).await?;
+    ensure!(connect(folder, port, None).await.is_err(), "it was admitted without a certificate");
+    is_said(&node, "it has shown no certificate").await?;
+    let (stranger, key) = certificate(&authority()?, "client")?;
+    let stranger = connect(folder, port, Some(Identity::from_pem(stranger, key))).await;
+    ensure!(stranger.is_err(), "it was admitted with a certificate of another authority");
+    is_said(&node, "not of an authority").await?;
+
+    // As home-made authorities make them: of version 1, and with a key on the largest curve.
+    fs::write(folder.join("own.pem"), own.pem())?;
+    fs::write(folder.join("own.key"), own.key().serialize_pem())?;
+    for (name, curve, is_v1) in [("v1", "prime256v1", true), ("p521", "secp521r1", false)] {
+        made_by_openssl(folder, name, curve, is_v1)?;
+        let (certificate, key) = (format!("{name}.pem"), format!("{name}.key"));
+        // Clients of the same library as the node would not load these, and the same is said but once in a while.
+        let port = free_port()?;
+        let own_folder = folder.join(name);
+        fs::create_dir(&own_folder)?;
+        write_certificates(&own_folder, &own)?;
+        let node = start(&own_folder, port, &[MUTUAL[0]])?;
+        ready(folder, port, Some(&identity(folder, "client")?)).await?;
+        let connect = format!("s_client -connect 127.0.0.1:{port} -cert {certificate} -key {key}");
+        openssl(folder, &format!("{connect} -CAfile ca.pem -alpn h2"))?;
+        let said = if is_v1 { "X.509 version 3" } else { "no certificate with a key of RSA" };
+        is_said(&node, said).await?;
+        // For itself a node takes none, and says so at the start, by the file.
+        let flags = [format!("--cert-file={certificate}"), format!("--key-file={key}")];
+        let arguments = ["serve", "--listen-client-urls=https://127.0.0.1:0", &flags[0], &flags[1]];
+        let ended = crate::call::pleach(folder, &arguments).await?;
+        let said = &ended.stderr;
+        let names = said.contains(&certificate) || said.contains(&key);
+        ensure!(!ended.is_success && names && said.contains("P-384"), "{name}: {said}");
+    }
+    Ok(())
+}
+
+async fn is_said(node: &Process, said: &str) -> Result<()> {
+    eventually("it is said", Duration::from_secs(10), async || {
+        let log = node.output()?;
+        ensure!(log.contains("no TLS with a client") && log.contains(said), "{said}: {log}");
+        Ok(())
+    })
+    .await
+}
+
+fn openssl(folder: &Path, arguments: &str) -> Result<Output> {
+    let mut command = std::process::Command::new("openssl");
+    command.args(arguments.split(' ')).current_dir(folder).stdin(Stdio::null());
+    command.output().context("openssl is not installed")
+}
+
+/// A certificate of the authority in `own.pem`.
+fn made_by_openssl(folder: &Path, name: &str, curve: &str, is_v1: bool) -> Result<()> {
+    let openssl = |arguments: &str| {
+        let done = openssl(folder, arguments)?;
+        ensure!(done.status.success(), "openssl {arguments}: {done:?}");
+        anyhow::Ok(())
+    };
+    openssl(&format!("ecparam -name {curve} -genkey -noout -out {name}.sec1"))?;
+    openssl(&format!("pkcs8 -topk8 -nocrypt -in {name}.sec1 -out {name}.key"))?;
+    openssl(&format!("req -new -key {name}.key -subj /CN=localhost -out {name}.csr"))?;
+    fs::write(folder.join("names.ext"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n")?;
+    // Without extensions it is of version 1.
+    let extensions = if is_v1 { "" } else { " -extfile names.ext" };
+    openssl(&format!(
+        "x509 -req -in {name}.csr -CA own.pem -CAkey own.key -CAcreateserial -days 2 -out {name}.pem{extensions}"
+    ))
 }
 
 #[tokio::test]

@@ -4,11 +4,17 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use futures::TryStreamExt as _;
 use pleach::proto::etcdserverpb::{
-    self as pb, kv_client::KvClient, watch_client::WatchClient, watch_request::RequestUnion,
+    self as pb, kv_client::KvClient, lease_client::LeaseClient, watch_client::WatchClient,
+    watch_request::RequestUnion,
 };
 use tempfile::TempDir;
 use tonic::{Code, codec::CompressionEncoding};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
 
 use crate::{
     call::{get, put},
@@ -85,6 +91,33 @@ async fn a_watch_goes_on_when_its_client_has_nothing_more_to_say() -> Result<()>
         Ok(())
     })
     .await
+}
+
+/// Reflection, as grpcurl asks, and a sign of life for a lease; what etcd does then, the oracle knows.
+#[tokio::test]
+async fn other_streams_end_well_when_their_client_has_nothing_more_to_say() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut node = Node::new(folder.path(), &[])?;
+    let channel = node.start().await?;
+    let ask = MessageRequest::ListServices(String::new());
+    let ask = ServerReflectionRequest { host: String::new(), message_request: Some(ask) };
+    let mut reflection = ServerReflectionClient::new(channel.clone());
+    let told = reflection.server_reflection_info(tokio_stream::iter([ask])).await?.into_inner();
+    let told: Vec<_> = told.try_collect().await?;
+    let services = match told.first().and_then(|told| told.message_response.as_ref()) {
+        Some(MessageResponse::ListServicesResponse(list)) => &list.service[..],
+        _ => &[],
+    };
+    let has_kv = services.iter().any(|service| service.name == "etcdserverpb.KV");
+    ensure!(told.len() == 1 && has_kv, "{told:?}");
+
+    let mut leases = LeaseClient::new(channel);
+    let lease = leases.lease_grant(pb::LeaseGrantRequest { id: 7, ttl: 600 }).await?.into_inner();
+    let asks = [lease.id, lease.id].map(|id| pb::LeaseKeepAliveRequest { id });
+    let told = leases.lease_keep_alive(tokio_stream::iter(asks)).await?.into_inner();
+    let told: Vec<_> = told.try_collect().await?;
+    ensure!(told.len() == 2 && told.iter().all(|told| told.ttl > 0), "{told:?}");
+    Ok(())
 }
 
 #[tokio::test]

@@ -7,7 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::history::{Asked, Call, Change, Keys, Kv, Outcome, Said};
+use crate::{
+    history::{Asked, Call, Change, Keys, Kv, Outcome, Said},
+    lines::may_be_of_line,
+};
 
 /// What is promised beyond what always is.
 #[derive(Clone, Copy, Debug)]
@@ -16,10 +19,15 @@ pub struct Promises {
     pub ends_at_once: bool,
     /// The keys of a lease are those of the revision in the header. etcd looks at them beside its log.
     pub has_exact_leases: bool,
+    /// Who gets a lock or wins an election is the first of its line as of the revision it is told. An etcd tells who is
+    /// elected the one at which it came; and of two who wait with one lease, it takes one that gave up and came again
+    /// for the other.
+    pub has_exact_lines: bool,
 }
 
 impl Promises {
-    pub const ALL: Self = Self { ends_at_once: true, has_exact_leases: true };
+    pub const ALL: Self =
+        Self { ends_at_once: true, has_exact_leases: true, has_exact_lines: true };
 }
 
 /// All that is wrong with a history; `log` has every change of its keys in order of revisions.
@@ -29,12 +37,13 @@ pub fn violations(calls: &[Call], log: &[Change], promises: Promises) -> Vec<Str
     check.writes();
     check.reads();
     check.leases();
+    check.lines();
     check.order();
     check.found
 }
 
-struct Check<'a> {
-    calls: &'a [Call],
+pub struct Check<'a> {
+    pub calls: &'a [Call],
     commits: BTreeMap<i64, Vec<&'a Change>>,
     /// Of each key what it was from which revision on.
     past: BTreeMap<&'a str, Vec<(i64, Option<&'a Kv>)>>,
@@ -44,7 +53,7 @@ struct Check<'a> {
     ends: HashMap<i64, BTreeSet<i64>>,
     /// Those by which they may have ended, or a deletion that got no answer was carried out.
     maybe_ends: HashMap<i64, BTreeSet<i64>>,
-    promises: Promises,
+    pub promises: Promises,
     found: Vec<String>,
 }
 
@@ -60,12 +69,12 @@ impl<'a> Check<'a> {
         Self { calls, commits, past, made_by, ends, maybe_ends, promises, found }
     }
 
-    fn wrong(&mut self, what: String) {
+    pub fn wrong(&mut self, what: String) {
         self.found.push(what);
     }
 
     /// A key as of a revision.
-    fn at(&self, key: &str, revision: i64) -> Option<&'a Kv> {
+    pub fn at(&self, key: &str, revision: i64) -> Option<&'a Kv> {
         let past = self.past.get(key)?;
         past[..past.partition_point(|(at, _)| *at <= revision)].last()?.1
     }
@@ -75,7 +84,7 @@ impl<'a> Check<'a> {
         all.filter(|kv| is_meant(kv)).collect()
     }
 
-    fn in_range_at(&self, keys: &Keys, revision: i64) -> Vec<&'a Kv> {
+    pub fn in_range_at(&self, keys: &Keys, revision: i64) -> Vec<&'a Kv> {
         self.all_at(revision, |kv| keys.contain(&kv.key))
     }
 
@@ -96,6 +105,14 @@ impl<'a> Check<'a> {
             let changes = match (&call.asked, said) {
                 (Asked::Put { key, value, lease }, _) => {
                     self.expect_put(call, *revision, key, value, Some(*lease));
+                    true
+                }
+                (Asked::Proclaim(place, value), _) => {
+                    let was = self.at(&place.key, revision - 1).map(|kv| kv.create);
+                    if was != Some(place.created) {
+                        self.wrong(format!("{call:?}: it had the place of {was:?}"));
+                    }
+                    self.expect_put(call, *revision, &place.key, value, Some(place.lease));
                     true
                 }
                 (Asked::Delete(keys), Said::Deleted(before)) => {
@@ -172,6 +189,9 @@ impl<'a> Check<'a> {
                 continue;
             }
             let is_by = |asked: &Asked| match (asked, &commit[..]) {
+                (Asked::Proclaim(place, value), [Change { now: Some(kv), .. }]) => {
+                    kv.key == place.key && kv.value == *value
+                }
                 (
                     Asked::Put { key, value, .. } | Asked::Guarded { key, value, .. },
                     [Change { now: Some(kv), .. }],
@@ -198,10 +218,12 @@ impl<'a> Check<'a> {
                     && is_by(&call.asked)
                     && !used.contains(&at)
             });
+            let is_of_line = self.calls.iter().any(|call| may_be_of_line(call, &commit));
             match maker {
-                Some(_) if is_end => {
+                _ if is_end && (maker.is_some() || is_of_line) => {
                     self.maybe_ends.entry(lease).or_default().insert(revision);
                 }
+                _ if is_of_line => {}
                 None if is_end => _ = self.ends.entry(lease).or_default().insert(revision),
                 Some(at) => {
                     used.insert(at);
@@ -273,6 +295,9 @@ impl<'a> Check<'a> {
                 (Asked::KeepAlive(lease), Outcome::Said(_, Said::Lease(held))) => {
                     self.expect_lease(call, *lease, held.is_some());
                 }
+                (Asked::Enter { lease, .. }, Outcome::Said(..)) => {
+                    self.expect_lease(call, *lease, true);
+                }
                 (Asked::Put { lease, .. }, outcome) if *lease != 0 => match outcome {
                     Outcome::Said(..) => self.expect_lease(call, *lease, true),
                     Outcome::Refused => self.expect_lease(call, *lease, false),
@@ -343,7 +368,14 @@ impl<'a> Check<'a> {
             }
             let about = match &call.asked {
                 Asked::Read { keys, revision: 0 } | Asked::Delete(keys) => Some(keys.clone()),
-                Asked::Put { key, .. } | Asked::Guarded { key, .. } => Some(Keys::one(key)),
+                Asked::Put { key, .. } | Asked::Guarded { key, .. } | Asked::Unlock(key) => {
+                    Some(Keys::one(key))
+                }
+                Asked::Proclaim(place, _) | Asked::Resign(place) => Some(Keys::one(&place.key)),
+                Asked::Enter { name, .. } if self.promises.has_exact_lines => {
+                    Some(Keys::below(&format!("{name}/")))
+                }
+                Asked::Leader(name) => Some(Keys::below(&format!("{name}/"))),
                 _ => None,
             };
             if let Some(keys) = about {

@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    history::{Asked, Call, Change, Keys, Kv, Outcome, Said},
+    history::{Asked, Call, Change, Keys, Kv, Outcome, Place, Said},
+    lines,
     support::{changes::open_watch, rng::Rng},
 };
 
@@ -53,6 +54,8 @@ pub struct Client {
     pub epoch: Instant,
     /// When each of its keys was last changed, as far as it has seen.
     pub modified: BTreeMap<String, i64>,
+    /// The place it has in an election.
+    pub place: Option<Place>,
 }
 
 // === impl Shared ===
@@ -104,7 +107,7 @@ impl Client {
         };
         let next = || self.shared.next.fetch_add(1, Ordering::Relaxed);
         let lease = self.shared.lease(self.node, &mut self.rng);
-        match (self.rng.below(40), lease) {
+        match (self.rng.below(46), lease) {
             (0..=9, Some(lease)) => Asked::Put { key, value: format!("v{}", next()), lease },
             (0..=13, _) => Asked::Put { key, value: format!("v{}", next()), lease: 0 },
             (14..=16, _) => Asked::Delete(keys),
@@ -123,15 +126,24 @@ impl Client {
             (34..=35, Some(lease)) => Asked::TimeToLive(lease),
             (36, Some(lease)) => Asked::KeepAlive(lease),
             (37, _) if self.rng.chance(10) => Asked::Compact(self.shared.heard() - KEPT),
-            _ => Asked::Look(self.rng.pick(&["status", "alarms", "hash", "leases"])),
+            (40..=45, Some(lease)) => {
+                let value = format!("v{}", next());
+                self.choose_in_line(prefix, lease, value)
+            }
+            _ => Asked::Look(self.rng.pick(&["status", "alarms", "hash", "hash of all", "leases"])),
         }
     }
 
     async fn ask(&mut self, asked: &Asked) -> Outcome {
-        match timeout(ANSWER_WAIT_MAX, self.call(asked)).await {
+        let wait_max = match asked {
+            Asked::Enter { .. } => lines::WAIT_MAX,
+            _ => ANSWER_WAIT_MAX,
+        };
+        match timeout(wait_max, self.call(asked)).await {
             Ok(Ok((revision, said))) => Outcome::Said(revision, said),
             Ok(Err(status)) => match status.code() {
                 Code::NotFound | Code::OutOfRange | Code::FailedPrecondition => Outcome::Refused,
+                Code::Unknown if status.message().starts_with("election: no") => Outcome::Refused,
                 _ => Outcome::Unknown,
             },
             Err(_) => Outcome::Unknown,
@@ -202,6 +214,7 @@ impl Client {
                 Ok((of(kv.compact(compact).await?.into_inner().header), Said::Done))
             }
             Asked::Look(what) => Ok((self.look(what).await?, Said::Done)),
+            in_line => self.call_in_line(in_line).await,
         }
     }
 
@@ -250,6 +263,7 @@ impl Client {
         let header = match what {
             "status" => maintenance.status(pb::StatusRequest {}).await?.into_inner().header,
             "alarms" => maintenance.alarm(pb::AlarmRequest::default()).await?.into_inner().header,
+            "hash of all" => maintenance.hash(pb::HashRequest {}).await?.into_inner().header,
             "hash" => {
                 maintenance.hash_kv(pb::HashKvRequest { revision: 0 }).await?.into_inner().header
             }
@@ -262,7 +276,7 @@ impl Client {
     }
 }
 
-fn of(header: Option<pb::ResponseHeader>) -> i64 {
+pub fn of(header: Option<pb::ResponseHeader>) -> i64 {
     header.map_or(0, |header| header.revision)
 }
 

@@ -59,8 +59,27 @@ pub enum Asked {
     TimeToLive(i64),
     KeepAlive(i64),
     Compact(i64),
-    /// What only has a header: status, alarms, a hash of all, all leases.
+    /// Waits for the head of a line: for a lock, or for an election with a value.
+    Enter {
+        name: String,
+        lease: i64,
+        value: Option<String>,
+    },
+    Unlock(String),
+    Proclaim(Place, String),
+    Resign(Place),
+    Leader(String),
+    /// What only has a header: status, alarms, hashes of all, all leases.
     Look(&'static str),
+}
+
+/// A place in a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub key: String,
+    /// The revision at which it was entered; 0 where that was not told.
+    pub created: i64,
+    pub lease: i64,
 }
 
 /// What it is told beside the revision.
@@ -73,6 +92,7 @@ pub enum Said {
         found: Option<Kv>,
     },
     Read(Vec<Kv>),
+    Head(Place),
     /// The keys, where it lives.
     Lease(Option<Vec<String>>),
 }

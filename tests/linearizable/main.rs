@@ -13,6 +13,7 @@ mod support;
 mod check;
 mod client;
 mod history;
+mod lines;
 mod planted;
 
 use std::{
@@ -68,7 +69,7 @@ async fn an_etcd_keeps_what_is_asked_of_a_node() -> Result<()> {
     etcd.start().await?;
     let channel = Endpoint::from_shared(etcd.url())?.connect_lazy();
     let places = [Place { prefix: "/a/", owner: 0, nodes: &[0] }];
-    let promises = Promises { has_exact_leases: false, ..Promises::ALL };
+    let promises = Promises { has_exact_leases: false, has_exact_lines: false, ..Promises::ALL };
     run(&mut [], &[channel], &places, promises, SECONDS / 2).await
 }
 
@@ -147,6 +148,7 @@ async fn run(
                 shared: shared.clone(),
                 epoch,
                 modified: BTreeMap::new(),
+                place: None,
             };
             clients.spawn(client.run(end.clone()));
         }

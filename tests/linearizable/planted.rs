@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     check::{Promises, violations},
-    history::{Asked, Call, Change, Keys, Kv, Outcome, Said},
+    history::{Asked, Call, Change, Keys, Kv, Outcome, Place, Said},
     support::rng::Rng,
 };
 
@@ -57,12 +57,25 @@ impl Model {
         self.calls.push(Call { node: 0, begin, end, asked, outcome });
     }
 
+    fn head(&self) -> Option<Kv> {
+        let line = self.rows.values().filter(|kv| kv.key.starts_with("/a/line/"));
+        line.min_by_key(|kv| kv.create).cloned()
+    }
+
+    /// Gives a lock to whoever asks.
+    fn lock(&mut self, name: &str, lease: i64) {
+        let key = format!("{name}/{lease:x}");
+        self.put(&key, "", lease);
+        let asked = Asked::Enter { name: name.to_owned(), lease, value: None };
+        self.done(asked, Said::Head(Place { key, created: 0, lease }));
+    }
+
     fn step(&mut self, rng: &mut Rng, at: usize) {
         let key = format!("/a/{}", rng.below(5));
         let value = format!("v{at}");
         let keys = if rng.chance(50) { Keys::below("/a/") } else { Keys::one(&key) };
         let lease = if self.leases.is_empty() { None } else { Some(rng.pick(&self.leases)) };
-        match (rng.below(10), lease) {
+        match (rng.below(13), lease) {
             (0..=1, _) => {
                 self.put(&key, &value, 0);
                 self.done(Asked::Put { key, value, lease: 0 }, Said::Done);
@@ -99,6 +112,16 @@ impl Model {
                 let held = self.rows.values().filter(|kv| kv.lease == lease);
                 let held = held.map(|kv| kv.key.clone()).collect();
                 self.done(Asked::TimeToLive(lease), Said::Lease(Some(held)));
+            }
+            (9, Some(lease)) if self.head().is_none() => self.lock("/a/line", lease),
+            (9..=10, _) => {
+                let told = self.head().into_iter().collect();
+                self.done(Asked::Leader("/a/line".to_owned()), Said::Read(told));
+            }
+            (11, _) if self.head().is_some() => {
+                let head = self.head().expect("it is there");
+                self.delete(|kv| kv.key == head.key);
+                self.done(Asked::Unlock(head.key), Said::Done);
             }
             _ => {
                 let found = self.rows.values().filter(|kv| keys.contain(&kv.key)).cloned();
@@ -222,6 +245,28 @@ fn true_histories_are_taken_and_what_is_wrong_with_one_is_noticed() {
             );
         }
     }
+}
+
+/// A lock that two hold, and one that is there after it was given up, are noticed.
+#[test]
+fn a_lock_that_two_hold_is_noticed() {
+    let found = |model: &Model| violations(&model.calls, &model.log, Promises::ALL);
+    let mut model = Model { revision: 1, ..Model::default() };
+    for lease in [7, 8] {
+        model.done(Asked::Grant(lease), Said::Done);
+    }
+    model.lock("/a/line", 7);
+    let told = model.head().into_iter().collect();
+    model.done(Asked::Leader("/a/line".to_owned()), Said::Read(told));
+    assert_eq!(found(&model), Vec::<String>::new());
+    model.lock("/a/line", 8);
+    assert!(!found(&model).is_empty(), "two hold it");
+
+    let mut model = Model { revision: 1, ..Model::default() };
+    model.done(Asked::Grant(7), Said::Done);
+    model.lock("/a/line", 7);
+    model.done(Asked::Unlock("/a/line/7".to_owned()), Said::Done);
+    assert!(!found(&model).is_empty(), "it is there");
 }
 
 /// A put under a lease that has ended, and a revoke that leaves a key, are noticed.

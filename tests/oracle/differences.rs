@@ -26,14 +26,12 @@ struct Meant {
 /// Some entries look at the IDs in the headers, so the entry that hides these is the last.
 const MEANT: &[Meant] = &[
     Meant {
-        what: "version, sizes and Raft's counters in Status",
-        why: "they describe the program; their shape is compared",
-        settle: |_, left, right| each(left, right, shape_of_status),
-    },
-    Meant {
-        what: "name, URLs and ID of the one member",
-        why: "they describe the process; their shape is compared",
-        settle: |_, left, right| each(left, right, shape_of_members),
+        what: "version, sizes and Raft's counters in Status; name, URLs and ID of the one member",
+        why: "they describe the program and the process; their shape is compared",
+        settle: |_, left, right| {
+            each(left, right, shape_of_status);
+            each(left, right, shape_of_members);
+        },
     },
     Meant {
         what: "the rest of a lease's time to live, by up to two seconds",
@@ -41,19 +39,9 @@ const MEANT: &[Meant] = &[
         settle: remaining_ttl,
     },
     Meant {
-        what: "the order of a lease's keys in LeaseTimeToLive",
-        why: "etcd's is the order of a Go map, a new one each time",
-        settle: |_, left, right| each(left, right, sort_lease_keys),
-    },
-    Meant {
-        what: "the order of alarms",
-        why: "etcd's is the order of a Go map, a new one each time",
-        settle: |_, left, right| each(left, right, sort_alarms),
-    },
-    Meant {
-        what: "the order of LeaseLeases",
-        why: "etcd orders by expiry, and so by its clock",
-        settle: |_, left, right| each(left, right, sort_leases),
+        what: "the order of alarms, of leases, and of a lease's keys",
+        why: "etcd's is that of a Go map, a new one each time, and for leases that of its clock",
+        settle: |_, left, right| each(left, right, sort_lists),
     },
     Meant {
         what: "the order of ties when more than twelve keys are sorted",
@@ -81,12 +69,8 @@ const MEANT: &[Meant] = &[
 /// Meant differences that no answer shows, so the run itself provides for them.
 const MEANT_ELSEWHERE: &[(&str, &str)] = &[
     (
-        "into which messages watch events are batched",
-        "the API leaves it open; atomicity is checked",
-    ),
-    (
-        "header.revision of event messages",
-        "it follows the batches; that it is not below the events is checked",
+        "into which messages watch events are batched, and header.revision of these",
+        "the API leaves it open; that it is atomic, and the revision not below the events, is checked",
     ),
     (
         "progress messages that were not asked for",
@@ -110,11 +94,26 @@ const MEANT_ELSEWHERE: &[(&str, &str)] = &[
     ),
 ];
 
+/// Both tables: what differs, and why.
+fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let settled = MEANT.iter().map(|meant| (meant.what, meant.why));
+    settled.chain(MEANT_ELSEWHERE.iter().copied())
+}
+
 /// Both tables in words, for the report of a difference.
 pub fn table() -> String {
-    let settled = MEANT.iter().map(|meant| (meant.what, meant.why));
-    let all = settled.chain(MEANT_ELSEWHERE.iter().copied());
-    all.map(|(what, why)| format!("  {what}: {why}\n")).collect()
+    all().map(|(what, why)| format!("  {what}: {why}\n")).collect()
+}
+
+/// Users read what is not equal, each of it, where they look for it.
+#[test]
+fn every_meant_difference_is_in_the_documentation() {
+    let page = include_str!("../../docs/src/compatibility.md");
+    let rows: Vec<String> = all().map(|(what, why)| format!("| {what} | {why} |")).collect();
+    let missing: Vec<_> = rows.iter().filter(|row| !page.contains(row.as_str())).collect();
+    assert!(missing.is_empty(), "not in docs/src/compatibility.md: {missing:#?}");
+    let said = page.lines().skip_while(|line| *line != "| what differs | why |").skip(2);
+    assert_eq!(said.take_while(|line| line.starts_with('|')).count(), rows.len(), "it says more");
 }
 
 /// Settles what is meant; what then differs is a difference.
@@ -231,12 +230,6 @@ fn shape_of_members(answer: &mut Answer) {
     }
 }
 
-fn sort_alarms(answer: &mut Answer) {
-    if let Answer::Alarm(found) = answer {
-        found.alarms.sort_by_key(|alarm| (alarm.alarm, alarm.member_id));
-    }
-}
-
 // --- leases ---
 
 fn remaining_ttl(_: &Request, left: &mut Answer, right: &mut Answer) {
@@ -248,15 +241,14 @@ fn remaining_ttl(_: &Request, left: &mut Answer, right: &mut Answer) {
     }
 }
 
-fn sort_lease_keys(answer: &mut Answer) {
-    if let Answer::LeaseTimeToLive(lease) = answer {
-        lease.keys.sort();
-    }
-}
-
-fn sort_leases(answer: &mut Answer) {
-    if let Answer::LeaseLeases(leases) = answer {
-        leases.leases.sort_by_key(|lease| lease.id);
+fn sort_lists(answer: &mut Answer) {
+    match answer {
+        Answer::Alarm(found) => {
+            found.alarms.sort_by_key(|alarm| (alarm.alarm, alarm.member_id));
+        }
+        Answer::LeaseTimeToLive(lease) => lease.keys.sort(),
+        Answer::LeaseLeases(leases) => leases.leases.sort_by_key(|lease| lease.id),
+        _ => {}
     }
 }
 

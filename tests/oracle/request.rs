@@ -47,7 +47,7 @@ pub enum Answer {
     LeaseRevoke(pb::LeaseRevokeResponse),
     LeaseTimeToLive(pb::LeaseTimeToLiveResponse),
     LeaseLeases(pb::LeaseLeasesResponse),
-    LeaseKeepAlive(Option<pb::LeaseKeepAliveResponse>),
+    LeaseKeepAlive(Vec<pb::LeaseKeepAliveResponse>),
     Alarm(pb::AlarmResponse),
     MemberList(pb::MemberListResponse),
     Status(pb::StatusResponse),
@@ -126,8 +126,13 @@ impl Client {
 
     async fn keep_alive(&mut self, request: pb::LeaseKeepAliveRequest) -> Result<Answer, Status> {
         let requests = tokio_stream::once(request);
+        // The sending side is closed behind the request: the end of the stream is compared as well.
         let mut answers = self.lease.lease_keep_alive(requests).await?.into_inner();
-        Ok(Answer::LeaseKeepAlive(answers.message().await?))
+        let mut all = Vec::new();
+        while let Some(answer) = answers.message().await? {
+            all.push(answer);
+        }
+        Ok(Answer::LeaseKeepAlive(all))
     }
 }
 
@@ -147,7 +152,7 @@ impl Answer {
             Self::LeaseRevoke(a) => a.header.as_ref(),
             Self::LeaseTimeToLive(a) => a.header.as_ref(),
             Self::LeaseLeases(a) => a.header.as_ref(),
-            Self::LeaseKeepAlive(a) => a.as_ref().and_then(|a| a.header.as_ref()),
+            Self::LeaseKeepAlive(all) => all.first().and_then(|first| first.header.as_ref()),
             Self::Alarm(a) => a.header.as_ref(),
             Self::MemberList(a) => a.header.as_ref(),
             Self::Status(a) => a.header.as_ref(),
