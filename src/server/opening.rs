@@ -1,7 +1,7 @@
 //! How a connection begins: what must come in time, and clients whose `:authority` is no host.
 //!
-//! A connection ends where it has not begun in time: with HTTP/2's preface and a frame, or with the head of a request of
-//! HTTP/1. What then comes of a request is [`super::patience`]'s.
+//! A connection ends where it has not begun in time: with HTTP/2's preface and a frame, or with the head of a
+//! request of HTTP/1. What then comes of a request is [`super::patience`]'s.
 //!
 //! gRPC's clients send as `:authority` what they were told to reach, and for some targets that is no host and
 //! port: `#initially=[10.0.0.1:2379]` (Go's etcd client 3.5.0), the path of a socket, plain or percent-encoded,
