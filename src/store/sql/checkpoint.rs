@@ -5,14 +5,15 @@
 //! last, small part itself; else the log of a store that is never idle would grow for ever.
 
 use std::{
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, ErrorCode};
@@ -35,6 +36,11 @@ const TRUNCATE_WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// How often is looked whether a full disk has room again.
 const RESTORE_EVERY: Duration = Duration::from_secs(1);
+
+/// The bytes that the log keeps, as many as it has when nothing holds it up; and how often a longer one is tried to be
+/// made short.
+pub(super) const LOG_BYTES_KEPT: u64 = 32 << 20;
+const SHORTEN_EVERY: Duration = Duration::from_secs(5);
 
 /// How often a checkpoint follows the writer before it leaves the rest for next time.
 const ROUNDS_MAX: usize = 4;
@@ -59,7 +65,10 @@ impl Checkpoints {
         let is_rest_small = Arc::new(AtomicBool::new(false));
         let told = is_rest_small.clone();
         let pages_max = (reserve.log_bytes_max() / PAGE_BYTES).clamp(1, PAGES_MAX);
-        let work = move || fold(&connection, &nudged, &told, &reserve);
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        let log = PathBuf::from(log);
+        let work = move || fold(&connection, &nudged, &told, &reserve, &log);
         let spawned = thread::Builder::new().name(format!("fold-{name}")).spawn(work);
         if let Err(error) = spawned {
             // The nudges go nowhere then, and the log grows: an operator must know.
@@ -107,12 +116,31 @@ pub(super) fn spare(connection: &Connection) -> u64 {
     connection.query_row(pages, [], |row| row.get::<_, i64>(0)).map_or(0, i64::cast_unsigned)
 }
 
+/// Gives back what a log takes that was once long, such as behind another program's reader: nobody may write
+/// for long, and SQLite begins the log anew only where somebody does.
+fn shorten(connection: &Connection) {
+    // Nothing is cut while somebody reads from it, and no writer waits for that.
+    let cut = match checkpoint(connection) {
+        Ok(0) => connection
+            .busy_timeout(TRUNCATE_WAIT_MAX)
+            .and_then(|()| truncate(connection))
+            .and_then(|()| connection.busy_timeout(BUSY_WAIT_MAX)),
+        Ok(_) => return,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = cut {
+        tracing::debug!(%error, "the log could not be made shorter");
+    }
+}
+
 fn fold(
     connection: &Connection,
     nudged: &Receiver<()>,
     is_rest_small: &AtomicBool,
     reserve: &Reserve,
+    log: &Path,
 ) {
+    let mut looked = Instant::now();
     loop {
         let is_nudged = match nudged.recv_timeout(RESTORE_EVERY) {
             Ok(()) => true,
@@ -133,6 +161,11 @@ fn fold(
             reserve.restore(spare(connection));
         }
         if !is_nudged {
+            let is_long = || fs::metadata(log).is_ok_and(|it| it.len() > LOG_BYTES_KEPT);
+            if looked.elapsed() >= SHORTEN_EVERY && is_long() {
+                looked = Instant::now();
+                shorten(connection);
+            }
             continue;
         }
         for _ in 0..ROUNDS_MAX {

@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     Indexing, Witnessed,
-    checkpoint::{Checkpoints, checkpoint, spare, truncate},
+    checkpoint::{Checkpoints, LOG_BYTES_KEPT, checkpoint, spare, truncate},
     index::{SCHEMA_INDEXED, SCHEMA_VERSION},
     reserve::Reserve,
     session::{
@@ -42,9 +42,6 @@ use crate::{
 
 /// Connections that read. More than the cores that wait on disks help nobody.
 const READERS_MAX: usize = 4;
-
-/// The bytes that the write-ahead log keeps when it begins anew, as many as it has when nothing holds it up.
-const LOG_BYTES_KEPT: i64 = 32 << 20;
 
 /// Compiled statements that a connection keeps.
 const STATEMENTS_MAX: usize = 64;
@@ -423,7 +420,7 @@ impl Opening<'_> {
         // See `checkpoint`.
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         // What a reader of long ago has made of the log is given back once the log begins anew.
-        connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
+        connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT.cast_signed())?;
         connection.pragma_update(None, "cache_size", -16_384)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         connection.execute_batch("BEGIN IMMEDIATE")?;
