@@ -31,6 +31,9 @@ pub struct Txn {
     pub success: Vec<Op>,
     /// Done, in order, where one does not.
     pub failure: Vec<Op>,
+    /// Whether its deletions may be carried out store by store, each at a revision of its own: nobody has asked for
+    /// all of them at once, and an operator allows it.
+    pub may_split: bool,
 }
 
 /// One operation of a transaction.
@@ -282,6 +285,14 @@ impl Txn {
             Op::Range(_) | Op::Delete(_) => 0,
         });
         largest.max().unwrap_or(0)
+    }
+
+    /// What it deletes where its compares hold, in order.
+    pub fn deletions(&self) -> impl Iterator<Item = &DeleteOp> {
+        self.success.iter().filter_map(|op| match op {
+            Op::Delete(delete) => Some(delete),
+            _ => None,
+        })
     }
 
     /// Every lease that a put of the transaction names.

@@ -15,7 +15,11 @@ use tokio::sync::Notify;
 
 use super::{Node, to_the_end};
 use crate::{
-    model::{LeaseId, Revision, StoreError, error::Result, txn::Txn},
+    model::{
+        LeaseId, Revision, StoreError,
+        error::Result,
+        txn::{DeleteOp, Txn},
+    },
     store::{Store as _, Written},
 };
 
@@ -147,7 +151,7 @@ impl Node {
     /// Those of the stores, `NoSpace` where the quota is used up, and `StaleLeases` where leases ended
     /// since it was sent.
     pub async fn apply_for_parent(
-        &self,
+        self: &Arc<Self>,
         txn: Txn,
         dead_leases: Vec<LeaseId>,
         fence: Fence,
@@ -158,7 +162,19 @@ impl Node {
             true => None,
             false => Some(self.foreign.enter(leases, fence)?),
         };
-        self.root.apply(txn, dead_leases).await
+        if !(txn.may_split && self.options.splits_deletes) {
+            return self.root.apply(txn, dead_leases).await;
+        }
+        let deletions: Vec<DeleteOp> = txn.deletions().cloned().collect();
+        match self.root.apply(txn, dead_leases).await {
+            Err(StoreError::TwoStores { .. }) => {
+                let node = self.clone();
+                // What has begun is not left half done.
+                to_the_end(async move { node.root.delete_each(&deletions, node.revision()).await })
+                    .await
+            }
+            written => written,
+        }
     }
 
     /// Deletes the keys of a parent's lease, which its parent counts in `fence`; see

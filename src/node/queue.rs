@@ -150,6 +150,7 @@ impl Node {
             compares: vec![created_at(&key, 0)],
             success: vec![put(&key, value.clone(), lease)],
             failure: vec![Op::Range(RangeOp::all(KeyRange::single(key.clone())))],
+            ..Txn::default()
         };
         let Written { revision: written, mut result } = self.txn(txn).await?;
         let revision = match result.results.pop() {
@@ -219,7 +220,7 @@ impl Node {
         let range = KeyRange::single(key.clone());
         let compare = Compare { range: range.clone(), relation: Relation::Equal, against };
         let delete = Op::Delete(crate::model::txn::DeleteOp { range, prev_kv: false });
-        let txn = Txn { compares: vec![compare], success: vec![delete], failure: Vec::new() };
+        let txn = Txn { compares: vec![compare], success: vec![delete], ..Txn::default() };
         Ok(self.txn(txn).await?.revision)
     }
 
@@ -231,7 +232,7 @@ impl Node {
         let txn = Txn {
             compares: vec![created_at(&place.key, place.revision)],
             success: vec![put(&place.key, value, place.lease)],
-            failure: Vec::new(),
+            ..Txn::default()
         };
         let written = self.txn(txn).await?;
         Ok(written.result.succeeded.then_some(written.revision))

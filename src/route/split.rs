@@ -21,22 +21,39 @@ impl Router {
     /// # Errors
     /// That of the first store that fails: `UnknownOutcome` once others have deleted theirs.
     pub async fn delete_in_each(&self, delete: &DeleteOp, present: Revision) -> Result<Written> {
-        let mut done = Done { revision: 0, deleted: 0, prevs: Vec::new() };
-        for at in self.touched(&delete.range) {
-            let deleted = delete_in(&self.table, at, delete, present, &mut done).await;
-            deleted.map_err(|error| match done.deleted {
-                0 => error,
-                deleted => StoreError::UnknownOutcome {
-                    store: self.table.stores[at].name().clone(),
-                    reason: format!("{deleted} keys were deleted, and then: {error}").into(),
-                },
-            })?;
+        self.delete_each(std::slice::from_ref(delete), present).await
+    }
+
+    /// The same of several ranges, one after the other, with a result for each.
+    ///
+    /// # Errors
+    /// As [`Router::delete_in_each`].
+    pub async fn delete_each(&self, deletes: &[DeleteOp], present: Revision) -> Result<Written> {
+        let (mut newest, mut before, mut results) = (0, 0, Vec::new());
+        for delete in deletes {
+            let mut done = Done { revision: 0, deleted: 0, prevs: Vec::new() };
+            for at in self.touched(&delete.range) {
+                let deleted = delete_in(&self.table, at, delete, present, &mut done).await;
+                deleted.map_err(|error| match before + done.deleted {
+                    0 => error,
+                    deleted => StoreError::UnknownOutcome {
+                        store: self.table.stores[at].name().clone(),
+                        reason: format!("{deleted} keys were deleted, and then: {error}").into(),
+                    },
+                })?;
+            }
+            let Done { revision, deleted, mut prevs } = done;
+            prevs.sort_by(|a, b| a.key.cmp(&b.key));
+            (newest, before) = (revision.max(newest), before + deleted);
+            results.push(OpResult::Delete { revision, deleted, prevs });
         }
-        let Done { revision, deleted, mut prevs } = done;
-        prevs.sort_by(|a, b| a.key.cmp(&b.key));
-        let revision = revision.max(if deleted == 0 { present } else { 0 });
-        let result = OpResult::Delete { revision, deleted, prevs };
-        Ok(Written { revision, result: TxnResult { succeeded: true, results: vec![result] } })
+        let revision = newest.max(if before == 0 { present } else { 0 });
+        for result in &mut results {
+            if let OpResult::Delete { revision: told, .. } = result {
+                *told = revision;
+            }
+        }
+        Ok(Written { revision, result: TxnResult { succeeded: true, results } })
     }
 }
 
@@ -73,7 +90,8 @@ async fn delete_in(
     }
     for ops in ops.chunks(KEYS_AT_ONCE) {
         let success = ops.iter().cloned().map(Op::Delete).collect();
-        let txn = Txn { success, ..Txn::default() };
+        // A child may have several stores itself.
+        let txn = Txn { success, may_split: true, ..Txn::default() };
         let Written { revision, result } = table.stores[at].apply(txn, Vec::new()).await?;
         let mut deleted_here = 0;
         for result in result.results {

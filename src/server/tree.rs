@@ -21,9 +21,12 @@ use super::{
 };
 use crate::{
     clock::REVISION_MAX,
-    model::{Commit, Event, KeyRange, Revision, StoreError},
+    model::{Commit, Event, KeyRange, Revision, StoreError, txn::Txn},
     node::{Fence, Node},
-    proto::tree::{self as pb, tree_server::SERVICE_NAME},
+    proto::{
+        etcdserverpb,
+        tree::{self as pb, tree_server::SERVICE_NAME},
+    },
     store::{Coverage, Described, LogBatch, Query, Store as _, explained::Explanation},
     tree::{
         call::{self, Call, printed},
@@ -76,7 +79,9 @@ pub(super) async fn note_call(
     let response = match response.extensions().get::<Status>() {
         Some(status) => match beyond_all(status) {
             // A parent is to know that nothing was done.
-            Some(_) if is_tree => status::status(status::TOO_LARGE).into_http(),
+            Some(_) if is_tree => {
+                self::refused(StoreError::TooLarge(node.root().name().clone())).into_http()
+            }
             Some((bytes, max)) => status::beyond_all(bytes, max).into_http(),
             None => {
                 let method = uri.path().trim_start_matches('/');
@@ -96,6 +101,19 @@ fn beyond_all(status: &Status) -> Option<(usize, usize)> {
     let said = status.message().strip_prefix("Error, decoded message length too large: found ");
     let (bytes, rest) = said.filter(|_| is_it)?.split_once(" bytes, the limit is: ")?;
     Some((bytes.parse().ok()?, rest.split(' ').next()?.parse().ok()?))
+}
+
+/// The bytes of what a client asked for: a write alone comes as a transaction of it.
+fn asked_bytes(txn: &etcdserverpb::TxnRequest) -> usize {
+    use etcdserverpb::request_op::Request::{RequestDeleteRange, RequestPut};
+    match &txn.success[..] {
+        [op] if txn.compare.is_empty() && txn.failure.is_empty() => match &op.request {
+            Some(RequestPut(put)) => put.encoded_len(),
+            Some(RequestDeleteRange(delete)) => delete.encoded_len(),
+            _ => txn.encoded_len(),
+        },
+        _ => txn.encoded_len(),
+    }
 }
 
 fn client_of(request: &HttpRequest) -> Option<SocketAddr> {
@@ -404,12 +422,15 @@ impl pb::tree_server::Tree for Services {
     ) -> Result<Response<pb::ApplyResponse>, Status> {
         self.enter(&request).await?;
         let fence = self.fence(&request, request.get_ref().leases_ended);
-        let pb::ApplyRequest { txn, dead_leases, .. } = request.into_inner();
+        let pb::ApplyRequest { txn, dead_leases, may_split, .. } = request.into_inner();
         let wrong = |error: wire::NoTxn| Status::invalid_argument(format!("pleach: {error}"));
         let txn = txn.ok_or(wire::NoTxn::Missing).map_err(wrong)?;
         // What a client may not ask for, nobody asks for in its name.
         check::txn(&txn, self.limits.txn_ops_max)?;
-        let txn = wire::txn(&txn).map_err(wrong)?;
+        if self.check_size(asked_bytes(&txn)).is_err() {
+            return Err(refused(StoreError::TooLarge(self.node.root().name().clone())));
+        }
+        let txn = Txn { may_split, ..wire::txn(&txn).map_err(wrong)? };
         let written = self.node.apply_for_parent(txn, dead_leases, fence).await.map_err(refused)?;
         let txn = Some(wire::txn_response(None, written.result));
         Ok(Response::new(pb::ApplyResponse { revision: written.revision, txn }))

@@ -162,6 +162,7 @@ pub fn txn(request: &pb::TxnRequest) -> Result<Txn, NoTxn> {
         compares: request.compare.iter().map(compare).collect(),
         success: request.success.iter().map(op).collect::<Result<_, _>>()?,
         failure: request.failure.iter().map(op).collect::<Result<_, _>>()?,
+        may_split: false,
     })
 }
 

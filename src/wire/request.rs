@@ -255,8 +255,9 @@ mod tests {
     fn a_txn() -> impl Strategy<Value = Txn> {
         let ops = || prop::collection::vec(an_op(), 0..4);
         let flat = || {
-            (prop::collection::vec(a_compare(), 0..4), ops(), ops())
-                .prop_map(|(compares, success, failure)| Txn { compares, success, failure })
+            (prop::collection::vec(a_compare(), 0..4), ops(), ops()).prop_map(
+                |(compares, success, failure)| Txn { compares, success, failure, may_split: false },
+            )
         };
         (flat(), flat()).prop_map(|(mut outer, inner)| {
             outer.failure.push(Op::Txn(inner));

@@ -73,7 +73,7 @@ pub(crate) fn all_of(ops: Vec<Op>) -> Txn {
 pub(crate) fn create(key: Key, value: Bytes) -> Txn {
     let failure = vec![range_op(KeyRange::single(key.clone()), 0)];
     let compares = vec![unchanged_since(&key, 0)];
-    Txn { compares, success: vec![put_op(key, value, 0)], failure }
+    Txn { compares, success: vec![put_op(key, value, 0)], failure, may_split: false }
 }
 
 /// Applies a transaction, again where a lease ended on its way, as a node does.

@@ -94,6 +94,37 @@ async fn a_server_that_takes_small_packets_refuses_the_large_value_and_nothing_e
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_with_a_small_bound_refuses_the_large_value_and_nothing_else() -> Result<()> {
+    const BOUND: usize = 1 << 20;
+    let (folder, of_child) = (TempDir::new()?, TempDir::new()?);
+    let bound = format!("--max-request-bytes={BOUND}");
+    let mut child = Node::new(of_child.path(), &["--name=child", &bound])?;
+    child.start().await?;
+    let mut node = Node::new(folder.path(), &["--max-request-bytes=8388608"])?
+        .with_routes_to(&[("/child/", child.url())])?;
+    let channel = node.start().await?;
+    eventually("the child is attached", Duration::from_secs(20), async || {
+        Ok(put(&channel, "/child/first", "x").await?)
+    })
+    .await?;
+    ensure_only_large_are_refused(&channel, "/child/", BOUND - 100).await?;
+    // What the child's own clients may write, its parent's may.
+    let own = child.channel()?;
+    for bytes in BOUND - 100..BOUND {
+        let of = async |channel: &Channel| {
+            let put = put(channel, "/child/edge", &"v".repeat(bytes)).await;
+            put.map(|_| ()).map_err(|status| (status.code(), status.message().to_owned()))
+        };
+        let (here, there) = (of(&channel).await, of(&own).await);
+        ensure!(
+            here == there,
+            "{bytes} bytes: {here:?} through the parent, {there:?} at the child"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_etcd_with_a_small_bound_refuses_the_large_value_and_nothing_else() -> Result<()> {
     let mut etcd = Etcd::hasty()?;
     etcd.start().await?;

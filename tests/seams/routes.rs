@@ -81,6 +81,63 @@ async fn a_deletion_over_several_stores_is_split_where_that_is_allowed() -> Resu
     Ok(())
 }
 
+/// A child's stores are split as well, where its own operator allows it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_over_the_stores_of_a_child_is_split_where_both_operators_allow_that()
+-> Result<()> {
+    let (folder, of_child) = (TempDir::new()?, TempDir::new()?);
+    let mut child = Node::new(of_child.path(), &["--name=child"])?.with_routes(&["/c/2/"])?;
+    child.start().await?;
+    let mut root = Node::new(folder.path(), &["--name=root", "--allow-split-deletes"])?
+        .with_routes_to(&[("/c/", child.url())])?;
+    let channel = root.start().await?;
+    let keys = ["/b", "/c/1/a", "/c/2/a", "/c/2/b", "/c/3/a", "/d"];
+    for key in keys {
+        eventually("it is taken", SOON, async || Ok(put(&channel, key, "x").await?)).await?;
+    }
+    let below = |key: &str, end: &str| pb::DeleteRangeRequest {
+        key: key.to_owned().into(),
+        range_end: end.to_owned().into(),
+        prev_kv: true,
+    };
+    let mut client = pb::kv_client::KvClient::new(channel.clone());
+    let refused = client.delete_range(below("/c/", "/c0")).await.err().context("it was split")?;
+    ensure!(refused.message().contains("--allow-split-deletes"), "{refused:?}");
+    ensure!(list(&channel).await?.1.len() == keys.len(), "something is gone");
+
+    child.signal("TERM")?;
+    child.ended().await?;
+    child.add_flag("--allow-split-deletes");
+    child.start().await?;
+    let answer = eventually("it is carried out", SOON, async || {
+        Ok(client.clone().delete_range(below("/c/", "/c0")).await?.into_inner())
+    })
+    .await?;
+    let gone: Vec<_> = answer.prev_kvs.iter().map(|kv| kv.key.clone()).collect();
+    ensure!(answer.deleted == 4 && gone == keys[1..5], "{answer:?}");
+    ensure!(list(&channel).await?.1.len() == 2, "{:?}", list(&channel).await?);
+    for key in keys {
+        put(&channel, key, "x").await?;
+    }
+    // Over the root's stores and the child's.
+    let answer = client.delete_range(below("/", "0")).await?.into_inner();
+    let gone: Vec<_> = answer.prev_kvs.iter().map(|kv| kv.key.clone()).collect();
+    ensure!(answer.deleted == 6 && gone == keys, "{answer:?}");
+    ensure!(
+        answer.header.context("no header")?.revision == list(&channel).await?.0,
+        "it is another"
+    );
+    // What asks for all at once is not split by anybody.
+    for key in keys {
+        put(&channel, key, "x").await?;
+    }
+    let op = pb::request_op::Request::RequestDeleteRange(below("/c/", "/c0"));
+    let success = vec![pb::RequestOp { request: Some(op) }];
+    let refused = client.txn(pb::TxnRequest { success, ..Default::default() }).await.err();
+    ensure!(refused.context("a transaction was split")?.message().contains("one store"), "another");
+    Ok(())
+}
+
 /// Whatever is wrong with a route's store, the node starts, says so by name, and takes it once it is right.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_with_one_store_ends_no_start() -> Result<()> {

@@ -240,9 +240,10 @@ impl Store for NodeStore {
     }
 
     async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
+        let may_split = txn.may_split;
         let txn = Some(words::txn_request(&txn));
         let leases_ended = self.shared.membership.leases_ended().load(Ordering::Acquire);
-        let request = pb::ApplyRequest { txn, dead_leases, leases_ended };
+        let request = pb::ApplyRequest { txn, dead_leases, leases_ended, may_split };
         let answer = self.shared.asked(true, self.shared.wire.apply(request)).await?;
         self.shared.advance_to(answer.revision).await?;
         let result = answer.txn.and_then(words::txn_result);

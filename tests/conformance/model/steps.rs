@@ -237,7 +237,12 @@ fn txn_in(family: usize, depth: usize) -> BoxedStrategy<Txn> {
     };
     let ops = move || prop::collection::vec(op(), 0..4);
     (prop::collection::vec(compare_in(family), 0..2), ops(), ops())
-        .prop_map(|(compares, success, failure)| Txn { compares, success, failure })
+        .prop_map(|(compares, success, failure)| Txn {
+            compares,
+            success,
+            failure,
+            may_split: false,
+        })
         .boxed()
 }
 
