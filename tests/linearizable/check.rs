@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
-    history::{Asked, Call, Change, Keys, Kv, Outcome, Said},
+    history::{Asked, Call, Change, Keys, Kv, Outcome, Place, Said},
     lines::may_be_of_line,
 };
 
@@ -49,6 +49,8 @@ pub struct Check<'a> {
     past: BTreeMap<&'a str, Vec<(i64, Option<&'a Kv>)>>,
     /// Which call made a commit.
     made_by: HashMap<i64, usize>,
+    /// The commits that were made by who stood in a line.
+    of_lines: BTreeSet<i64>,
     /// The commits by which leases ended.
     ends: HashMap<i64, BTreeSet<i64>>,
     /// Those by which they may have ended, or a deletion that got no answer was carried out.
@@ -65,8 +67,8 @@ impl<'a> Check<'a> {
             commits.entry(change.revision).or_default().push(change);
             past.entry(&change.key).or_default().push((change.revision, change.now.as_ref()));
         }
-        let (made_by, ends, maybe_ends, found) = Default::default();
-        Self { calls, commits, past, made_by, ends, maybe_ends, promises, found }
+        let (made_by, of_lines, ends, maybe_ends, found) = Default::default();
+        Self { calls, commits, past, made_by, of_lines, ends, maybe_ends, promises, found }
     }
 
     pub fn wrong(&mut self, what: String) {
@@ -182,6 +184,8 @@ impl<'a> Check<'a> {
     /// Commits that no answer names were made by calls without an answer, or are the end of a lease.
     fn unclaimed(&mut self) {
         let mut used = BTreeSet::new();
+        // How often a place was put, and deleted, by key.
+        let mut of_line: HashMap<bool, HashMap<&str, usize>> = HashMap::new();
         let commits: Vec<_> =
             self.commits.iter().map(|(revision, commit)| (*revision, commit.clone())).collect();
         for (revision, commit) in commits {
@@ -223,13 +227,41 @@ impl<'a> Check<'a> {
                 _ if is_end && (maker.is_some() || is_of_line) => {
                     self.maybe_ends.entry(lease).or_default().insert(revision);
                 }
-                _ if is_of_line => {}
+                // An answered deletion had nothing to delete, or was this one.
+                _ if is_of_line => {
+                    let counts = of_line.entry(commit[0].now.is_some()).or_default();
+                    *counts.entry(&commit[0].key).or_default() += 1;
+                    self.of_lines.insert(revision);
+                }
                 None if is_end => _ = self.ends.entry(lease).or_default().insert(revision),
                 Some(at) => {
                     used.insert(at);
                     self.made_by.insert(revision, at);
                 }
                 None => self.wrong(format!("nobody made {commit:?}")),
+            }
+        }
+        self.places(&of_line);
+    }
+
+    /// A place is put no more often than somebody entered it, and goes no more often than somebody left.
+    fn places(&mut self, of_line: &HashMap<bool, HashMap<&str, usize>>) {
+        for (is_put, counts) in of_line {
+            for (key, count) in counts {
+                let may = |call: &&Call| match &call.asked {
+                    Asked::Enter { name, lease, .. } => {
+                        *key == format!("{name}/{lease:x}") && (*is_put || !call.is_said())
+                    }
+                    Asked::Unlock(of) | Asked::Resign(Place { key: of, .. }) => {
+                        of == key && !is_put
+                    }
+                    _ => false,
+                };
+                let calls = self.calls.iter().filter(may).count();
+                if *count > calls {
+                    let what = if *is_put { "put" } else { "deleted" };
+                    self.wrong(format!("{key} was {what} {count} times, by {calls} calls"));
+                }
             }
         }
     }
@@ -292,6 +324,17 @@ impl<'a> Check<'a> {
                     }
                     self.expect_lease(call, *lease, held.is_some());
                 }
+                (Asked::Look("leases"), Outcome::Said(_, Said::Leases(all))) => {
+                    // Each node has leases of its own.
+                    let here = self.calls.iter().filter(|other| other.node == call.node);
+                    let granted = here.filter_map(|other| match other.asked {
+                        Asked::Grant(lease) => Some(lease),
+                        _ => None,
+                    });
+                    for lease in granted.collect::<BTreeSet<_>>() {
+                        self.expect_lease(call, lease, all.contains(&lease));
+                    }
+                }
                 (Asked::KeepAlive(lease), Outcome::Said(_, Said::Lease(held))) => {
                     self.expect_lease(call, *lease, held.is_some());
                 }
@@ -312,7 +355,9 @@ impl<'a> Check<'a> {
     fn is_taken_by_others(&self, kv: &Kv, revision: i64) -> bool {
         let mut later = self.commits.range(revision + 1..);
         let next = later.find(|(_, commit)| commit.iter().any(|change| change.key == kv.key));
-        next.is_some_and(|(revision, _)| self.made_by.contains_key(revision))
+        next.is_some_and(|(revision, _)| {
+            self.made_by.contains_key(revision) || self.of_lines.contains(revision)
+        })
     }
 
     /// A lease may live during a call where no revoke had ended before, and may be gone where one had begun, or

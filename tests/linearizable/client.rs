@@ -176,7 +176,10 @@ impl Client {
                 let (key, range_end) = bytes(keys);
                 let read =
                     pb::RangeRequest { key, range_end, revision: *revision, ..Default::default() };
-                let answer = kv.range(read).await?.into_inner();
+                let answer = match self.rng.chance(30) {
+                    true => streamed(kv, read).await?,
+                    false => kv.range(read).await?.into_inner(),
+                };
                 let found: Vec<Kv> = answer.kvs.iter().map(Kv::from).collect();
                 if *revision == 0 {
                     self.modified.retain(|key, _| !keys.contain(key));
@@ -213,7 +216,7 @@ impl Client {
                 let compact = pb::CompactionRequest { revision: *revision, physical: false };
                 Ok((of(kv.compact(compact).await?.into_inner().header), Said::Done))
             }
-            Asked::Look(what) => Ok((self.look(what).await?, Said::Done)),
+            Asked::Look(what) => self.look(what).await,
             in_line => self.call_in_line(in_line).await,
         }
     }
@@ -258,7 +261,7 @@ impl Client {
         Ok((revision, Said::Guarded { is_put: answer.succeeded, found }))
     }
 
-    async fn look(&mut self, what: &str) -> Result<i64, Status> {
+    async fn look(&mut self, what: &str) -> Result<(i64, Said), Status> {
         let mut maintenance = MaintenanceClient::new(self.channel.clone());
         let header = match what {
             "status" => maintenance.status(pb::StatusRequest {}).await?.into_inner().header,
@@ -269,11 +272,28 @@ impl Client {
             }
             _ => {
                 let mut leases = LeaseClient::new(self.channel.clone());
-                leases.lease_leases(pb::LeaseLeasesRequest {}).await?.into_inner().header
+                let all = leases.lease_leases(pb::LeaseLeasesRequest {}).await?.into_inner();
+                let living = all.leases.iter().map(|lease| lease.id).collect();
+                return Ok((of(all.header), Said::Leases(living)));
             }
         };
-        Ok(of(header))
+        Ok((of(header), Said::Done))
     }
+}
+
+/// The whole of a streamed answer.
+async fn streamed(
+    mut kv: KvClient<Channel>,
+    read: pb::RangeRequest,
+) -> Result<pb::RangeResponse, Status> {
+    let mut chunks = kv.range_stream(read).await?.into_inner();
+    let mut whole = pb::RangeResponse::default();
+    while let Some(chunk) = chunks.message().await? {
+        let chunk = chunk.range_response.unwrap_or_default();
+        whole.header = chunk.header.or(whole.header);
+        whole.kvs.extend(chunk.kvs);
+    }
+    Ok(whole)
 }
 
 pub fn of(header: Option<pb::ResponseHeader>) -> i64 {

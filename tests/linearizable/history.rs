@@ -1,6 +1,6 @@
 //! What clients asked, what they were told, and what truly happened.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use pleach::proto::mvccpb;
 
@@ -95,6 +95,8 @@ pub enum Said {
     Head(Place),
     /// The keys, where it lives.
     Lease(Option<Vec<String>>),
+    /// All that live.
+    Leases(BTreeSet<i64>),
 }
 
 /// How a call ended.
