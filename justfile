@@ -54,3 +54,7 @@ seeds network="200..2000" tree_seconds="600" requests="1000000":
     env -u PLEACH_SEED PLEACH_TREE_SECONDS={{tree_seconds}} \
         cargo test --locked --test tree a_tree_in_which_everything_fails -- --nocapture
     env -u PLEACH_SEED PLEACH_ORACLE_REQUESTS={{requests}} cargo test --locked --test oracle -- --nocapture
+
+# Takeovers, restores, second parents, copied roots and leases that end, again and again. Needs what `just test` installs.
+rounds count="100" *names:
+    tests/seams/rounds {{count}} {{names}}

@@ -21,6 +21,8 @@ mod restart;
 #[path = "kubernetes/stores.rs"]
 mod stores;
 mod support;
+#[path = "kubernetes/traced.rs"]
+mod traced;
 #[path = "kubernetes/tree.rs"]
 mod tree;
 #[path = "kubernetes/witness.rs"]
@@ -77,6 +79,18 @@ async fn kubernetes_lives_at_the_root_of_a_tree() {
         return;
     }
     tell_the_story_to(Flavour::Tree).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_goes_on_from_the_api_server_through_the_tree() {
+    if Flavour::etcd_is_asked_for() {
+        eprintln!("etcd has no children");
+        return;
+    }
+    let _turn = ONE_AT_A_TIME.lock().await;
+    if let Err(error) = Box::pin(traced::story()).await {
+        panic!("the trace is not whole: {error:#}");
+    }
 }
 
 async fn tell_the_story_to(flavour: Flavour) {

@@ -5,6 +5,7 @@
 #   ./run --keep      the same, and goes on until Ctrl-C
 #   ./run --compose   the same story from compose.yaml; with --keep behind it, until Ctrl-C
 #   ./run --kubernetes  what API servers do on top, where the story has that; also with the others
+#   ./run --tracing     a request on its way, where the story has that; as processes
 #
 # The story is on standard output, all else on standard error.
 #
@@ -22,6 +23,7 @@ work=""
 mode=processes
 keeps=no
 has_kubernetes=no
+has_tracing=no
 started=() # ids of processes, in the order of their start
 declare -A port
 
@@ -393,9 +395,14 @@ story() {
                 has_kubernetes=yes
                 profiles=(--profile kubernetes)
                 ;;
-            *) fail "the options are --keep, --compose and --kubernetes; '$word' is none of them" ;;
+            --tracing)
+                declare -F show_tracing > /dev/null || fail "the story has no traces"
+                has_tracing=yes
+                ;;
+            *) fail "the options are --keep, --compose, --kubernetes and --tracing; '$word' is none of them" ;;
         esac
     done
+    [ "$has_tracing$mode" != yescompose ] || fail "--tracing is for processes; README.md says what compose.yaml has"
     find_programs
     work=$(mktemp -d "${TMPDIR:-/tmp}/pleach-story.XXXXXX")
     chmod 755 "$work" # database servers run as other users
@@ -414,6 +421,7 @@ story() {
     wait_for 60 "the whole tree" tree_is_whole "${nodes[0]}"
     show
     if [ "$has_kubernetes" = yes ]; then show_kubernetes; fi
+    if [ "$has_tracing" = yes ]; then show_tracing; fi
     if [ "$keeps" = yes ]; then
         note "running until Ctrl-C: ${nodes[0]} is http://${address:-127.0.0.1}:${port[${nodes[0]}]}"
         [ "$mode" = compose ] || note "the logs and the data are in $work"

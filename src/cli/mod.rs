@@ -17,6 +17,7 @@ mod serve;
 mod signals;
 mod status;
 mod top;
+mod traces;
 mod tree;
 mod view;
 mod walk;
@@ -28,7 +29,7 @@ use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
 pub use self::{
     bench::Bench, check::Check, completion::Completion, doctor::Doctor, explain::Explain, man::Man,
-    repair::Repair, serve::Serve, status::Status, top::Top, tree::Tree,
+    repair::Repair, serve::Serve, status::Status, top::Top, traces::Traces, tree::Tree,
 };
 
 use self::client::Unreachable;
@@ -96,6 +97,8 @@ enum Command {
     Top(Top),
     /// Look at a tree that runs: what is wrong, and what to do.
     Doctor(Doctor),
+    /// Receive traces, and print them.
+    Traces(Traces),
     /// Put a small load on a node or an etcd, and measure it.
     Bench(Bench),
     /// Mend what a node keeps, while it is stopped.
@@ -168,6 +171,7 @@ impl Command {
             Self::Top(top) => return top.run(),
             Self::Doctor(doctor) => return doctor.run(),
             Self::Bench(bench) => return bench.run(),
+            Self::Traces(traces) => traces.run(),
             Self::Repair(repair) => repair.run(),
             Self::Completion(completion) => completion.run(),
             Self::Man(man) => man.run(),

@@ -34,6 +34,7 @@ pub(crate) struct ControlPlane {
     pub(crate) server: Server,
     pub(crate) api: Api,
     apiserver_peer: &'static str,
+    is_traced: bool,
     secure_port: u16,
     proxy_port: u16,
     kubectl: PathBuf,
@@ -74,11 +75,25 @@ impl ControlPlane {
             server: server(folder.path())?,
             api: Api::at_port(proxy_port),
             apiserver_peer: "kube-apiserver",
+            is_traced: false,
             secure_port,
             proxy_port,
             kubectl: peer("kubectl")?,
             folder,
         })
+    }
+
+    /// Has the API server trace every request, and send its spans to a collector.
+    pub(crate) fn trace_to(&mut self, url: &str) -> Result<()> {
+        let configuration = json!({
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "TracingConfiguration",
+            "endpoint": url.trim_start_matches("http://"),
+            "samplingRatePerMillion": 1_000_000,
+        });
+        self.manifest("tracing.yaml", &configuration)?;
+        self.is_traced = true;
+        Ok(())
     }
 
     /// Starts the API server, and the proxy through which `api` reaches it, and waits for both.
@@ -193,6 +208,9 @@ impl ControlPlane {
             "--disable-admission-plugins=ServiceAccount".to_owned(),
         ];
         arguments.extend(more);
+        if self.is_traced {
+            arguments.push(format!("--tracing-config-file={}", self.file("tracing.yaml")));
+        }
         arguments
     }
 }
