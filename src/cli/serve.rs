@@ -5,12 +5,7 @@ mod datastore;
 mod log_level;
 mod url;
 
-use std::{
-    io::ErrorKind,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io::ErrorKind, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::{
@@ -418,9 +413,6 @@ impl Serve {
 
     /// What the node shows, and whom it admits: read, and looked at before anything is opened.
     fn tls(&self) -> anyhow::Result<Option<Tls>> {
-        let read = |flag: &str, path: &Path| {
-            std::fs::read(path).with_context(|| format!("{flag} {}", path.display()))
-        };
         if let (Some(_), Some(_)) = (&self.server_cert_file, &self.cert_file) {
             bail!(
                 "--cert-file and --server-cert-file are both the node's own certificate, as in etcd and as in kine: \
@@ -439,23 +431,21 @@ impl Serve {
             }
             return Ok(None);
         };
-        let authority = match (self.client_cert_auth, &self.trusted_ca_file) {
-            (_, Some(path)) => Some(read("--trusted-ca-file", path)?),
-            (true, None) => bail!("--client-cert-auth needs --trusted-ca-file"),
-            (false, None) => None,
+        if self.client_cert_auth && self.trusted_ca_file.is_none() {
+            bail!("--client-cert-auth needs --trusted-ca-file");
+        }
+        let files = TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            client_authority: self.trusted_ca_file.clone(),
         };
-        let (chain, key_pem) = (read("--cert-file", certificate)?, read("--key-file", key)?);
-        let files =
-            TlsFiles { certificate: &chain, key: &key_pem, client_authority: authority.as_deref() };
-        let tls = Tls::new(files).map_err(|wrong| {
-            let (flag, path) = match wrong.part {
-                TlsPart::Certificate => ("--cert-file", certificate),
-                TlsPart::Key => ("--key-file", key),
-                TlsPart::Authority => {
-                    ("--trusted-ca-file", self.trusted_ca_file.as_ref().unwrap_or(certificate))
-                }
+        let tls = Tls::new(files.clone()).map_err(|wrong| {
+            let flag = match wrong.part {
+                TlsPart::Certificate => "--cert-file",
+                TlsPart::Key => "--key-file",
+                TlsPart::Authority => "--trusted-ca-file",
             };
-            anyhow::anyhow!("{flag} {}: {}", path.display(), wrong.reason)
+            anyhow::anyhow!("{flag} {}: {}", files.of(wrong.part).display(), wrong.reason)
         })?;
         Ok(Some(tls))
     }
@@ -482,7 +472,7 @@ async fn listen(
         if url.is_tls && tls.is_none() {
             bail!("{flag} has https://{}, which needs --cert-file and --key-file", url.host);
         }
-        listeners.push((url.clone(), bind(url).await?));
+        listeners.push((url.clone(), bind(flag, url).await?));
     }
     Ok(listeners)
 }
@@ -524,10 +514,10 @@ fn connections_max(files: u64, stores: usize) -> usize {
     most
 }
 
-async fn bind(url: &Url) -> anyhow::Result<TcpListener> {
+async fn bind(flag: &str, url: &Url) -> anyhow::Result<TcpListener> {
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host(&url.host)
         .await
-        .with_context(|| format!("can't find the address of {}", url.host))?
+        .with_context(|| format!("{flag}: can't find the address of {}", url.host))?
         .collect();
     let bound = TcpListener::bind(&addresses[..]).await;
     bound.map_err(|error| {
@@ -536,7 +526,7 @@ async fn bind(url: &Url) -> anyhow::Result<TcpListener> {
             ErrorKind::PermissionDenied => "ports below 1024 need a right of their own",
             _ => "is another server there?",
         };
-        anyhow::Error::new(error).context(format!("can't listen on {}; {why}", url.host))
+        anyhow::Error::new(error).context(format!("{flag}: can't listen on {}; {why}", url.host))
     })
 }
 

@@ -27,6 +27,11 @@ pub(super) fn key(key: &Bytes) -> Checked {
     if key.is_empty() { Err(status(status::EMPTY_KEY)) } else { Ok(()) }
 }
 
+/// A key for Lock and Election, which ask an etcd as its clients: all that fails there has the code UNKNOWN.
+pub(super) fn key_of_line(key: &Bytes) -> Checked {
+    self::key(key).map_err(|wrong| Status::unknown(wrong.message()))
+}
+
 /// A read.
 pub(super) fn range(request: &RangeRequest) -> Checked {
     key(&request.key)?;

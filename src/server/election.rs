@@ -12,9 +12,8 @@ const NO_LEADER: &str = "election: no leader";
 const NOT_LEADER: &str = "election: not leader";
 
 fn place(leader: Option<pb::LeaderKey>) -> Result<Contender, Status> {
-    let leader =
-        leader.ok_or_else(|| Status::invalid_argument("\"leader\" field must be provided"))?;
-    check::key(&leader.key)?;
+    let leader = leader.ok_or_else(|| Status::unknown("\"leader\" field must be provided"))?;
+    check::key_of_line(&leader.key)?;
     Ok(Contender { key: leader.key, revision: leader.rev, lease: leader.lease })
 }
 

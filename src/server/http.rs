@@ -8,9 +8,10 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
-    routing::{any, get},
+    routing::any,
 };
 use futures::future::join_all;
+use percent_encoding::percent_decode_str;
 use serde_json::json;
 use tokio::time::timeout;
 use tonic::Status;
@@ -36,7 +37,7 @@ pub(super) fn routes(face: Services) -> Router {
         .route("/livez", any(livez))
         .route("/readyz", any(readyz))
         .route("/version", any(version))
-        .route("/metrics", get(scrape));
+        .route("/metrics", any(scrape));
     for (path, checks, reads) in [("livez", LIVE, false), ("readyz", READY, true)] {
         for &check in checks {
             let probe = async move |State(face): State<Services>, asked: Asked| {
@@ -56,12 +57,16 @@ async fn cors(request: Request, next: Next) -> Response {
         Method::OPTIONS => StatusCode::OK.into_response(),
         _ => next.run(request).await,
     };
+    allow_origins(&mut response);
+    response
+}
+
+fn allow_origins(response: &mut Response) {
     let headers = response.headers_mut();
     let mut allow = |name, value| headers.insert(name, HeaderValue::from_static(value));
     allow(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
     allow(header::ACCESS_CONTROL_ALLOW_METHODS, "POST, GET, OPTIONS, PUT, DELETE");
     allow(header::ACCESS_CONTROL_ALLOW_HEADERS, "accept, content-type, authorization");
-    response
 }
 
 /// What a probe looks at.
@@ -87,11 +92,16 @@ impl<S: Sync> FromRequestParts<S> for Asked {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
         let query = parts.uri.query().unwrap_or_default();
+        let decoded = |text: &str| {
+            let text = text.replace('+', " ");
+            percent_decode_str(&text).decode_utf8_lossy().into_owned()
+        };
         let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let of = |name: &'static str| pairs.clone().filter(move |(key, _)| *key == name);
+        let pairs: Vec<_> = pairs.map(|(key, value)| (decoded(key), decoded(value))).collect();
+        let of = |name: &'static str| pairs.iter().filter(move |(key, _)| key == name);
         Ok(Self {
             is_get: parts.method == Method::GET,
-            exclude: of("exclude").map(|(_, value)| value.to_owned()).collect(),
+            exclude: of("exclude").map(|(_, value)| value.clone()).collect(),
             is_verbose: of("verbose").next().is_some(),
         })
     }
@@ -113,10 +123,15 @@ fn not_allowed() -> Response {
 
 /// What is nowhere: 404 to who speaks HTTP, UNIMPLEMENTED to who speaks gRPC, in the words of its library
 /// for Go.
-pub(super) async fn missing(uri: Uri, headers: HeaderMap) -> Response {
+pub(super) async fn missing(method: Method, uri: Uri, headers: HeaderMap) -> Response {
     let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     if !kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
-        return StatusCode::NOT_FOUND.into_response();
+        let mut response = match method {
+            Method::OPTIONS => StatusCode::OK.into_response(),
+            _ => (StatusCode::NOT_FOUND, TEXT, NOSNIFF, "404 page not found\n").into_response(),
+        };
+        allow_origins(&mut response);
+        return response;
     }
     let path = uri.path();
     let text = match path.trim_start_matches('/').rsplit_once('/') {
@@ -182,7 +197,10 @@ async fn version(asked: Asked) -> Response {
 
 async fn scrape(State(face): State<Services>) -> Response {
     match face.metrics_text().await {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Ok(text) => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
     }
 }

@@ -30,7 +30,7 @@ impl pb::lock_server::Lock for Services {
         &self,
         request: Request<pb::UnlockRequest>,
     ) -> Result<Response<pb::UnlockResponse>, Status> {
-        check::key(&request.get_ref().key)?;
+        check::key_of_line(&request.get_ref().key)?;
         let range = KeyRange::single(request.into_inner().key);
         let delete = Op::Delete(DeleteOp { range, prev_kv: false });
         let written = self.node.txn(Txn::from(delete)).await.map_err(status::of_line)?;

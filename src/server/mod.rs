@@ -220,6 +220,9 @@ impl Services {
             .build_v1();
         let mut routes = Routes::default();
         if let Ok(reflection) = reflection {
+            let reflection = reflection
+                .accept_compressed(CompressionEncoding::Gzip)
+                .send_compressed(CompressionEncoding::Gzip);
             routes = routes.add_service(reflection);
         }
         let face = || self.clone();

@@ -1,30 +1,36 @@
 //! How a connection begins: what must come in time, and clients whose `:authority` is no host.
 //!
-//! A connection ends where it has not begun in time: with HTTP/2's preface and a frame, or with the head of a
-//! request of HTTP/1. What then comes of a request is [`super::patience`]'s.
+//! A connection ends where HTTP/2 has not begun in time, with its preface and a frame; a request of HTTP/1, hyper waits
+//! for as long. What then comes of a request is [`super::patience`]'s.
 //!
 //! gRPC's clients send as `:authority` what they were told to reach, and for some targets that is no host and
 //! port: `#initially=[10.0.0.1:2379]` (Go's etcd client 3.5.0), the path of a socket, plain or percent-encoded,
 //! `a/b/c`, nothing at all. RFC 9113 (8.3.1) forbids it, `h2` resets such a stream with PROTOCOL_ERROR, and etcd
 //! does not look at it. So a connection is read up to its first block of headers; where the authority of that can't be
-//! parsed, all its blocks are written anew without it, and else it is left alone from there on: a client has one
-//! authority for all requests of a connection.
+//! parsed, all its blocks are written anew without it, and else it is left alone from there on: most clients have one
+//! authority for all requests of a connection, and to look at all of them would cost everybody.
+//!
+//! Anybody may send anything here, before it is known who that is. So no more is read, kept and made of what came
+//! than `h2` takes.
+
+mod hpack;
 
 use std::{
     future::Future as _,
     io::{self, IoSlice},
+    ops::ControlFlow,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
-use loona_hpack::{Decoder, Encoder};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Sleep, sleep},
 };
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use self::hpack::{Reader, Unreadable};
 use super::{patience::REQUEST_TIME_MAX, tls::Secured};
 
 /// What an HTTP/2 connection begins with (RFC 9113, 3.4).
@@ -44,11 +50,13 @@ const PRIORITY: u8 = 0x20;
 /// What is written anew is cut in frames of this length, which everyone takes.
 const FRAME_BYTES_MAX: usize = 16 << 10;
 
-/// A block of headers, as it is sent and as it is read. `h2` takes 16 KiB of the latter.
-const BLOCK_BYTES_MAX: usize = 64 << 10;
+/// The headers of a request, as HTTP/2 counts them (RFC 9113, 6.5.2): what `hyper` takes.
+const HEADERS_BYTES_MAX: usize = 16 << 10;
+/// What HTTP/2 counts for each field besides its text.
+const FIELD_BYTES: usize = 32;
 
-/// What may be kept of headers from one request to the next, unless a server says otherwise.
-const TABLE_BYTES_MAX: usize = 4_096;
+/// The frames of a block: as much, and padding.
+const BLOCK_BYTES_MAX: usize = HEADERS_BYTES_MAX + (8 << 10);
 
 /// How much is read at once.
 const READ_BYTES: usize = 16 << 10;
@@ -69,9 +77,12 @@ struct Filter {
     /// The bytes of the part that is being read.
     part: BytesMut,
     block: Option<Block>,
-    decoder: Decoder<'static>,
-    /// There once the first block has shown that blocks are written anew.
-    encoder: Option<Encoder<'static>>,
+    reader: Reader,
+    /// Whether the first block has shown that blocks are written anew.
+    rewrites: bool,
+    /// What has come and was not looked at.
+    unread: BytesMut,
+    /// What goes on.
     ready: BytesMut,
     has_begun: bool,
 }
@@ -80,8 +91,6 @@ struct Filter {
 #[derive(Clone, Copy, Debug)]
 enum At {
     Preface,
-    /// The head of a request of HTTP/1, of which so many line ends came last.
-    Http1Head(usize),
     FrameHead,
     /// A frame of a block of headers.
     Fragment(Frame),
@@ -109,12 +118,14 @@ struct Block {
     fragments: BytesMut,
 }
 
-/// The headers of a block, in their order.
+/// The headers of a block, written anew but for an authority that is none.
 #[derive(Default)]
 struct Fields {
-    fields: Vec<(Vec<u8>, Vec<u8>)>,
+    encoded: BytesMut,
+    /// As HTTP/2 counts them.
     bytes: usize,
-    has_wrong_authority: bool,
+    /// Whether all are wanted. Until an authority has shown to be none, only authorities are looked for.
+    is_whole: bool,
 }
 
 // === impl Opening ===
@@ -153,6 +164,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Opening<S> {
             if filter.has_begun {
                 this.waiting = None;
             }
+            if !filter.unread.is_empty() {
+                filter.go_on();
+                continue;
+            }
             if matches!(filter.at, At::Rest) {
                 this.filter = None;
                 break;
@@ -172,7 +187,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Opening<S> {
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            filter.take(read.filled())?;
+            filter.unread.put_slice(read.filled());
         }
         Pin::new(&mut this.stream).poll_read(context, buffer)
     }
@@ -212,14 +227,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Opening<S> {
 
 impl Default for Filter {
     fn default() -> Self {
-        let mut decoder = Decoder::new();
-        decoder.set_max_allowed_table_size(TABLE_BYTES_MAX);
         Self {
             at: At::Preface,
             part: BytesMut::new(),
             block: None,
-            decoder,
-            encoder: None,
+            reader: Reader::new(),
+            rewrites: false,
+            unread: BytesMut::new(),
             ready: BytesMut::new(),
             has_begun: false,
         }
@@ -228,69 +242,50 @@ impl Default for Filter {
 
 impl std::fmt::Debug for Filter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let rewrites = self.encoder.is_some();
-        f.debug_struct("Filter").field("at", &self.at).field("rewrites", &rewrites).finish()
+        let mut shown = f.debug_struct("Filter");
+        shown.field("at", &self.at).field("rewrites", &self.rewrites).finish_non_exhaustive()
     }
 }
 
 impl Filter {
-    /// Goes on by `bytes`. What goes on from here is in `ready`.
-    ///
-    /// # Errors
-    /// Where blocks are written anew and one can't be read.
-    fn take(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        loop {
+    /// Goes on by what is unread, until something is ready or there is no more.
+    fn go_on(&mut self) {
+        while self.ready.len() < READ_BYTES {
             let wanted = match self.at {
                 At::Preface => PREFACE.len(),
                 At::FrameHead => FRAME_HEAD_BYTES,
                 At::Fragment(frame) => frame.length,
                 At::Other(left) => {
-                    let count = left.min(bytes.len());
-                    self.ready.put_slice(&bytes[..count]);
-                    bytes.advance(count);
+                    let count = left.min(self.unread.len());
+                    self.ready.put_slice(&self.unread.split_to(count));
                     self.at = At::Other(left - count);
                     if left > count {
-                        return Ok(());
+                        return;
                     }
                     self.at = At::FrameHead;
                     self.has_begun = true;
                     continue;
                 }
-                At::Http1Head(ends) => {
-                    let Some((byte, rest)) = bytes.split_first() else { return Ok(()) };
-                    self.ready.put_u8(*byte);
-                    bytes = rest;
-                    match byte {
-                        b'\n' if ends == 1 => self.leave(),
-                        b'\n' => self.at = At::Http1Head(1),
-                        b'\r' => {}
-                        _ => self.at = At::Http1Head(0),
-                    }
-                    continue;
-                }
                 At::Rest => {
-                    self.ready.put_slice(bytes);
-                    return Ok(());
+                    self.ready.put_slice(&self.unread.split());
+                    return;
                 }
             };
-            let count = (wanted - self.part.len()).min(bytes.len());
-            self.part.put_slice(&bytes[..count]);
-            bytes.advance(count);
+            let count = (wanted - self.part.len()).min(self.unread.len());
+            self.part.put_slice(&self.unread.split_to(count));
             if matches!(self.at, At::Preface) && !PREFACE.starts_with(&self.part) {
-                // No more of it than one line end can have come.
-                let ends = self.part.iter().filter(|byte| **byte == b'\n').count();
-                self.ready.put_slice(&self.part.split());
-                self.at = At::Http1Head(ends.min(1));
+                // HTTP/1, or nothing that is known here.
+                self.leave();
             } else if self.part.len() < wanted {
-                return Ok(());
+                return;
             } else {
-                self.take_part()?;
+                self.take_part();
             }
         }
     }
 
     /// Goes on by a part that is whole.
-    fn take_part(&mut self) -> io::Result<()> {
+    fn take_part(&mut self) {
         let part = self.part.split();
         match (self.at, &mut self.block) {
             (At::FrameHead, None) => {
@@ -298,7 +293,7 @@ impl Filter {
                 if frame.kind != HEADERS {
                     self.ready.put_slice(&part);
                     self.at = At::Other(frame.length);
-                    return Ok(());
+                    return;
                 }
                 self.block = Some(Block {
                     stream: frame.stream,
@@ -306,83 +301,65 @@ impl Filter {
                     frames: part,
                     fragments: BytesMut::new(),
                 });
-                self.expect_fragment(frame)
+                self.expect_fragment(frame);
             }
             (At::FrameHead, Some(block)) => {
                 let frame = Frame::read(&part);
                 block.frames.put_slice(&part);
                 if frame.kind != CONTINUATION || frame.stream != block.stream {
-                    return self.give_up("a block of headers is broken off");
+                    return self.leave();
                 }
-                self.expect_fragment(frame)
+                self.expect_fragment(frame);
             }
             (At::Fragment(frame), Some(block)) => {
                 block.frames.put_slice(&part);
                 let Some(fragment) = frame.fragment(&part) else {
-                    return self.give_up("a frame is padded beyond its end");
+                    return self.leave();
                 };
                 block.fragments.put_slice(fragment);
                 self.at = At::FrameHead;
-                if frame.has(END_HEADERS) { self.take_block() } else { Ok(()) }
+                if frame.has(END_HEADERS) {
+                    self.take_block();
+                }
             }
             // The preface; of no other part it is said that it is whole.
             _ => {
                 self.ready.put_slice(&part);
                 self.at = At::FrameHead;
-                Ok(())
             }
         }
     }
 
-    fn expect_fragment(&mut self, frame: Frame) -> io::Result<()> {
+    fn expect_fragment(&mut self, frame: Frame) {
         let before = self.block.as_ref().map_or(0, |block| block.frames.len());
         if before + frame.length > BLOCK_BYTES_MAX {
-            return self.give_up("a block of headers is too large");
+            return self.leave();
         }
         self.at = At::Fragment(frame);
-        Ok(())
     }
 
-    fn take_block(&mut self) -> io::Result<()> {
-        let Some(block) = &self.block else { return Ok(()) };
-        let mut fields = Fields::default();
-        let read = self.decoder.decode_with_cb(&block.fragments, |name, value| {
-            fields.take(&name, &value);
-        });
-        if read.is_err() {
-            return self.give_up("a block of headers can't be read");
+    fn take_block(&mut self) {
+        let Some(block) = &self.block else { return };
+        let mut fields = Fields { is_whole: self.rewrites, ..Fields::default() };
+        let read = self.reader.read(&block.fragments, |name, value| fields.take(name, value));
+        let is_beyond = fields.bytes > HEADERS_BYTES_MAX;
+        if matches!(read, Err(Unreadable)) || is_beyond || !fields.is_whole {
+            return self.leave();
         }
-        if fields.bytes > BLOCK_BYTES_MAX {
-            return self.give_up("a block of headers is too large");
-        }
-        if self.encoder.is_none() && !fields.has_wrong_authority {
-            self.leave();
-            return Ok(());
-        }
-        let encoder = self.encoder.get_or_insert_default();
-        let fields = fields.fields.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
-        let encoded = encoder.encode(fields);
-        block.write(&encoded, &mut self.ready);
+        self.rewrites = true;
+        block.write(&fields.encoded, &mut self.ready);
         self.block = None;
-        Ok(())
     }
 
-    /// Lets all that comes go on as it is.
+    /// Lets all that comes go on as it is: nothing is to be done, or what is wrong by HTTP/2's own rules is for `h2` to
+    /// refuse. What it can't know of what a client said before, it refuses too.
     fn leave(&mut self) {
         if let Some(block) = self.block.take() {
             self.ready.put_slice(&block.frames);
         }
+        self.ready.put_slice(&self.part.split());
         self.has_begun = true;
         self.at = At::Rest;
-    }
-
-    /// What is wrong by HTTP/2's own rules is for `h2` to refuse, as long as it knows what the client knows.
-    fn give_up(&mut self, reason: &'static str) -> io::Result<()> {
-        if self.encoder.is_some() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
-        }
-        self.leave();
-        Ok(())
     }
 }
 
@@ -436,16 +413,21 @@ impl Block {
 // === impl Fields ===
 
 impl Fields {
-    fn take(&mut self, name: &[u8], value: &[u8]) {
-        if name == b":authority" && http::uri::Authority::try_from(value).is_err() {
-            self.has_wrong_authority = true;
-            return;
+    /// Takes a field, and says whether the next is wanted.
+    fn take(&mut self, name: &[u8], value: &[u8]) -> ControlFlow<()> {
+        self.bytes += name.len() + value.len() + FIELD_BYTES;
+        let is_authority = name == b":authority";
+        if is_authority && http::uri::Authority::try_from(value).is_err() {
+            self.is_whole = true;
+            return ControlFlow::Continue(());
         }
-        // A few bytes may stand for many that were sent before: what is too much is not kept.
-        self.bytes += name.len() + value.len();
-        if self.bytes <= BLOCK_BYTES_MAX {
-            self.fields.push((name.to_vec(), value.to_vec()));
+        // Behind the first that is no pseudo-header comes no authority.
+        let is_seen = is_authority || !name.starts_with(b":");
+        if self.bytes > HEADERS_BYTES_MAX || is_seen && !self.is_whole {
+            return ControlFlow::Break(());
         }
+        hpack::write(name, value, &mut self.encoded);
+        ControlFlow::Continue(())
     }
 }
 

@@ -1,6 +1,6 @@
-//! How long a client may take to say what it wants, and how many may be connected: requests that stop half-way end after
-//! a time and hold nothing for ever; connections for which there is
-//! no place end at once, so that their clients go elsewhere, and stores have the files that they need.
+//! How long a client may take to say what it wants, and how many may be connected: requests that stop half-way end
+//! after a time and hold nothing for ever; connections for which there is no place end at once, so that their clients
+//! go elsewhere, and stores have the files that they need.
 
 use std::{
     future::Future,

@@ -81,6 +81,34 @@ async fn more_clients_than_open_files_are_let_go_and_stores_have_theirs() -> Res
     node.ensure_running()
 }
 
+/// Half the head of a request of HTTP/1, and half of HTTP/2's first words.
+#[tokio::test]
+async fn what_stops_before_it_is_a_request_is_not_waited_for_for_ever() -> Result<()> {
+    let folder = TempDir::new()?;
+    let mut node = Node::new(folder.path(), &[])?;
+    let channel = node.start().await?;
+    let mut held = Vec::new();
+    for begun in [
+        &b""[..],
+        b"GET /health HT",
+        b"GET /health HTTP/1.1\r\nHost: a\r\n",
+        &PREFACE[..9],
+        PREFACE,
+    ] {
+        let mut stream = TcpStream::connect(("127.0.0.1", node.port())).await?;
+        stream.write_all(begun).await?;
+        held.push((begun, stream));
+    }
+    for (begun, mut stream) in held {
+        let mut said = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(90), stream.read_to_end(&mut said));
+        // A reset is as good an answer as an end.
+        let _ = ended.await.with_context(|| format!("{:?} is left open", begun.escape_ascii()))?;
+    }
+    put(&channel, "alive", "yes").await?;
+    node.ensure_running()
+}
+
 #[tokio::test]
 async fn garbage_closes_its_connection_and_no_other() -> Result<()> {
     let folder = TempDir::new()?;

@@ -112,6 +112,13 @@ async fn metrics_are_served_over_tls_where_that_is_said() -> Result<()> {
     let asked = Request::get("/metrics").body(tonic::body::Body::empty())?;
     let answer = channel.ready().await?.call(asked).await?;
     ensure!(answer.status() == StatusCode::OK, "{}", answer.status());
+    // One that is taken is named with its flag, before anything is opened.
+    let taken = format!("--listen-metrics-urls=http://127.0.0.1:{admin}");
+    let other = ["serve", "--listen-client-urls=http://127.0.0.1:0", &taken, "--data-dir=other"];
+    let ended = pleach(folder.path(), &other).await?;
+    let said = &ended.stderr;
+    ensure!(!ended.is_success && said.contains("--listen-metrics-urls: can't listen on"), "{said}");
+    ensure!(!folder.path().join("other").exists(), "a store was made");
     // Without certificates there is nothing to be served with, and that is said at once.
     let ended =
         pleach(folder.path(), &["serve", "--listen-client-urls=http://127.0.0.1:0", flags[0]])

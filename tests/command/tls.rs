@@ -227,6 +227,77 @@ async fn why_a_client_is_not_admitted_is_in_the_log() -> Result<()> {
     Ok(())
 }
 
+/// Whoever renews certificates does not start nodes: new connections are made with what the files have now.
+#[tokio::test]
+async fn certificates_that_are_renewed_are_taken_and_broken_ones_are_not() -> Result<()> {
+    let folder = TempDir::new()?;
+    let folder = folder.path();
+    let port = free_port()?;
+    write_certificates(folder, &authority()?)?;
+    let mut node = start(folder, port, &[MUTUAL[0]])?;
+    let before = ready(folder, port, Some(&identity(folder, "client")?)).await?;
+
+    // Another authority, and certificates of it.
+    write_certificates(folder, &authority()?)?;
+    let after = ready(folder, port, Some(&identity(folder, "client")?)).await?;
+    for channel in [&before, &after] {
+        put(channel, "key", "value").await?;
+    }
+    ensure!(node.output()?.contains("certificates were read anew"), "{}", node.output()?);
+
+    fs::write(folder.join("localhost.pem"), "half of it")?;
+    let still = ready(folder, port, Some(&identity(folder, "client")?)).await?;
+    put(&still, "key", "value").await?;
+    let log = node.output()?;
+    ensure!(log.contains("the old ones go on") && log.contains("localhost.pem"), "{log}");
+    node.ensure_running()
+}
+
+/// An authority that nobody could be admitted by is named at the start, and one that shows its own certificate told.
+#[tokio::test]
+async fn authorities_that_admit_nobody_are_named() -> Result<()> {
+    let folder = TempDir::new()?;
+    let folder = folder.path();
+    let own = authority()?;
+    write_certificates(folder, &own)?;
+    openssl_ok(folder, "ecparam -name secp521r1 -genkey -noout -out p521.key")?;
+    openssl_ok(folder, "req -x509 -new -key p521.key -subj /CN=p521 -days 2 -out p521.pem")?;
+    let both = [fs::read(folder.join("ca.pem"))?, fs::read(folder.join("p521.pem"))?].concat();
+    fs::write(folder.join("both.pem"), both)?;
+    for (file, at) in [("p521.pem", "certificate 1"), ("both.pem", "certificate 2")] {
+        let flags = ["--cert-file=localhost.pem", "--key-file=localhost.key"];
+        let authority = format!("--trusted-ca-file={file}");
+        let url = "--listen-client-urls=https://127.0.0.1:0";
+        let ended =
+            crate::call::pleach(folder, &["serve", url, flags[0], flags[1], &authority]).await?;
+        let said = &ended.stderr;
+        let is_named = said.contains(&format!("--trusted-ca-file {file}: {at} in it has a key"));
+        ensure!(!ended.is_success && is_named, "{said}");
+    }
+
+    openssl_ok(folder, "ecparam -name prime256v1 -genkey -noout -out self.sec1")?;
+    openssl_ok(folder, "pkcs8 -topk8 -nocrypt -in self.sec1 -out self.key")?;
+    openssl_ok(folder, "req -x509 -new -key self.key -subj /CN=self -days 2 -out ca2.pem")?;
+    let server_ca = fs::read(folder.join("ca.pem"))?;
+    let port = free_port()?;
+    let node_folder = folder.join("node");
+    fs::create_dir(&node_folder)?;
+    write_certificates(&node_folder, &own)?;
+    let both = [server_ca, fs::read(folder.join("ca2.pem"))?].concat();
+    fs::write(node_folder.join("ca.pem"), both)?;
+    let node = start(&node_folder, port, &[MUTUAL[0]])?;
+    ready(&node_folder, port, Some(&identity(&node_folder, "client")?)).await?;
+    let connect = format!("s_client -connect 127.0.0.1:{port} -cert ca2.pem -key self.key");
+    openssl(folder, &format!("{connect} -CAfile ca.pem -alpn h2"))?;
+    is_said(&node, "an authority's own").await
+}
+
+fn openssl_ok(folder: &Path, arguments: &str) -> Result<()> {
+    let done = openssl(folder, arguments)?;
+    ensure!(done.status.success(), "openssl {arguments}: {done:?}");
+    Ok(())
+}
+
 async fn is_said(node: &Process, said: &str) -> Result<()> {
     eventually("it is said", Duration::from_secs(10), async || {
         let log = node.output()?;
@@ -244,11 +315,7 @@ fn openssl(folder: &Path, arguments: &str) -> Result<Output> {
 
 /// A certificate of the authority in `own.pem`.
 fn made_by_openssl(folder: &Path, name: &str, curve: &str, is_v1: bool) -> Result<()> {
-    let openssl = |arguments: &str| {
-        let done = openssl(folder, arguments)?;
-        ensure!(done.status.success(), "openssl {arguments}: {done:?}");
-        anyhow::Ok(())
-    };
+    let openssl = |arguments: &str| openssl_ok(folder, arguments);
     openssl(&format!("ecparam -name {curve} -genkey -noout -out {name}.sec1"))?;
     openssl(&format!("pkcs8 -topk8 -nocrypt -in {name}.sec1 -out {name}.key"))?;
     openssl(&format!("req -new -key {name}.key -subj /CN=localhost -out {name}.csr"))?;

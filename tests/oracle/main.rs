@@ -169,6 +169,9 @@ async fn alarms_bind_and_are_told_as_by_etcd() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut run = Run::start(Kind::Node.or_as_asked()).await?;
     let mut rng = Rng::new(seed());
+    // A compaction is followed by what has watchers go on, which no alarm may hinder.
+    let first = pb::PutRequest { key: "a".into(), ..Default::default() };
+    run.step(&Step::Ask(Request::Put(first))).await?;
     for step in 0..600 {
         let request = match rng.below(12) {
             at @ (0..=3) => Request::Alarm(pb::AlarmRequest {
@@ -220,6 +223,21 @@ async fn methods_that_are_not_there_are_refused_in_etcds_words() -> Result<()> {
         said.push(probes::unknown_methods(side.url()).await?);
     }
     ensure!(said[0] == said[1], "left:  {:?}\nright: {:?}", said[0], said[1]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locks_and_elections_refuse_as_etcd_does() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut run = Run::start(Kind::Node.or_as_asked()).await?;
+    let mut said = Vec::new();
+    for side in run.sides() {
+        said.push(probes::said_of_lines(side.url()).await?);
+    }
+    ensure!(said[0].len() > 8, "only {} calls", said[0].len());
+    for (left, right) in said[0].iter().zip(&said[1]) {
+        ensure!(left == right, "left:  {left:?}\nright: {right:?}");
+    }
     Ok(())
 }
 

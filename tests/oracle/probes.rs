@@ -4,7 +4,11 @@ use std::{str::FromStr as _, time::Duration};
 
 use anyhow::{Context as _, Result};
 use http::{Uri, uri::PathAndQuery};
-use pleach::proto::health::{HealthListRequest, health_client::HealthClient};
+use pleach::proto::{
+    health::{HealthListRequest, health_client::HealthClient},
+    v3electionpb::{self, election_client::ElectionClient},
+    v3lockpb::{self, lock_client::LockClient},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -17,7 +21,7 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 
 const METHODS: [&str; 4] = ["GET", "HEAD", "POST", "OPTIONS"];
 
-const PATHS: [&str; 17] = [
+const PATHS: [&str; 24] = [
     "/health",
     "/health?serializable=true",
     "/health?exclude=NOSPACE",
@@ -35,6 +39,13 @@ const PATHS: [&str; 17] = [
     "/readyz/non_learner",
     "/readyz/serializable_read?verbose",
     "/version",
+    "/readyz?exclude=%64ata_corruption&verbose",
+    "/readyz?exclude=data%5Fcorruption",
+    "/health?%65xclude=NOSPACE",
+    "/metrics",
+    "/",
+    "/nothing",
+    "/readyz/nothing",
 ];
 
 /// The headers that say something about an answer, beside its length and date.
@@ -72,6 +83,8 @@ async fn page(url: &str, method: &str, path: &str) -> Result<Page> {
     let mut text = String::new();
     stream.read_to_string(&mut text).await?;
     let (head, body) = text.split_once("\r\n\r\n").context("no end of the headers")?;
+    // What it measures is its own.
+    let body = if path == "/metrics" { "" } else { body };
     let mut lines = head.lines();
     let status = lines.next().context("no status")?.to_owned();
     let mut headers: Vec<String> = lines
@@ -92,10 +105,50 @@ async fn page(url: &str, method: &str, path: &str) -> Result<Page> {
 /// How many pages of lists with selectors were found by an index, as a node says.
 pub async fn pages_by_index(url: &str) -> Result<u64> {
     const NAME: &str = "pleach_store_selected_pages_total{";
-    let (_, _, lines) = timeout(ANSWER_WAIT_MAX, page(url, "GET", "/metrics")).await??;
+    let (_, _, lines) = timeout(ANSWER_WAIT_MAX, page(url, "GET", "/metrics?")).await??;
     let line = lines.iter().find(|line| line.starts_with(NAME) && line.contains("by=\"index\""));
     let value = line.and_then(|line| line.rsplit(' ').next()).context("it is not counted")?;
     Ok(value.parse()?)
+}
+
+/// What Lock and Election say to calls that wait for nobody: the code and text of each.
+pub async fn said_of_lines(url: &str) -> Result<Vec<(&'static str, Code, String)>> {
+    let channel = Endpoint::from_shared(url.to_owned())?.connect().await?;
+    let (mut lock, mut election) =
+        (LockClient::new(channel.clone()), ElectionClient::new(channel.clone()));
+    let mut said = Vec::new();
+    let mut note = |what, status: Option<tonic::Status>| {
+        let status = status.unwrap_or_else(|| tonic::Status::ok(""));
+        said.push((what, status.code(), status.message().to_owned()));
+    };
+    let nobody =
+        v3electionpb::LeaderKey { name: "line".into(), key: "line/1".into(), rev: 1, lease: 1 };
+    let unnamed = v3electionpb::LeaderKey::default();
+    for (what, key) in [("unlock nothing", ""), ("unlock what is not locked", "line/1")] {
+        note(what, lock.unlock(v3lockpb::UnlockRequest { key: key.into() }).await.err());
+    }
+    for (what, name, lease) in [
+        ("lock with a lease that is none", "line", 12_345),
+        ("lock with a lease below 0", "line", -5),
+        ("lock what has no name, and a lease that is none", "", 12_345),
+    ] {
+        note(what, lock.lock(v3lockpb::LockRequest { name: name.into(), lease }).await.err());
+        let value = "v".into();
+        let ask = v3electionpb::CampaignRequest { name: name.into(), lease, value };
+        note(what, election.campaign(ask).await.err());
+    }
+    for (what, leader) in
+        [("nobody", None), ("who leads nothing", Some(nobody)), ("no name", Some(unnamed))]
+    {
+        let ask = v3electionpb::ProclaimRequest { leader: leader.clone(), value: "v".into() };
+        note(what, election.proclaim(ask).await.err());
+        note(what, election.resign(v3electionpb::ResignRequest { leader }).await.err());
+    }
+    for name in ["", "line"] {
+        let ask = v3electionpb::LeaderRequest { name: name.into() };
+        note("leader of nothing", election.leader(ask).await.err());
+    }
+    Ok(said)
 }
 
 /// What is said of methods and services that are not there, and of the services that are.
