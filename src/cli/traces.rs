@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, value_parser};
 use opentelemetry_proto::tonic::{
     collector::{
         metrics::v1::{
@@ -45,11 +45,16 @@ Examples:
 A trace is printed when no span of it came for --quiet seconds: nodes send theirs every 5 s, API servers too.
 Exit codes: 0 printed, 1 it can't receive. Fields of -o json: docs/src/commands.md.";
 
-/// Spans that were received and wait for others are no more than this.
-const SPANS_MAX: usize = 100_000;
+/// Spans that were received and wait for others are no more than this, and what is kept of each is bounded too.
+const SPANS_MAX: usize = 20_000;
+const NAME_CHARS_MAX: usize = 200;
+const ATTRIBUTES_MAX: usize = 32;
 
-/// What one message may hold.
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Spans that lie deeper are shown as if they lay there.
+const DEPTH_MAX: usize = 64;
+
+/// What one message may hold: gRPC's own bound.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// What waits to be sorted: senders wait then.
 const BATCHES_MAX: usize = 16;
@@ -68,7 +73,7 @@ pub struct Traces {
     #[arg(long, value_name = "TEXT")]
     with: Vec<String>,
     /// After how many seconds without a span a trace is taken to be whole.
-    #[arg(long, value_name = "SECONDS", default_value = "6")]
+    #[arg(long, value_name = "SECONDS", default_value = "6", value_parser = value_parser!(u64).range(..=3_600))]
     quiet: u64,
     #[command(flatten)]
     output: Output,
@@ -94,11 +99,14 @@ struct Node {
     spans: Vec<Node>,
 }
 
-/// A span that came, with the service that sent it.
+/// What is kept of a span that came.
 #[derive(Debug)]
 struct Came {
-    service: String,
-    span: pb::Span,
+    id: Vec<u8>,
+    parent: Vec<u8>,
+    begin: u64,
+    end: u64,
+    shown: Node,
 }
 
 /// Traces that are not whole.
@@ -199,7 +207,7 @@ impl Waiting {
                 let trace =
                     trace.or_insert_with(|| Unfinished { spans: Vec::new(), last: Instant::now() });
                 trace.last = Instant::now();
-                trace.spans.push(Came { service: service.clone().unwrap_or_default(), span });
+                trace.spans.push(Came::new(service.clone().unwrap_or_default(), span));
             }
         }
     }
@@ -215,9 +223,26 @@ impl Waiting {
         let whole = self.traces.extract_if(|_, trace| trace.last + quiet <= now);
         let mut whole: Vec<_> = whole.map(|(id, trace)| (id, trace.spans)).collect();
         self.spans -= whole.iter().map(|(_, spans)| spans.len()).sum::<usize>();
-        let begin = |spans: &[Came]| spans.iter().map(|came| came.span.start_time_unix_nano).min();
+        let begin = |spans: &[Came]| spans.iter().map(|came| came.begin).min();
         whole.sort_by_key(|(_, spans)| begin(spans));
         whole.into_iter().map(|(id, spans)| Trace::new(&id, spans)).collect()
+    }
+}
+
+// === impl Came ===
+
+impl Came {
+    fn new(service: String, span: pb::Span) -> Self {
+        let (begin, end) = (span.start_time_unix_nano, span.end_time_unix_nano);
+        let shown = Node {
+            service: printable(&service),
+            name: printable(&span.name),
+            took_s: nanoseconds(begin, end),
+            is_error: span.status.is_some_and(|status| status.code() == StatusCode::Error),
+            attributes: texts(&span.attributes),
+            spans: Vec::new(),
+        };
+        Self { id: span.span_id, parent: span.parent_span_id, begin, end, shown }
     }
 }
 
@@ -225,22 +250,21 @@ impl Waiting {
 
 impl Trace {
     fn new(id: &[u8], spans: Vec<Came>) -> Self {
-        let begin = spans.iter().map(|came| came.span.start_time_unix_nano).min();
-        let end = spans.iter().map(|came| came.span.end_time_unix_nano).max();
+        let begin = spans.iter().map(|came| came.begin).min();
+        let end = spans.iter().map(|came| came.end).max();
         let took_s = nanoseconds(begin.unwrap_or(0), end.unwrap_or(0));
-        let known: BTreeSet<_> = spans.iter().map(|came| came.span.span_id.clone()).collect();
+        let known: BTreeSet<_> = spans.iter().map(|came| came.id.clone()).collect();
         let mut below: HashMap<Vec<u8>, Vec<Came>> = HashMap::new();
         for came in spans {
             // What lies in a span that did not come is shown beside the first, and what says to lie in itself too.
-            let is_first = came.span.parent_span_id == came.span.span_id
-                || !known.contains(&came.span.parent_span_id);
-            let parent = if is_first { Vec::new() } else { came.span.parent_span_id.clone() };
+            let is_first = came.parent == came.id || !known.contains(&came.parent);
+            let parent = if is_first { Vec::new() } else { came.parent.clone() };
             below.entry(parent).or_default().push(came);
         }
-        let mut spans = nodes(&mut below, &[]);
+        let mut spans = nodes(&mut below, &[], 0);
         // Nothing leads to spans that say to lie in each other.
         while let Some(parent) = below.keys().min().cloned() {
-            spans.extend(nodes(&mut below, &parent));
+            spans.extend(nodes(&mut below, &parent, 0));
         }
         Self { trace_id: id.iter().map(|byte| format!("{byte:02x}")).collect(), took_s, spans }
     }
@@ -256,17 +280,17 @@ impl Trace {
 }
 
 /// What lies in a span, in the order of its beginning; taken out, so that a circle ends.
-fn nodes(below: &mut HashMap<Vec<u8>, Vec<Came>>, parent: &[u8]) -> Vec<Node> {
+fn nodes(below: &mut HashMap<Vec<u8>, Vec<Came>>, parent: &[u8], depth: usize) -> Vec<Node> {
     let mut spans = below.remove(parent).unwrap_or_default();
-    spans.sort_by_key(|came| came.span.start_time_unix_nano);
-    let node = |came: Came| Node {
-        took_s: nanoseconds(came.span.start_time_unix_nano, came.span.end_time_unix_nano),
-        is_error: came.span.status.is_some_and(|status| status.code() == StatusCode::Error),
-        attributes: texts(&came.span.attributes),
-        spans: nodes(below, &came.span.span_id),
-        service: came.service,
-        name: came.span.name,
-    };
+    if depth == DEPTH_MAX {
+        let mut at = 0;
+        while at < spans.len() {
+            spans.extend(below.remove(&spans[at].id.clone()).unwrap_or_default());
+            at += 1;
+        }
+    }
+    spans.sort_by_key(|came| came.begin);
+    let node = |came: Came| Node { spans: nodes(below, &came.id, depth + 1), ..came.shown };
     spans.into_iter().map(node).collect()
 }
 
@@ -319,7 +343,14 @@ fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
         Value::BoolValue(is_so) => Some(is_so.to_string()),
         _ => None,
     };
-    attributes.iter().filter_map(|of| Some((of.key.clone(), text(&of.value)?))).collect()
+    let few = attributes.iter().take(ATTRIBUTES_MAX);
+    few.filter_map(|of| Some((printable(&of.key), printable(&text(&of.value)?)))).collect()
+}
+
+/// A text of somebody else: it is no command to a terminal, and not endless.
+fn printable(text: &str) -> String {
+    let shown = text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter });
+    shown.take(NAME_CHARS_MAX).collect()
 }
 
 // === The services ===
@@ -360,7 +391,7 @@ mod tests {
             end_time_unix_nano: begin + 1_000_000,
             ..pb::Span::default()
         };
-        Came { service: service.to_owned(), span }
+        Came::new(service.to_owned(), span)
     }
 
     #[test]
@@ -396,5 +427,19 @@ mod tests {
         let trace = Trace::new(&[1], spans);
         let said = trace.table(false);
         assert_eq!(said.matches("a  ").count(), 4, "{said}");
+    }
+
+    /// A chain that is deeper than any, and texts that are commands to a terminal, are shown all the same.
+    #[test]
+    fn what_anybody_may_send_is_printed_and_no_more() {
+        let chain = (1..=9_000_u16).map(|at| {
+            let mut came = came("a\u{1b}[2J", 1, &[], &"x".repeat(1_000), u64::from(at));
+            came.id = at.to_be_bytes().to_vec();
+            came.parent = (at - 1).to_be_bytes().to_vec();
+            came
+        });
+        let said = Trace::new(&[1], chain.collect()).table(false);
+        assert_eq!(said.lines().count(), 9_002);
+        assert!(!said.contains('\u{1b}') && said.len() < 9_002 * 1_000, "{} bytes", said.len());
     }
 }

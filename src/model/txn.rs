@@ -287,6 +287,13 @@ impl Txn {
         largest.max().unwrap_or(0)
     }
 
+    /// Whether it does nothing but delete, whatever is there.
+    pub fn is_deletions(&self) -> bool {
+        self.compares.is_empty()
+            && self.failure.is_empty()
+            && self.success.iter().all(|op| matches!(op, Op::Delete(_)))
+    }
+
     /// What it deletes where its compares hold, in order.
     pub fn deletions(&self) -> impl Iterator<Item = &DeleteOp> {
         self.success.iter().filter_map(|op| match op {

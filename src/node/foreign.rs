@@ -162,7 +162,7 @@ impl Node {
             true => None,
             false => Some(self.foreign.enter(leases, fence)?),
         };
-        if !(txn.may_split && self.options.splits_deletes) {
+        if !(txn.may_split && txn.is_deletions() && self.options.splits_deletes) {
             return self.root.apply(txn, dead_leases).await;
         }
         let deletions: Vec<DeleteOp> = txn.deletions().cloned().collect();

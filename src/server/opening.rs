@@ -10,8 +10,9 @@
 //! parsed, all its blocks are written anew without it, and else it is left alone from there on: most clients have one
 //! authority for all requests of a connection, and to look at all of them would cost everybody.
 //!
-//! Anybody may send anything here, before it is known who that is. So no more is read, kept and made of what came
-//! than `h2` takes.
+//! Anybody may send anything here, before it is known who that is. So what is read at once, what the headers of a
+//! request may be and what is held ready are bounded. A value that a client sends once and refers to later is written
+//! each time: of few bytes as much is made as of headers that are sent in full, and no more.
 
 mod hpack;
 

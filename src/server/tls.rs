@@ -2,9 +2,10 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use futures::{Stream, StreamExt as _};
@@ -30,7 +31,10 @@ pub(super) type Secured<S> = Either<S, tokio_rustls::server::TlsStream<S>>;
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The keys that are taken: those that `ring` knows.
-const KEYS: &str = "RSA, P-256, P-384 or Ed25519";
+const KEYS: &str = "RSA of 2,048 bits or more, P-256, P-384 or Ed25519";
+
+/// A public key of RSA with 2,048 bits is longer, in DER; a shorter one is not.
+const RSA_KEY_BYTES_MIN: usize = 257;
 
 /// The object identifiers of these, in DER.
 const KEY_OIDS: [&[u8]; 4] = [
@@ -70,8 +74,8 @@ struct Current {
     seen: Stamps,
 }
 
-/// When each file was changed last, and how long it is.
-type Stamps = [Option<(SystemTime, u64)>; 3];
+/// Of each file which it is, when it was changed last, and how long it is.
+type Stamps = [Option<(u64, i64, i64, u64)>; 3];
 
 /// One of the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +112,8 @@ impl TlsFiles {
     fn stamps(&self) -> Stamps {
         let stamp = |path: &Path| {
             let file = fs::metadata(path).ok()?;
-            Some((file.modified().ok()?, file.len()))
+            // What is copied with its times has the time of the copy here.
+            Some((file.ino(), file.ctime(), file.ctime_nsec(), file.len()))
         };
         let authority = self.client_authority.as_deref();
         [stamp(&self.certificate), stamp(&self.key), authority.and_then(stamp)]
@@ -299,9 +304,9 @@ fn authorities(pem: &[u8]) -> Result<RootCertStore, String> {
     for (at, authority) in certificates(pem)?.into_iter().enumerate() {
         known.add(authority).map_err(|error| unusable(&error))?;
         let key = known.roots.last().map(|root| root.subject_public_key_info.as_ref());
-        let is_known =
-            |oid: &&[u8]| key.is_some_and(|key| key.windows(oid.len()).any(|it| it == *oid));
-        if !KEY_OIDS.iter().any(is_known) {
+        let has = |oid: &&[u8]| key.is_some_and(|key| key.windows(oid.len()).any(|it| it == *oid));
+        let is_short = key.is_some_and(|key| key.len() < RSA_KEY_BYTES_MIN);
+        if !KEY_OIDS.iter().any(has) || has(&KEY_OIDS[0]) && is_short {
             return Err(format!(
                 "certificate {} in it has a key that can't be used; it must be of {KEYS}",
                 at + 1

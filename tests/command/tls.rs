@@ -264,7 +264,12 @@ async fn authorities_that_admit_nobody_are_named() -> Result<()> {
     openssl_ok(folder, "req -x509 -new -key p521.key -subj /CN=p521 -days 2 -out p521.pem")?;
     let both = [fs::read(folder.join("ca.pem"))?, fs::read(folder.join("p521.pem"))?].concat();
     fs::write(folder.join("both.pem"), both)?;
-    for (file, at) in [("p521.pem", "certificate 1"), ("both.pem", "certificate 2")] {
+    let rsa =
+        "req -x509 -newkey rsa:1024 -nodes -keyout rsa.key -subj /CN=rsa -days 2 -out rsa.pem";
+    openssl_ok(folder, rsa)?;
+    for (file, at) in
+        [("p521.pem", "certificate 1"), ("both.pem", "certificate 2"), ("rsa.pem", "certificate 1")]
+    {
         let flags = ["--cert-file=localhost.pem", "--key-file=localhost.key"];
         let authority = format!("--trusted-ca-file={file}");
         let url = "--listen-client-urls=https://127.0.0.1:0";

@@ -222,7 +222,8 @@ impl<'a> Check<'a> {
                     && is_by(&call.asked)
                     && !used.contains(&at)
             });
-            let is_of_line = self.calls.iter().any(|call| may_be_of_line(call, &commit));
+            let is_of_line =
+                self.calls.iter().any(|call| may_be_of_line(call, &commit, self.promises));
             match maker {
                 _ if is_end && (maker.is_some() || is_of_line) => {
                     self.maybe_ends.entry(lease).or_default().insert(revision);

@@ -9,7 +9,7 @@ use pleach::proto::{
 use tonic::Status;
 
 use crate::{
-    check::Check,
+    check::{Check, Promises},
     client::{Client, of},
     history::{Asked, Call, Change, Keys, Kv, Outcome, Place, Said},
 };
@@ -140,16 +140,22 @@ impl Check<'_> {
 
 /// Whether a commit may be of a call that stood in a line: a place is put, or put again by who has the same lease, and
 /// goes with who leaves, or goes away while waiting.
-pub fn may_be_of_line(call: &Call, commit: &[&Change]) -> bool {
+pub fn may_be_of_line(call: &Call, commit: &[&Change], promises: Promises) -> bool {
     let [change] = commit else { return false };
     match &call.asked {
         Asked::Enter { name, lease, value } => {
             let is_place = change.key == format!("{name}/{lease:x}");
             let is_put = |kv: &Kv| kv.value == value.as_deref().unwrap_or("") && kv.lease == *lease;
-            is_place && change.now.as_ref().map_or(!call.is_said(), is_put)
+            let is_before = call
+                .revision()
+                .is_none_or(|told| change.revision <= told || !promises.has_exact_lines);
+            is_place && is_before && change.now.as_ref().map_or(!call.is_said(), is_put)
         }
         Asked::Unlock(key) | Asked::Resign(Place { key, .. }) => {
-            change.key == *key && change.now.is_none() && !matches!(call.outcome, Outcome::Refused)
+            // One that was answered is its revision's, or had nothing to delete.
+            let is_unknown = matches!(call.outcome, Outcome::Unknown);
+            let is_it = call.revision().map_or(is_unknown, |told| told == change.revision);
+            change.key == *key && change.now.is_none() && is_it
         }
         _ => false,
     }

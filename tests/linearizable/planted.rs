@@ -158,7 +158,7 @@ fn earlier(call: &mut Call) {
 #[test]
 fn true_histories_are_taken_and_what_is_wrong_with_one_is_noticed() {
     type Plant = fn(&mut Vec<Call>, &mut Vec<Change>) -> bool;
-    let plants: [(&str, Plant); 10] = [
+    let plants: [(&str, Plant); 11] = [
         ("a revoke says a revision above the one at which the keys went", |calls, log| {
             let at = calls.iter().rposition(|call| match call.asked {
                 Asked::Revoke(lease) => log.iter().any(|it| {
@@ -168,6 +168,9 @@ fn true_histories_are_taken_and_what_is_wrong_with_one_is_noticed() {
                 _ => false,
             });
             at.map(|at| later(&mut calls[at])).is_some()
+        }),
+        ("an unlock says a revision above the one at which the place went", |calls, _| {
+            change(calls, |call| matches!(call.asked, Asked::Unlock(_)), later)
         }),
         ("a read says a revision above what it read", |calls, _| {
             change(

@@ -119,18 +119,23 @@ pub(super) fn spare(connection: &Connection) -> u64 {
 /// Gives back what a log takes that was once long, such as behind another program's reader: nobody may write
 /// for long, and SQLite begins the log anew only where somebody does.
 fn shorten(connection: &Connection) {
-    // Nothing is cut while somebody reads from it, and no writer waits for that.
+    // It is given up at once where somebody reads from it: to wait for that would keep writers waiting.
     let cut = match checkpoint(connection) {
-        Ok(0) => connection
-            .busy_timeout(TRUNCATE_WAIT_MAX)
-            .and_then(|()| truncate(connection))
-            .and_then(|()| connection.busy_timeout(BUSY_WAIT_MAX)),
+        Ok(0) => truncate_within(connection, Duration::ZERO),
         Ok(_) => return,
         Err(error) => Err(error),
     };
     if let Err(error) = cut {
         tracing::debug!(%error, "the log could not be made shorter");
     }
+}
+
+/// As [`truncate`], with another time to wait for others.
+fn truncate_within(connection: &Connection, wait: Duration) -> rusqlite::Result<()> {
+    connection.busy_timeout(wait)?;
+    let cut = truncate(connection);
+    connection.busy_timeout(BUSY_WAIT_MAX)?;
+    cut
 }
 
 fn fold(
@@ -150,11 +155,7 @@ fn fold(
         if !reserve.is_whole() {
             if reserve.is_full() {
                 // What lies in the log is room that may be wanted, but no writer waits long for that.
-                let cut = connection
-                    .busy_timeout(TRUNCATE_WAIT_MAX)
-                    .and_then(|()| truncate(connection))
-                    .and_then(|()| connection.busy_timeout(BUSY_WAIT_MAX));
-                if let Err(error) = cut {
+                if let Err(error) = truncate_within(connection, TRUNCATE_WAIT_MAX) {
                     tracing::debug!(%error, "the log could not be made shorter");
                 }
             }
