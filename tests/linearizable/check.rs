@@ -117,6 +117,14 @@ impl<'a> Check<'a> {
                     self.expect_put(call, *revision, &place.key, value, Some(place.lease));
                     true
                 }
+                (Asked::PutBoth { keys, value }, _) => {
+                    let commit = self.commits.get(revision).map_or(&[][..], Vec::as_slice);
+                    if !is_of_both(keys, value, commit) {
+                        let found = format!("{call:?}: at that revision there is {commit:?}");
+                        self.wrong(found);
+                    }
+                    true
+                }
                 (Asked::Delete(keys), Said::Deleted(before)) => {
                     self.expect_deletion(call, *revision, keys, before)
                 }
@@ -200,6 +208,7 @@ impl<'a> Check<'a> {
                     Asked::Put { key, value, .. } | Asked::Guarded { key, value, .. },
                     [Change { now: Some(kv), .. }],
                 ) => kv.key == *key && kv.value == *value,
+                (Asked::PutBoth { keys, value }, both) => is_of_both(keys, value, both),
                 (Asked::Delete(keys), gone) => {
                     let there = self.in_range_at(keys, revision - 1);
                     gone.iter().all(|it| it.now.is_none())
@@ -417,6 +426,7 @@ impl<'a> Check<'a> {
                 Asked::Put { key, .. } | Asked::Guarded { key, .. } | Asked::Unlock(key) => {
                     Some(Keys::one(key))
                 }
+                Asked::PutBoth { keys, .. } => Some(Keys::one(&keys[0])),
                 Asked::Proclaim(place, _) | Asked::Resign(place) => Some(Keys::one(&place.key)),
                 Asked::Enter { name, .. } if self.promises.has_exact_lines => {
                     Some(Keys::below(&format!("{name}/")))
@@ -435,4 +445,11 @@ impl<'a> Check<'a> {
             }
         }
     }
+}
+
+/// Whether a commit has these two keys with that value, and nothing else.
+fn is_of_both(keys: &[String; 2], value: &str, commit: &[&Change]) -> bool {
+    let put = commit.iter().filter_map(|change| change.now.as_ref());
+    let put = put.filter(|kv| kv.value == value && keys.contains(&kv.key)).count();
+    commit.len() == 2 && put == 2
 }

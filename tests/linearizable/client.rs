@@ -107,7 +107,7 @@ impl Client {
         };
         let next = || self.shared.next.fetch_add(1, Ordering::Relaxed);
         let lease = self.shared.lease(self.node, &mut self.rng);
-        match (self.rng.below(46), lease) {
+        match (self.rng.below(48), lease) {
             (0..=9, Some(lease)) => Asked::Put { key, value: format!("v{}", next()), lease },
             (0..=13, _) => Asked::Put { key, value: format!("v{}", next()), lease: 0 },
             (14..=16, _) => Asked::Delete(keys),
@@ -126,6 +126,14 @@ impl Client {
             (34..=35, Some(lease)) => Asked::TimeToLive(lease),
             (36, Some(lease)) => Asked::KeepAlive(lease),
             (37, _) if self.rng.chance(10) => Asked::Compact(self.shared.heard() - KEPT),
+            (46..=47, _) => {
+                let other = format!("{prefix}{}", self.rng.below(KEYS));
+                let mut keys = [key, other];
+                if keys[0] == keys[1] {
+                    keys[1] = format!("{prefix}{KEYS}");
+                }
+                Asked::PutBoth { keys, value: format!("v{}", next()) }
+            }
             (40..=45, Some(lease)) => {
                 let value = format!("v{}", next());
                 self.choose_in_line(prefix, lease, value)
@@ -161,6 +169,18 @@ impl Client {
                 let revision = of(kv.put(put).await?.into_inner().header);
                 self.modified.insert(key.clone(), revision);
                 Ok((revision, Said::Done))
+            }
+            Asked::PutBoth { keys, value } => {
+                let put = |key: &String| pb::RequestOp {
+                    request: Some(Op::RequestPut(pb::PutRequest {
+                        key: key.clone().into(),
+                        value: value.clone().into(),
+                        ..Default::default()
+                    })),
+                };
+                let success = keys.iter().map(put).collect();
+                let answer = kv.txn(pb::TxnRequest { success, ..Default::default() }).await?;
+                Ok((of(answer.into_inner().header), Said::Done))
             }
             Asked::Delete(keys) => {
                 let (key, range_end) = bytes(keys);

@@ -43,6 +43,11 @@ pub enum Asked {
         lease: i64,
     },
     Delete(Keys),
+    /// Puts two keys in one transaction.
+    PutBoth {
+        keys: [String; 2],
+        value: String,
+    },
     /// Puts the key where it was last changed then, else reads it.
     Guarded {
         key: String,

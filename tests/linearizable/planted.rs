@@ -75,7 +75,7 @@ impl Model {
         let value = format!("v{at}");
         let keys = if rng.chance(50) { Keys::below("/a/") } else { Keys::one(&key) };
         let lease = if self.leases.is_empty() { None } else { Some(rng.pick(&self.leases)) };
-        match (rng.below(13), lease) {
+        match (rng.below(14), lease) {
             (0..=1, _) => {
                 self.put(&key, &value, 0);
                 self.done(Asked::Put { key, value, lease: 0 }, Said::Done);
@@ -118,6 +118,23 @@ impl Model {
                 let told = self.head().into_iter().collect();
                 self.done(Asked::Leader("/a/line".to_owned()), Said::Read(told));
             }
+            (13, _) => {
+                let keys = ["/a/left".to_owned(), "/a/right".to_owned()];
+                self.put(&keys[0], &value, 0);
+                self.put(&keys[1], &value, 0);
+                // Both at the second's revision.
+                let first = self.log.len() - 2;
+                self.log[first].revision = self.revision;
+                for (at, key) in keys.iter().enumerate() {
+                    let row = self.rows.get_mut(key).expect("it was put");
+                    row.modified = self.revision;
+                    if row.version == 1 {
+                        row.create = self.revision;
+                    }
+                    self.log[first + at].now = Some(row.clone());
+                }
+                self.done(Asked::PutBoth { keys, value }, Said::Done);
+            }
             (11, _) if self.head().is_some() => {
                 let head = self.head().expect("it is there");
                 self.delete(|kv| kv.key == head.key);
@@ -158,7 +175,7 @@ fn earlier(call: &mut Call) {
 #[test]
 fn true_histories_are_taken_and_what_is_wrong_with_one_is_noticed() {
     type Plant = fn(&mut Vec<Call>, &mut Vec<Change>) -> bool;
-    let plants: [(&str, Plant); 11] = [
+    let plants: [(&str, Plant); 12] = [
         ("a revoke says a revision above the one at which the keys went", |calls, log| {
             let at = calls.iter().rposition(|call| match call.asked {
                 Asked::Revoke(lease) => log.iter().any(|it| {
@@ -168,6 +185,12 @@ fn true_histories_are_taken_and_what_is_wrong_with_one_is_noticed() {
                 _ => false,
             });
             at.map(|at| later(&mut calls[at])).is_some()
+        }),
+        ("half of a transaction is lost", |calls, log| {
+            let both = calls.iter().rev().find(|call| matches!(call.asked, Asked::PutBoth { .. }));
+            let revision = both.and_then(Call::revision);
+            log.retain(|change| Some(change.revision) != revision || change.key != "/a/left");
+            revision.is_some()
         }),
         ("an unlock says a revision above the one at which the place went", |calls, _| {
             change(calls, |call| matches!(call.asked, Asked::Unlock(_)), later)
