@@ -121,6 +121,7 @@ const ROOMS: &[Room] = &[
             "tonic",
             "tonic_reflection",
             "tower",
+            "x509_parser",
         ],
     ),
     (

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::{FutureExt as _, future::select_ok};
 use tokio::time::timeout;
 
-use super::{Context, Opens, RoutePlan, StorePlan};
+use super::{Context, DEFAULT_FILE, Opens, RoutePlan, StorePlan};
 use crate::{
     clock::SharedClock,
     net::{
@@ -116,7 +116,7 @@ impl At {
     async fn open_led(&self) -> Led {
         match &self.plan.endpoint {
             Endpoint::Sqlite { path, .. } => {
-                let path = path.clone().unwrap_or_else(|| PathBuf::from("pleach.db"));
+                let path = path.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
                 let opened = sqlite::open_known(
                     &self.plan.name,
                     &path,

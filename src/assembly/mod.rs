@@ -29,7 +29,7 @@ use tokio::{
 pub use self::{
     compaction::AutoCompaction,
     endpoint::Endpoints,
-    plan::{Plan, PlanError, RoutePlan, StorePlan},
+    plan::{DEFAULT_FILE, Plan, PlanError, RoutePlan, StorePlan},
     repair::{ClockReset, ResetError, reset_clock},
 };
 use self::{measure::Measured, witness::Witnesses};

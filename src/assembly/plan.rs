@@ -1,6 +1,6 @@
 //! What a node is to be made of: data, read off a topology, that opens nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::AutoCompaction;
 use crate::{
@@ -10,6 +10,9 @@ use crate::{
         Backend, BackendTls, DEFAULT_NAME, Endpoint, Filtering, Pool, Topology, WantedIndex,
     },
 };
+
+/// The file of the default store, where nobody names another.
+pub const DEFAULT_FILE: &str = "pleach.db";
 
 /// A store and how it is reached.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,6 +111,43 @@ fn indexing(filtering: Filtering) -> Indexing {
 // === impl Plan ===
 
 impl Plan {
+    /// The same with the whole path of each file of a store: that says which file it is, wherever it is read.
+    #[must_use]
+    pub fn with_absolute_paths(mut self) -> Self {
+        let routes = self.routes.iter_mut().map(|route| &mut route.store);
+        for store in routes.chain([&mut self.default]) {
+            if let Endpoint::Sqlite { path: Some(path), .. } = &mut store.endpoint
+                && let Ok(absolute) = std::path::absolute(&*path)
+            {
+                *path = absolute;
+            }
+        }
+        self
+    }
+
+    /// Each file with certificates that a store is reached with: what names it, and where it is.
+    pub fn certificate_files(&self) -> Vec<(String, PathBuf)> {
+        let stores = self.routes.iter().map(|route| &route.store).chain([&self.default]);
+        let files = stores.flat_map(|store| {
+            let of_database = match &store.endpoint {
+                Endpoint::Postgres(it) | Endpoint::Mysql(it) => [&it.ca_file, &it.cert_file],
+                _ => [&None, &None],
+            };
+            let BackendTls { ca_file, cert_file, .. } = &store.tls;
+            // What `backendTLS` says counts, where both say something.
+            let used = [ca_file, cert_file].into_iter().zip(of_database).zip(["ca", "cert"]);
+            used.filter_map(|((said, of_endpoint), kind)| {
+                let (field, path) = match (said, of_endpoint) {
+                    (Some(path), _) => (format!("backendTLS.{kind}File"), path),
+                    (None, Some(path)) => (format!("endpoint's {kind} file"), path),
+                    (None, None) => return None,
+                };
+                Some((format!("store {}: {field}", store.name), path.clone()))
+            })
+        });
+        files.collect()
+    }
+
     /// The plan of a topology, with the default store that the command line names; where nobody does, it
     /// is a file in `data_dir`.
     ///
@@ -125,9 +165,10 @@ impl Plan {
         let default = StorePlan {
             name: DEFAULT_NAME.to_owned(),
             endpoint: match endpoint {
-                None | Some(Endpoint::Sqlite { path: None, .. }) => {
-                    Endpoint::Sqlite { path: Some(data_dir.join("pleach.db")), ignored: Vec::new() }
-                }
+                None | Some(Endpoint::Sqlite { path: None, .. }) => Endpoint::Sqlite {
+                    path: Some(data_dir.join(DEFAULT_FILE)),
+                    ignored: Vec::new(),
+                },
                 Some(endpoint) => endpoint,
             },
             tls: BackendTls::default(),

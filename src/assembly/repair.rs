@@ -1,6 +1,6 @@
 //! Mending what a node keeps, while no node has it.
 
-use super::{Context, Opens, Plan, StartError};
+use super::{Context, Opens, Plan, StartError, StorePlan};
 use crate::{
     clock::{Clock, Entropy, Lane, REVISION_MAX, SharedClock},
     model::{Revision, StoreError},
@@ -56,9 +56,14 @@ pub enum ResetError {
 ///
 /// # Errors
 /// See [`ResetError`]; then nothing is changed.
-pub async fn reset_clock(plan: Plan, opens: &dyn Opens) -> Result<ClockReset, ResetError> {
+pub async fn reset_clock(
+    plan: Plan,
+    opens: &dyn Opens,
+    looking_at: impl Fn(&StorePlan),
+) -> Result<ClockReset, ResetError> {
     let clock = SharedClock::new(Clock::new(0, REVISION_MAX - 1, Lane::ALL));
     let name = plan.default.name.clone();
+    looking_at(&plan.default);
     let default = opens.open_default(&plan.default, &clock).await;
     let default =
         default.map_err(|refusal| StartError::Default { name, source: refusal.reason })?;
@@ -71,6 +76,7 @@ pub async fn reset_clock(plan: Plan, opens: &dyn Opens) -> Result<ClockReset, Re
     let mut newest = default.head().newest;
     let mut opened = Vec::new();
     for route in plan.routes.iter().filter(|route| !route.store.may_be_a_node()) {
+        looking_at(&route.store);
         let context =
             Context { clock: clock.clone(), membership: membership.clone(), attach_state: None };
         let any = Expected { incarnation: None, adopts: true };

@@ -3,7 +3,7 @@
 //! A person who has the wrong address should learn what is there instead, and what to write. So where a call
 //! fails whose error says nothing of it, the port is asked once more, in clear, what it speaks.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{error::Error as _, fmt, path::PathBuf, time::Duration};
 
 use clap::Args;
 use tokio::{
@@ -91,6 +91,24 @@ impl Target {
         describe(&self.url, &self.security).await
     }
 
+    /// Which kinds of keys are asked for how often; `None` where the node is of a version that does not tell.
+    ///
+    /// # Errors
+    /// Where no node answers.
+    pub(super) async fn prefixes(&self) -> Result<Option<Vec<pb::PrefixRate>>, Unreachable> {
+        let url = complete(&self.url)?;
+        let mut request = tonic::Request::new(pb::PrefixesRequest {});
+        request.set_timeout(ANSWER_WITHIN);
+        match client(&url, &self.security)?.prefixes(request).await {
+            Ok(answer) => Ok(Some(answer.into_inner().rates)),
+            // The connection failed; else it is an answer.
+            Err(status) if status.source().is_some() => {
+                Err(self.security.explain(&url, &status).await)
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
     /// How the server is connected to.
     ///
     /// # Errors
@@ -149,6 +167,9 @@ pub(super) async fn explain(
         Ok(Ok(answer)) => {
             let mut answer = answer.into_inner();
             answer.stores.iter_mut().for_each(|store| quieten_text(&mut store.path));
+            for route in &mut answer.routes {
+                [&mut route.name, &mut route.rule].into_iter().for_each(quieten_text);
+            }
             return Ok(answer);
         }
         Ok(Err(status)) => status,
@@ -187,11 +208,16 @@ fn quieten(node: &mut pb::Node) {
     quieten_text(&mut node.version);
     quieten_text(&mut node.r#loop);
     node.alarms.iter_mut().for_each(quieten_text);
+    for certificate in &mut node.certificates {
+        let pb::Certificate { setting, file, subject, .. } = certificate;
+        [setting, file, subject].into_iter().for_each(quieten_text);
+    }
     for member in [&mut node.member, &mut node.giver].into_iter().flatten() {
         quieten_text(&mut member.name);
     }
     for route in &mut node.routes {
-        let pb::Route { name, trouble, kind, place, rule, last_error, node, .. } = route;
+        let pb::Route { name, trouble, kind, place, rule, last_error, node, hazards, .. } = route;
+        hazards.iter_mut().for_each(quieten_text);
         [name, trouble, kind, place, rule].into_iter().for_each(quieten_text);
         last_error.iter_mut().for_each(|error| quieten_text(&mut error.text));
         node.iter_mut().for_each(quieten);
@@ -283,7 +309,7 @@ impl Security {
                 "a gRPC server answers there that is no node, most likely an etcd",
                 "etcdctl reads it; take the address of a node's --listen-client-urls",
             ),
-            Some(Cause::NotHttp2) | None => self.explain_by_probe(url, &said).await,
+            Some(Cause::NotHttp2 | Cause::Closes) | None => self.explain_by_probe(url, &said).await,
         }
     }
 

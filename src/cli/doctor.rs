@@ -6,10 +6,12 @@ mod checks;
 #[cfg(test)]
 mod tests;
 
+use std::time::{Instant, SystemTime};
+
 use clap::Args;
 use serde::Serialize;
 
-use self::checks::examine;
+use self::checks::{Asked, examine};
 use super::{
     Outcome,
     client::Target,
@@ -23,8 +25,9 @@ Examples:
   pleach doctor https://root:2379 --ca-file ca.pem
   pleach doctor -o json | jq -r '.findings[] | select(.severity == \"error\") | .place'
 
-It looks at stores that are away, full or slow, at errors of late, misrouted keys, lanes, versions, alarms,
-watchers that are behind, and open files. It asks the nodes only, and changes nothing.
+It looks at stores that are away, full, slow or not durable, at pools of connections, errors of late, misrouted keys,
+lanes, versions, clocks, alarms, quotas, certificates that end, watchers that are behind, connections and open files.
+It asks the nodes only, and changes nothing. Alerts are those of deploy/prometheus.
 Exit codes: 0 nothing is wrong, 1 warnings or errors, 2 no node answers. Fields of -o json: docs/src/commands.md.";
 
 /// Looks at a tree that runs: what is wrong, what it means, and what to do.
@@ -63,6 +66,8 @@ struct Finding {
     meaning: &'static str,
     /// What to do.
     remedy: String,
+    /// The alert of deploy/prometheus that fires where it lasts.
+    alert: Option<&'static str>,
 }
 
 /// All that is said.
@@ -78,10 +83,12 @@ struct Report {
 impl Doctor {
     pub(super) fn run(self) -> anyhow::Result<Outcome> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let begun = Instant::now();
         let node = runtime.block_on(self.target.describe())?;
+        let asked = Asked { took: begun.elapsed(), now: SystemTime::now() };
         let nodes = walk::nodes(&node);
         let routes = nodes.iter().map(|place| place.node.routes.len()).sum();
-        let report = Report { nodes: nodes.len(), routes, findings: examine(&node) };
+        let report = Report { nodes: nodes.len(), routes, findings: examine(&node, &asked) };
         let text = match self.output.format.structured(&report)? {
             Some(text) => text,
             None => report.printed(self.output.format == Format::Wide),
@@ -107,6 +114,9 @@ impl Report {
             let (place, what) = (&finding.place, &finding.what);
             text += &format!("{} {place}: {what}{check}\n", colour.paint(&format!("{word}:")));
             text += &format!("  means: {}\n  do:    {}\n", finding.meaning, finding.remedy);
+            if let Some(alert) = finding.alert {
+                text += &format!("  alert: {alert}, where it lasts\n");
+            }
         }
         let count = |severity| self.findings.iter().filter(|it| it.severity == severity).count();
         let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));

@@ -15,8 +15,8 @@ use super::{
 use crate::{
     model::KeyRange,
     proto::tree as pb,
-    route::rule::Reach,
-    topology::{Backend, DEFAULT_NAME, Topology},
+    route::rule::{self, Reach},
+    topology::{DEFAULT_NAME, Topology},
     wire,
 };
 
@@ -61,9 +61,31 @@ pub struct Explain {
     output: Output,
 }
 
+/// Which routes take a key, or the keys of a prefix.
+#[derive(Debug, Serialize)]
+struct Routes {
+    key: String,
+    routes: Vec<RouteReach>,
+}
+
+/// How much of them a route takes.
+#[derive(Debug, Serialize)]
+struct RouteReach {
+    route: String,
+    /// Left out of the default store, which takes what no rule does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    rule: String,
+    reach: &'static str,
+    /// Where it leads; a node that is asked does not tell.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    place: String,
+}
+
 /// What a read cost.
 #[derive(Debug, Serialize)]
 struct Cost {
+    #[serde(flatten)]
+    routes: Routes,
     revision: i64,
     keys: u64,
     took_s: f64,
@@ -113,78 +135,101 @@ impl Explain {
             field_selector: self.field_selector.clone(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let cost = Cost::from(runtime.block_on(client::explain(url, &self.security, read))?);
+        let answer = runtime.block_on(client::explain(url, &self.security, read))?;
+        let cost = Cost::new(self.key.clone(), answer);
         let text = match self.output.format.structured(&cost)? {
             Some(text) => text,
-            None => cost.table(),
+            None => cost.routes.lines() + &cost.table(),
         };
         print(&text);
         Ok(())
     }
 
     fn explain_routes(&self, path: &Path) -> anyhow::Result<()> {
-        let topology = read_topology(path)?;
-        match self.key.strip_suffix('/') {
-            Some(_) => self.explain_prefix(&topology),
-            None => self.explain_key(&topology),
-        }
+        let routes = Routes::of(&self.key, &self.range(), &read_topology(path)?);
+        let text = match self.output.format.structured(&routes)? {
+            Some(text) => text,
+            None => routes.lines(),
+        };
+        print(&text);
         Ok(())
     }
+}
 
-    fn explain_key(&self, topology: &Topology) {
-        let key = self.key.as_bytes();
-        for backend in &topology.backends {
-            if backend.rule.matches(key) {
-                println!("{}: {} -> {}", backend.name, backend.rule, backend.endpoint);
-                return;
-            }
-            println!("  not {}: {}", backend.name, backend.rule);
+// === impl Routes ===
+
+impl Routes {
+    fn of(key: &str, range: &KeyRange, topology: &Topology) -> Self {
+        let Topology { backends, default, .. } = topology;
+        let reaches = rule::reaches(backends.iter().map(|backend| &backend.rule), range);
+        let mut routes: Vec<_> = backends
+            .iter()
+            .zip(&reaches)
+            .map(|(backend, reach)| RouteReach {
+                route: backend.name.clone(),
+                rule: backend.rule.to_string(),
+                reach: word(*reach),
+                place: backend.endpoint.to_string(),
+            })
+            .collect();
+        if reaches.last() != Some(&Reach::Whole) {
+            let takes_all = reaches.iter().all(|reach| *reach == Reach::None);
+            routes.push(RouteReach {
+                route: DEFAULT_NAME.to_owned(),
+                rule: String::new(),
+                reach: word(if takes_all { Reach::Whole } else { Reach::Part }),
+                place: default.as_ref().map(ToString::to_string).unwrap_or_default(),
+            });
         }
-        println!("{DEFAULT_NAME}: no route matches");
+        Self { key: key.to_owned(), routes }
     }
 
-    fn explain_prefix(&self, topology: &Topology) {
-        let range = self.range();
-        for backend in &topology.backends {
-            let Backend { name, rule, endpoint, .. } = backend;
-            match rule.reach(&range) {
-                Reach::None => println!("  not {name}: {rule}"),
-                Reach::Part => println!("{name}: some keys, by {rule} -> {endpoint}"),
-                Reach::Whole => {
-                    println!("{name}: all that is left, by {rule} -> {endpoint}");
-                    return;
-                }
+    /// A line for each route: which keys, and where.
+    fn lines(&self) -> String {
+        let is_prefix = self.key.ends_with('/');
+        let line = |it: &RouteReach| {
+            let RouteReach { route, rule, reach, place } = it;
+            let keys = match (*reach, rule.as_str()) {
+                ("none", rule) => return format!("  not {route}: {rule}\n"),
+                (_, "") if is_prefix => "the rest".to_owned(),
+                (_, "") => "no route matches".to_owned(),
+                (_, rule) if !is_prefix => rule.to_owned(),
+                ("part", rule) => format!("some keys, by {rule}"),
+                (_, rule) => format!("all that is left, by {rule}"),
+            };
+            match place.as_str() {
+                "" => format!("{route}: {keys}\n"),
+                place => format!("{route}: {keys} -> {place}\n"),
             }
-        }
-        println!("{DEFAULT_NAME}: the rest");
+        };
+        self.routes.iter().map(line).collect()
+    }
+}
+
+fn word(reach: Reach) -> &'static str {
+    match reach {
+        Reach::None => "none",
+        Reach::Part => "part",
+        Reach::Whole => "whole",
     }
 }
 
 // === impl Cost ===
 
 impl Cost {
-    fn table(&self) -> String {
-        let head = ["store", "pages", "by index", "rows read", "rows returned", "took"];
-        let mut table = Table::with_head(&head);
-        for store in &self.stores {
-            table.row();
-            table.cell(store.store.clone(), None);
-            table.number(Some(store.pages.to_string()));
-            table.number(store.pages_by_index.map(|pages| pages.to_string()));
-            table.number(store.rows_read.map(|rows| rows.to_string()));
-            table.number(Some(store.rows_returned.to_string()));
-            table.number(Some(output::seconds(store.took_s)));
-        }
-        let Self { revision, keys, took_s, .. } = self;
-        let took = output::seconds(*took_s);
-        let keys = if *keys == 1 { "1 key".to_owned() } else { format!("{keys} keys") };
-        format!("{keys} at revision {revision} in {took}\n{}", table.printed())
-    }
-}
-
-impl From<pb::ExplainResponse> for Cost {
-    fn from(answer: pb::ExplainResponse) -> Self {
-        let pb::ExplainResponse { revision, keys, seconds, stores } = answer;
+    fn new(key: String, answer: pb::ExplainResponse) -> Self {
+        let pb::ExplainResponse { revision, keys, seconds, stores, routes } = answer;
+        let of_route = |it: pb::RouteReach| RouteReach {
+            reach: match it.reach() {
+                pb::Reach::None => "none",
+                pb::Reach::Part => "part",
+                pb::Reach::Whole => "whole",
+            },
+            route: it.name,
+            rule: it.rule,
+            place: String::new(),
+        };
+        let routes = Routes { key, routes: routes.into_iter().map(of_route).collect() };
         let has_below = |path: &str| {
             let below = format!("{path}/");
             stores.iter().any(|store| store.path.starts_with(&below))
@@ -201,6 +246,25 @@ impl From<pb::ExplainResponse> for Cost {
                 took_s: store.seconds,
             }
         };
-        Self { revision, keys, took_s: seconds, stores: stores.iter().map(of_store).collect() }
+        let stores = stores.iter().map(of_store).collect();
+        Self { routes, revision, keys, took_s: seconds, stores }
+    }
+
+    fn table(&self) -> String {
+        let head = ["store", "pages", "by index", "rows read", "rows returned", "took"];
+        let mut table = Table::with_head(&head);
+        for store in &self.stores {
+            table.row();
+            table.cell(store.store.clone(), None);
+            table.number(Some(store.pages.to_string()));
+            table.number(store.pages_by_index.map(|pages| pages.to_string()));
+            table.number(store.rows_read.map(|rows| rows.to_string()));
+            table.number(Some(store.rows_returned.to_string()));
+            table.number(Some(output::seconds(store.took_s)));
+        }
+        let Self { revision, keys, took_s, .. } = self;
+        let took = output::seconds(*took_s);
+        let keys = if *keys == 1 { "1 key".to_owned() } else { format!("{keys} keys") };
+        format!("{keys} at revision {revision} in {took}\n{}", table.printed())
     }
 }

@@ -33,7 +33,7 @@ pub use self::{
 };
 
 use self::client::Unreachable;
-use crate::topology::Topology;
+use crate::topology::{Mistakes, Topology};
 
 /// How a command ended that did what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +46,8 @@ enum Outcome {
     Unreachable,
 }
 
-/// Reads a topology file.
-fn read_topology(path: &Path) -> anyhow::Result<Topology> {
+/// Reads a topology file, and what is wrong with it.
+fn parse_topology(path: &Path) -> anyhow::Result<Result<Topology, Mistakes>> {
     let name = path.to_string_lossy();
     // HariKube writes it as a URL.
     let name = name.strip_prefix("file://").unwrap_or(&name).to_owned();
@@ -56,8 +56,13 @@ fn read_topology(path: &Path) -> anyhow::Result<Topology> {
     }
     let text = std::fs::read_to_string(&name)
         .with_context(|| format!("can't read the topology {name}"))?;
-    let topology = Topology::parse(&text, &name).map_err(|mistakes| anyhow::anyhow!("{mistakes}"));
-    topology.with_context(|| format!("the topology {name} can't be used"))
+    Ok(Topology::parse(&text, &name))
+}
+
+/// Reads a topology file that can be used.
+fn read_topology(path: &Path) -> anyhow::Result<Topology> {
+    let topology = parse_topology(path)?.map_err(|mistakes| anyhow::anyhow!("{mistakes}"));
+    topology.with_context(|| format!("the topology {} can't be used", path.display()))
 }
 
 const EXAMPLES: &str = "\
@@ -164,7 +169,7 @@ impl Command {
     fn run(self) -> anyhow::Result<Outcome> {
         let done = match self {
             Self::Serve(serve) => serve.run(),
-            Self::Check(check) => check.run(),
+            Self::Check(check) => return check.run(),
             Self::Explain(explain) => explain.run(),
             Self::Tree(tree) => return tree.run(),
             Self::Status(status) => return status.run(),

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::read_topology;
 use crate::{
-    assembly::{self, Endpoints, Plan},
+    assembly::{self, Endpoints, Plan, StorePlan},
     topology::{Endpoint, Topology},
 };
 
@@ -61,7 +61,11 @@ impl Repair {
             let plan = Plan::new(topology, endpoint.context("--endpoint")?, &stores.data_dir)?;
             let owner = format!("`pleach repair` (process {})", std::process::id());
             let opens = Endpoints { owner, adopts_default: false };
-            anyhow::Ok(assembly::reset_clock(plan, &opens).await?)
+            // Each may be waited for: its last owner may not be known to be gone yet.
+            let looking_at = |store: &StorePlan| {
+                eprintln!("looking at store `{}`, {}", store.name, store.endpoint);
+            };
+            anyhow::Ok(assembly::reset_clock(plan, &opens, looking_at).await?)
         })?;
         println!("the clock stood at {}, and goes on at {}", reset.before, reset.after);
         Ok(())

@@ -27,7 +27,7 @@ use crate::{
     assembly::{self, Endpoints, Plan, Running, Settings},
     clock::Entropy,
     node::{DEFAULT_NAME, Options},
-    server::{Limits, Services, Tls, TlsFiles, TlsPart},
+    server::{CertificateFile, Limits, Services, Tls, TlsFiles, TlsPart},
     store::attach::GRACE,
     telemetry::{self, Telemetry},
     topology::{self, Endpoint, Topology},
@@ -260,8 +260,11 @@ impl Serve {
         let urls = self.client_urls();
         let listeners = listen("--listen-client-urls", &urls, &tls).await?;
         let admin = listen("--listen-metrics-urls", &self.metrics_urls(), &tls).await?;
+        self.warn_of_strangers(&listeners);
+        let plan = self.plan()?;
+        let certificates = self.certificate_files(&plan);
         let (mut running, banner) =
-            self.start(&urls, listeners.iter().all(|(_, it)| is_local(it))).await?;
+            self.start(plan, &urls, listeners.iter().all(|(_, it)| is_local(it))).await?;
         let node = running.node().clone();
         banner.end(&running, &self.switches(&urls)).await;
         let stopping = CancellationToken::new();
@@ -273,7 +276,8 @@ impl Serve {
         let (name, urls) = (self.name.clone(), self.advertise_client_urls.clone());
         let connections_max = connections_max(files, node.root().stores().count());
         let face = Services::new(node.clone(), limits, name, urls, stopping.clone())
-            .with_connections_max(connections_max);
+            .with_connections_max(connections_max)
+            .with_certificates(certificates);
         let measured = face.clone();
         let source = move || measured.clone().metrics().boxed();
         let _sending =
@@ -334,6 +338,21 @@ impl Serve {
         }
     }
 
+    /// Who can reach the node from other machines may do everything, unless something keeps strangers out.
+    fn warn_of_strangers(&self, listeners: &[(Url, TcpListener)]) {
+        let open = listeners.iter().filter(|(_, listener)| !is_local(listener));
+        let admits_all =
+            |(url, _): &&(Url, TcpListener)| !url.is_tls || self.trusted_ca_file.is_none();
+        let addresses: Vec<_> = open.filter(admits_all).map(|(url, _)| url.host.clone()).collect();
+        if !addresses.is_empty() {
+            tracing::warn!(
+                addresses = addresses.join(", "),
+                "whoever reaches this reads and writes every key: have it listen on 127.0.0.1, let only certain clients \
+                 through, or admit those with a certificate (https:// and --trusted-ca-file)"
+            );
+        }
+    }
+
     fn metrics_urls(&self) -> Vec<Url> {
         match &self.metrics_bind_address {
             Some(MetricsAddress::At(address)) => vec![address.url(self.has_certificate())],
@@ -359,7 +378,8 @@ impl Serve {
         ]
     }
 
-    async fn start(&self, urls: &[Url], is_local: bool) -> anyhow::Result<(Running, Banner)> {
+    /// What the node is to be made of.
+    fn plan(&self) -> anyhow::Result<Plan> {
         let topology = match &self.topology {
             Some(path) => read_topology(path)?,
             None => Topology::default(),
@@ -376,6 +396,15 @@ impl Serve {
         for unused in self.datastore.set(&mut plan) {
             tracing::warn!("{unused}");
         }
+        Ok(plan.with_absolute_paths())
+    }
+
+    async fn start(
+        &self,
+        plan: Plan,
+        urls: &[Url],
+        is_local: bool,
+    ) -> anyhow::Result<(Running, Banner)> {
         let banner = Banner::begin(&self.name, &self.data_dir, &plan);
         let routes = plan.routes.iter().map(|route| &route.store.name);
         let names: Vec<&String> = routes.chain([&plan.default.name]).collect();
@@ -409,6 +438,18 @@ impl Serve {
             entropy: Entropy::system(),
         };
         Ok((assembly::start(plan, &opens, settings).await?, banner))
+    }
+
+    /// Every file with certificates that the node is given.
+    fn certificate_files(&self, plan: &Plan) -> Vec<CertificateFile> {
+        let flags = [
+            ("--cert-file", &self.cert_file),
+            ("--server-cert-file", &self.server_cert_file),
+            ("--trusted-ca-file", &self.trusted_ca_file),
+        ];
+        let given = flags.into_iter().filter_map(|(flag, path)| Some((flag.into(), path.clone()?)));
+        let files = given.chain(plan.certificate_files());
+        files.map(|(setting, path)| CertificateFile { setting, path }).collect()
     }
 
     /// What the node shows, and whom it admits: read, and looked at before anything is opened.

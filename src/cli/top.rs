@@ -1,10 +1,14 @@
-//! `pleach top`: the routes of a tree, the busiest first.
+//! `pleach top`: the routes of a tree or the kinds of keys of a node, the busiest first.
+
+mod prefixes;
 
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use self::prefixes::Counted;
 use super::{
     Outcome,
     client::Target,
@@ -16,16 +20,21 @@ use crate::proto::tree as pb;
 /// How often it is asked again.
 const EVERY: Duration = Duration::from_secs(2);
 
+/// Once in so many times the keys are counted.
+const COUNT_EVERY: usize = 30;
+
 const EXAMPLES: &str = "\
 Examples:
   pleach top                                    the routes of the node on this machine, and below it
   pleach top http://root:2379 --sort keys       those with the most keys first
+  pleach top --prefixes                         the kinds of keys: /registry/pods/, /registry/leases/, …
   pleach top --once -o json | jq '.[0]'         the busiest
 
 On a terminal it goes on until it is interrupted; into a file or a pipe it prints once.
 Exit codes: 0 printed, 2 no node answers. Fields of -o json: docs/src/commands.md.";
 
-/// Prints the routes of a tree, the busiest first: reads, writes, errors, time, keys, bytes.
+/// Prints the routes of a tree, the busiest first: reads, writes, errors, time, keys, bytes; or the kinds of keys of a
+/// node.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Top {
@@ -39,6 +48,10 @@ pub struct Top {
     /// What comes first.
     #[arg(long, value_enum, default_value_t)]
     sort: Sort,
+    /// The kinds of keys of the node that is asked, instead of routes: how often each is read and written, how many
+    /// keys it has, and about how many bytes.
+    #[arg(long)]
+    prefixes: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -86,25 +99,48 @@ struct Row {
 
 impl Top {
     pub(super) fn run(self) -> anyhow::Result<Outcome> {
+        if self.prefixes && matches!(self.sort, Sort::Errors | Sort::Time) {
+            bail!(
+                "--prefixes can be sorted by rate, keys or bytes: errors and times are counted by route"
+            );
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let is_live = is_watched_by_a_person() && !self.once;
         runtime.block_on(async {
+            let mut counted = Counted::default();
+            // The first answer tells whether the address is right; later it may come back.
+            let mut picture = self.picture(0, &mut counted).await?;
             if !is_live {
-                let node = self.target.describe().await?;
-                print(&self.printed(&node)?);
+                print(&picture);
                 return Ok(Outcome::Fine);
             }
-            // The first answer tells whether the address is right; later it may come back.
-            let mut picture = self.printed(&self.target.describe().await?)?;
             print("\x1b[2J");
-            while print_picture(&picture) {
+            for at in 1.. {
+                if !print_picture(&picture) {
+                    break;
+                }
                 tokio::time::sleep(EVERY).await;
-                picture = match self.target.describe().await {
-                    Ok(node) => self.printed(&node)?,
-                    Err(away) => format!("{away}\n"),
-                };
+                let next = self.picture(at, &mut counted).await;
+                picture = next.unwrap_or_else(|away| format!("{away:#}\n"));
             }
             Ok(Outcome::Fine)
+        })
+    }
+
+    /// The picture of a moment. Keys are counted now and then: that costs the node something.
+    async fn picture(&self, at: usize, counted: &mut Counted) -> anyhow::Result<String> {
+        if !self.prefixes {
+            return self.printed(&self.target.describe().await?);
+        }
+        if at.is_multiple_of(COUNT_EVERY) {
+            *counted = prefixes::count(&self.target).await?;
+        }
+        let mut rows = prefixes::rows(&self.target, counted).await?;
+        let weight = |row: &prefixes::Row| row.weight(self.sort).unwrap_or(-1.0);
+        rows.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
+        Ok(match self.output.format.structured(&rows)? {
+            Some(text) => text,
+            None => prefixes::table(&rows),
         })
     }
 

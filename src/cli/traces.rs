@@ -49,6 +49,10 @@ Exit codes: 0 printed, 1 it can't receive. Fields of -o json: docs/src/commands.
 const SPANS_MAX: usize = 20_000;
 const NAME_CHARS_MAX: usize = 200;
 const ATTRIBUTES_MAX: usize = 32;
+const LINKS_MAX: usize = 128;
+
+/// Of the traces that a span is linked with, where they are many.
+const LINKS_SHOWN: usize = 2;
 
 /// Spans that lie deeper are shown as if they lay there.
 const DEPTH_MAX: usize = 64;
@@ -96,6 +100,9 @@ struct Node {
     took_s: f64,
     is_error: bool,
     attributes: BTreeMap<String, String>,
+    /// Traces that it is linked with: those whose writes share a commit with this one's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    links: Vec<String>,
     spans: Vec<Node>,
 }
 
@@ -240,6 +247,7 @@ impl Came {
             took_s: nanoseconds(begin, end),
             is_error: span.status.is_some_and(|status| status.code() == StatusCode::Error),
             attributes: texts(&span.attributes),
+            links: span.links.iter().take(LINKS_MAX).map(|link| hex(&link.trace_id)).collect(),
             spans: Vec::new(),
         };
         Self { id: span.span_id, parent: span.parent_span_id, begin, end, shown }
@@ -266,7 +274,7 @@ impl Trace {
         while let Some(parent) = below.keys().min().cloned() {
             spans.extend(nodes(&mut below, &parent, 0));
         }
-        Self { trace_id: id.iter().map(|byte| format!("{byte:02x}")).collect(), took_s, spans }
+        Self { trace_id: hex(id), took_s, spans }
     }
 
     fn table(&self, is_wide: bool) -> String {
@@ -301,6 +309,17 @@ impl Node {
         self.name.contains(text) || self.spans.iter().any(|span| span.has(text))
     }
 
+    /// With which traces it is linked, a few of them where all are not asked for.
+    fn linked(&self, is_wide: bool) -> Option<String> {
+        let shown = if is_wide { self.links.len() } else { LINKS_SHOWN };
+        let (first, more) = self.links.split_at(shown.min(self.links.len()));
+        let more = match more.len() {
+            0 => String::new(),
+            count => format!(" and {count} more"),
+        };
+        (!first.is_empty()).then(|| format!("shared with {}{more}", first.join(", ")))
+    }
+
     fn rows(&self, table: &mut Table, depth: usize, is_wide: bool) {
         table.row();
         table.cell(self.service.clone(), Some(Colour::Faint));
@@ -312,7 +331,8 @@ impl Node {
             let is_told = is_wide || TOLD.contains(&name.as_str());
             is_told.then(|| format!("{name}={value}"))
         };
-        let told: Vec<String> = self.attributes.iter().filter_map(told).collect();
+        let mut told: Vec<String> = self.attributes.iter().filter_map(told).collect();
+        told.extend(self.linked(is_wide));
         table.cell(told.join(" "), Some(Colour::Faint));
         for span in &self.spans {
             span.rows(table, depth + 1, is_wide);
@@ -332,6 +352,10 @@ const TOLD: [&str; 6] = [
 
 fn nanoseconds(begin: u64, end: u64) -> f64 {
     Duration::from_nanos(end.saturating_sub(begin)).as_secs_f64()
+}
+
+fn hex(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Attributes as people read them.
@@ -413,6 +437,15 @@ mod tests {
             "",
         ];
         assert_eq!(said, lines.join("\n"));
+    }
+
+    #[test]
+    fn traces_that_share_a_commit_name_each_other() {
+        let mut commit = came("node", 1, &[], "transaction", 0);
+        commit.shown.links = vec!["aa".to_owned(), "bb".to_owned(), "cc".to_owned()];
+        let trace = Trace::new(&[1], vec![commit]);
+        assert!(trace.table(false).contains("shared with aa, bb and 1 more"));
+        assert!(trace.table(true).contains("shared with aa, bb, cc"));
     }
 
     /// What lies in a span that never came, or in itself, is shown all the same, and nothing runs in a circle.

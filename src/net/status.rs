@@ -25,6 +25,8 @@ pub enum Cause {
     WantsCertificate,
     /// It does not take the certificate that it was shown.
     RefusesCertificate,
+    /// It takes the connection and closes it.
+    Closes,
 }
 
 /// What the libraries beneath say of each. The first that is found counts.
@@ -48,6 +50,9 @@ const SAID: &[(&str, Cause)] = &[
     ("fatal alert: CertificateUnknown", Cause::RefusesCertificate),
     ("fatal alert: CertificateExpired", Cause::RefusesCertificate),
     ("fatal alert: DecryptError", Cause::RefusesCertificate),
+    // What speaks TLS says so to who does not only now and then; else it only goes.
+    ("operation was canceled: connection closed", Cause::Closes),
+    ("broken pipe", Cause::Closes),
 ];
 
 // === impl Cause ===
@@ -65,6 +70,9 @@ impl Cause {
             Self::NoSuchHost => "is the name of the host right?",
             Self::NotTls => "it does not speak TLS: take `http://`",
             Self::NotHttp2 => "is the port right, or does it speak TLS, as `https://`?",
+            Self::Closes => {
+                "it closes the connection: where that lasts, does it speak TLS, as `https://`?"
+            }
             Self::UnknownAuthority => "name its authority with `caFile` of `backendTLS`",
             Self::AuthorityItself => {
                 "its certificate is an authority's: make it one with `CA:FALSE`"

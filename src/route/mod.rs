@@ -143,6 +143,21 @@ impl Router {
         Explanation { route: self.table.stores[at].name(), rule: self.table.rules.get(at) }
     }
 
+    /// How much of a range each route takes, as [`rule::reaches`]; the default store takes what all of them leave.
+    pub fn reaches(&self, range: &KeyRange) -> Vec<(Explanation<'_>, Reach)> {
+        let Table { rules, stores, .. } = &*self.table;
+        let mut reaches = rule::reaches(rules, range);
+        if reaches.last() != Some(&Reach::Whole) {
+            let takes_all = reaches.iter().all(|reach| *reach == Reach::None);
+            reaches.push(if takes_all { Reach::Whole } else { Reach::Part });
+        }
+        let named = stores.iter().enumerate().map(|(at, store)| {
+            let (route, rule) = (store.name(), rules.get(at));
+            Explanation { route, rule }
+        });
+        named.zip(reaches).collect()
+    }
+
     /// The names of the routes that may hold keys of a range.
     pub fn names_for(&self, range: &KeyRange) -> Vec<&Arc<str>> {
         self.touched(range).into_iter().map(|at| self.table.stores[at].name()).collect()

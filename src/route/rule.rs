@@ -40,6 +40,18 @@ pub enum Reach {
     Whole,
 }
 
+/// How much of what is left of `range` each rule can own, in order, to the first that owns all of it.
+pub fn reaches<'r>(rules: impl IntoIterator<Item = &'r Rule>, range: &KeyRange) -> Vec<Reach> {
+    let mut found = Vec::new();
+    for rule in rules {
+        found.push(rule.reach(range));
+        if found.last() == Some(&Reach::Whole) {
+            break;
+        }
+    }
+    found
+}
+
 /// Decides which keys belong to a route.
 ///
 /// `Display` explains the rule in one phrase. Two rules are equal where they match the same keys

@@ -62,6 +62,7 @@ impl Services {
     pub async fn metrics(self) -> Vec<MetricFamily> {
         let mut all = Families::default();
         self.add_node(&mut all);
+        self.add_certificates(&mut all);
         self.add_calls(&mut all);
         self.add_stores(&mut all).await;
         let mut families: Vec<_> = all.0.into_values().collect();
@@ -157,6 +158,18 @@ impl Services {
         }
     }
 
+    fn add_certificates(&self, all: &mut Families) {
+        for certificate in self.certificates.validities() {
+            let help = "When the first certificate of a file ends: seconds since 1970.";
+            let labels = [("setting", &*certificate.file.setting)];
+            let ends = certificate.not_after as f64;
+            all.gauge("pleach_certificate_not_after_timestamp_seconds", help, &labels, ends);
+            let help = "For how long in all it is good.";
+            let lasts = (certificate.not_after - certificate.not_before) as f64;
+            all.gauge("pleach_certificate_lifetime_seconds", help, &labels, lasts);
+        }
+    }
+
     fn lanes_left(&self) -> f64 {
         f64::from(self.node.membership().lanes().left())
     }
@@ -197,6 +210,7 @@ impl Services {
             (Counts::default(), Counts::default(), Counts::default());
         let mut pending = 0;
         let now = self.node.revision();
+        let watchers = self.node.hub().watchers_by_store();
         for ((store, meters), size) in stores.into_iter().zip(sizes) {
             total.total += size.total;
             total.in_use += size.in_use;
@@ -231,7 +245,19 @@ impl Services {
                 let is_detached = f64::from(u8::from(state.detached_at().is_some()));
                 let help = "Whether watches that span it go on without it.";
                 all.gauge("pleach_store_detached", help, &labels, is_detached);
+                let (detachments, backfills) = (state.detachments(), state.backfills());
+                let help = "How often watches went on without it.";
+                all.counter("pleach_store_detachments_total", help, &labels, detachments as f64);
+                let help = "How often it came back with what watches had passed over.";
+                all.counter("pleach_store_backfills_total", help, &labels, backfills as f64);
             }
+            let watchers = watchers.get(&meters.name).copied().unwrap_or(0) as f64;
+            let help =
+                "Watchers that are told of its keys; one over several stores counts at each.";
+            all.gauge("pleach_store_watchers", help, &labels, watchers);
+            add_pool(all, &meters);
+            let help = "Settings of its server under which a commit is not durable.";
+            all.gauge("pleach_store_hazards", help, &labels, meters.hazards as f64);
             add_commits(all, &meters);
             add_selected(all, &meters);
             let known = meters.commits.as_ref().map(|it| (it.batches.counts(), it.syncs.counts()));
@@ -320,6 +346,34 @@ fn add_commits(all: &mut Families, meters: &Meters) {
     let writes = commits.writes.load(Ordering::Relaxed) as f64;
     let help = "Writes in the store's commits.";
     all.counter("pleach_store_committed_writes_total", help, &labels, writes);
+}
+
+fn add_pool(all: &mut Families, meters: &Meters) {
+    let Some(pool) = &meters.pool else { return };
+    let labels = [("store", &*meters.name)];
+    let gauges = [
+        (
+            "pleach_store_pool_connections_max",
+            "The most connections that read at once.",
+            pool.connections_max() as f64,
+        ),
+        (
+            "pleach_store_pool_connections_used",
+            "Of the connections that read, those that are busy.",
+            pool.connections_used() as f64,
+        ),
+        ("pleach_store_pool_waiting", "Reads that wait for a connection.", pool.waiting() as f64),
+    ];
+    for (name, help, value) in gauges {
+        all.gauge(name, help, &labels, value);
+    }
+    let help = "How long reads waited for a connection, of those that found all busy.";
+    let waits = pool.waits.counts();
+    if waits.total() == 0 {
+        // Most stores are never so busy, and a node may have hundreds.
+        return;
+    }
+    all.histogram("pleach_store_pool_wait_duration_seconds", help, &labels, &waits);
 }
 
 fn add_requests(all: &mut Families, meters: &Meters) {

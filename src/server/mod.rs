@@ -5,6 +5,7 @@
 
 mod auth;
 mod calls;
+mod certificates;
 mod check;
 mod cluster;
 mod election;
@@ -42,12 +43,16 @@ use tonic::{
 };
 use tower::util::MapRequestLayer;
 
-pub use self::tls::{Tls, TlsFiles, TlsPart, WrongTls};
 use self::{
     calls::Calls,
+    certificates::Certificates,
     metrics::CommitSums,
     opening::Opening,
     patience::{Placed, Places, Traffic},
+};
+pub use self::{
+    certificates::CertificateFile,
+    tls::{Tls, TlsFiles, TlsPart, WrongTls},
 };
 use crate::{
     model::Revision,
@@ -108,6 +113,7 @@ pub struct Services {
     calls: Calls,
     traffic: Traffic,
     commits: CommitSums,
+    certificates: Certificates,
     begun: Instant,
 }
 
@@ -135,6 +141,7 @@ impl Services {
             calls,
             traffic: Traffic::default(),
             commits: CommitSums::default(),
+            certificates: Certificates::default(),
             begun: Instant::now(),
         }
     }
@@ -143,6 +150,12 @@ impl Services {
     #[must_use]
     pub fn with_connections_max(self, count: usize) -> Self {
         Self { places: Places::new(count), ..self }
+    }
+
+    /// The same, which tells when the certificates in `files` end.
+    #[must_use]
+    pub fn with_certificates(self, files: Vec<CertificateFile>) -> Self {
+        Self { certificates: Certificates::new(files), ..self }
     }
 
     fn header(&self, revision: Revision) -> Option<pb::ResponseHeader> {

@@ -17,7 +17,8 @@ use tonic::{Request, Response, Status, metadata::MetadataMap, transport::server:
 use tracing::Instrument as _;
 
 use super::{
-    Services, calls::Calls, check, failures, http, metrics::Process, patience, status, trace,
+    Services, calls::Calls, certificates::unix_time, check, failures, http, metrics::Process,
+    patience, status, trace,
 };
 use crate::{
     clock::REVISION_MAX,
@@ -27,6 +28,7 @@ use crate::{
         etcdserverpb,
         tree::{self as pb, tree_server::SERVICE_NAME},
     },
+    route::{Explanation as Explained, rule::Reach},
     store::{Coverage, Described, LogBatch, Query, Store as _, explained::Explanation},
     tree::{
         call::{self, Call, printed},
@@ -128,7 +130,7 @@ fn verb(request: &HttpRequest) -> Option<&str> {
 fn admit(node: &Node, verb: &str, caller: &Caller) -> Result<(), NotParent> {
     match verb {
         // What a node is, anybody may ask who may read its keys.
-        "Describe" | "Explain" => Ok(()),
+        "Describe" | "Explain" | "Prefixes" => Ok(()),
         "Join" => node.membership().admit(caller),
         _ => node.membership().check_parent(caller),
     }
@@ -273,7 +275,7 @@ impl Services {
         self.described(below.concat(), None)
     }
 
-    fn described(&self, routes: Vec<Described>, in_loop: Option<String>) -> pb::Node {
+    fn described(&self, mut routes: Vec<Described>, in_loop: Option<String>) -> pb::Node {
         let (root, membership) = (self.node.root(), self.node.membership());
         let lanes = membership.lanes();
         let (lanes_left, lanes_needed) = (lanes.left().into(), lanes.needed().into());
@@ -283,6 +285,19 @@ impl Services {
         // What is closed first: all that lies in there is shown.
         let closed = root.announce_closed();
         let process = Process::current();
+        let watchers = self.node.hub().watchers_by_store();
+        for route in &mut routes {
+            route.watchers = watchers.get(&*route.name).map_or(0, |count| *count as u64);
+        }
+        let (connections, connections_max) = self.places.taken();
+        let now = unix_time();
+        let certificates = self.certificates.validities().into_iter().map(|it| pb::Certificate {
+            setting: it.file.setting,
+            file: it.file.path.display().to_string(),
+            subject: it.subject,
+            ends_in_s: it.not_after - now.as_secs() as i64,
+            lasts_s: it.not_after - it.not_before,
+        });
         pb::Node {
             member: Some(wire::member(membership.me())),
             protocol: PROTOCOL,
@@ -308,6 +323,11 @@ impl Services {
             cpu_s: process.cpu_s,
             open_files: process.open_files,
             open_files_max: process.open_files_max,
+            time_ms: now.as_millis() as u64,
+            certificates: certificates.collect(),
+            quota_bytes: self.node.quota_bytes(),
+            connections: connections as u64,
+            connections_max: connections_max as u64,
         }
     }
 }
@@ -356,7 +376,36 @@ impl pb::tree_server::Tree for Services {
         // Anybody may ask, so as a client: nothing above what was shown, and no clock moves.
         let (revision, keys) = self.node.explain(&read).await.map_err(refused)?;
         let (seconds, stores) = (begun.elapsed().as_secs_f64(), explanation.stores());
-        Ok(Response::new(pb::ExplainResponse { revision, keys, seconds, stores }))
+        let routes = self.node.root().reaches(&read.range).into_iter();
+        let routes = routes.map(|(Explained { route, rule }, reach)| pb::RouteReach {
+            name: route.to_string(),
+            rule: rule.map(ToString::to_string).unwrap_or_default(),
+            reach: match reach {
+                Reach::None => pb::Reach::None,
+                Reach::Part => pb::Reach::Part,
+                Reach::Whole => pb::Reach::Whole,
+            }
+            .into(),
+        });
+        let routes = routes.collect();
+        Ok(Response::new(pb::ExplainResponse { revision, keys, seconds, stores, routes }))
+    }
+
+    async fn prefixes(
+        &self,
+        _: Request<pb::PrefixesRequest>,
+    ) -> Result<Response<pb::PrefixesResponse>, Status> {
+        let mut rates = Vec::new();
+        for meters in self.node.root().meters() {
+            let Some(requests) = &meters.requests else { continue };
+            rates.extend(requests.prefixes.rates().into_iter().map(|rate| pb::PrefixRate {
+                route: meters.name.to_string(),
+                prefix: rate.prefix,
+                reads_per_s: rate.reads,
+                writes_per_s: rate.writes,
+            }));
+        }
+        Ok(Response::new(pb::PrefixesResponse { rates }))
     }
 
     async fn join(

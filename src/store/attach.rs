@@ -14,7 +14,10 @@
 //! node has been restarted. The states themselves are pure: [`crate::clock::Attachment`].
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,8 @@ pub struct AttachState {
     changed: watch::Sender<()>,
     /// Held while the state is made durable.
     writing: tokio::sync::Mutex<()>,
+    detachments: AtomicU64,
+    backfills: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -68,8 +73,16 @@ impl AttachState {
         let detached_at = known.is_detached.then_some(known.detached_at);
         let attachment = Attachment::restored(detached_at, gaps.collect());
         let state = Mutex::new(State { is_reachable: false, attachment });
-        let (changed, writing) = (watch::Sender::new(()), tokio::sync::Mutex::default());
-        Arc::new(Self { name: name.into(), clock, record, state, changed, writing })
+        Arc::new(Self {
+            name: name.into(),
+            clock,
+            record,
+            state,
+            changed: watch::Sender::new(()),
+            writing: tokio::sync::Mutex::default(),
+            detachments: AtomicU64::new(0),
+            backfills: AtomicU64::new(0),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -96,6 +109,16 @@ impl AttachState {
     /// Where the store was left by those who go on without it; `None` where it is waited for.
     pub fn detached_at(&self) -> Option<Revision> {
         self.lock().attachment.detached_at()
+    }
+
+    /// How often watches went on without the store, since the process began.
+    pub fn detachments(&self) -> u64 {
+        self.detachments.load(Ordering::Relaxed)
+    }
+
+    /// How often what it had done meanwhile came late, likewise.
+    pub fn backfills(&self) -> u64 {
+        self.backfills.load(Ordering::Relaxed)
     }
 
     /// How the store stands now.
@@ -172,6 +195,7 @@ impl AttachState {
         let floor = self.clock.now().max(closed) + 1;
         self.clock.advance_to(floor).await.map_err(|full| self.unavailable(&full.to_string()))?;
         self.keep(|state| state.backfill(Gap { after, floor })).await?;
+        self.backfills.fetch_add(1, Ordering::Relaxed);
         Ok(floor)
     }
 
@@ -214,6 +238,7 @@ impl AttachState {
                     sleep(RETRY_AFTER).await;
                     continue;
                 }
+                self.detachments.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(store = %self.name, revision = left, "watches go on without the store");
             }
             self.reachable().await;

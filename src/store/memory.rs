@@ -269,7 +269,7 @@ impl Store for Memory {
 
     fn meters(&self) -> Vec<Meters> {
         let name = self.name.clone();
-        vec![Meters { name, trouble: None, requests: None, commits: None, selected: None }]
+        vec![Meters::new(name, None)]
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 pub use crate::proto::tree::{Activity, LastError};
 
-use super::{Size, Store};
+use super::{Size, Store, pool::Pool, prefixes::Prefixes};
 use crate::model::StoreError;
 
 /// The shortest time that is told apart.
@@ -75,6 +75,8 @@ pub struct RequestMeter {
     pub rows: AtomicU64,
     /// Writes that are not answered yet.
     pub pending: AtomicI64,
+    /// Which kinds of keys they were for.
+    pub prefixes: Prefixes,
     failures: Mutex<BTreeMap<&'static str, u64>>,
     last: Mutex<Option<(Instant, String)>>,
     found: Mutex<Found>,
@@ -118,6 +120,10 @@ pub struct Meters {
     pub commits: Option<Arc<CommitMeter>>,
     /// How it is read with selectors, where that is done here.
     pub selected: Option<Arc<SelectMeter>>,
+    /// Its connections that read, where they are bounded here.
+    pub pool: Option<Arc<Pool>>,
+    /// How many settings of its server are known under which a commit is not durable.
+    pub hazards: usize,
 }
 
 /// Reads with selectors, since the process began.
@@ -359,6 +365,19 @@ impl SelectMeter {
 // === impl Meters ===
 
 impl Meters {
+    /// Those of a leaf of which nothing is measured yet.
+    pub fn new(name: Arc<str>, trouble: Option<String>) -> Self {
+        Self {
+            name,
+            trouble,
+            requests: None,
+            commits: None,
+            selected: None,
+            pool: None,
+            hazards: 0,
+        }
+    }
+
     /// Has all of them remember where they stand.
     pub fn sample(&self) {
         if let Some(requests) = &self.requests {
@@ -368,6 +387,9 @@ impl Meters {
         if let Some(commits) = &self.commits {
             commits.batches.sample();
             commits.syncs.sample();
+        }
+        if let Some(pool) = &self.pool {
+            pool.waits.sample();
         }
     }
 }

@@ -15,10 +15,11 @@ use super::{
     attach::AttachState,
     explained::StoreRead,
     meter::{Meter, Meters, RequestMeter},
+    pool::Pool,
 };
 use crate::{
     model::{KeyRange, LeaseId, Revision, StoreError, error::Result, txn::Txn},
-    proto::tree::Node,
+    proto::tree::{self as pb, Node},
 };
 
 /// What an operator called the store, and where it is.
@@ -125,6 +126,7 @@ impl Store for Metered {
 
     async fn apply(&self, txn: Txn, dead_leases: Vec<LeaseId>) -> Result<Written> {
         let _pending = Pending::new(&self.meter);
+        self.meter.prefixes.note_txn(&txn);
         let asked = self.store.apply(txn, dead_leases);
         self.measured("apply", &self.meter.writes, asked, |_| None).await
     }
@@ -140,6 +142,7 @@ impl Store for Metered {
     }
 
     async fn read(&self, query: &Query) -> Result<Page> {
+        self.meter.prefixes.note_read(&query.range);
         let (asked, begun) = (self.store.read(query), Instant::now());
         let rows = |page: &Page| Some(page.kvs.len() as u64);
         let page = self.measured("read", &self.meter.reads, asked, rows).await?;
@@ -154,6 +157,7 @@ impl Store for Metered {
     }
 
     async fn count(&self, query: &Query) -> Result<u64> {
+        self.meter.prefixes.note_read(&query.range);
         let asked = self.store.count(query);
         self.measured("count", &self.meter.reads, asked, |_| None).await
     }
@@ -206,7 +210,9 @@ impl Store for Metered {
         // At once: neither waits for the other where the store is slow.
         let (mut described, size) =
             futures::join!(self.store.describe(), self.meter.recent_size(&*self.store));
-        let commits = self.store.meters().into_iter().find_map(|meters| meters.commits);
+        let meters = self.store.meters();
+        let commits = meters.iter().find_map(|meters| meters.commits.as_ref());
+        let pool = meters.iter().find_map(|meters| meters.pool.as_ref());
         let found = self.meter.found();
         for route in &mut described {
             let About { kind, place, rule, is_default } = self.about.clone();
@@ -220,7 +226,8 @@ impl Store for Metered {
             (route.place, route.rule, route.is_default) = (place, rule, is_default);
             route.reads = Some(self.meter.reads.activity());
             route.writes = Some(self.meter.writes.activity());
-            route.commits = commits.as_ref().map(|commits| commits.batches.activity());
+            route.commits = commits.map(|commits| commits.batches.activity());
+            route.pool = pool.map(|pool| described_pool(pool));
             route.last_error = self.meter.last_error();
             route.closed = self.store.announce_closed();
             // A node counts its keys itself.
@@ -230,6 +237,11 @@ impl Store for Metered {
             (route.bytes, route.bytes_in_use) = (size.total, size.in_use);
             route.misrouted = found.misrouted;
             route.is_full = self.store.head().is_full;
+            for state in self.store.attach_states() {
+                route.detachments += state.detachments();
+                route.backfills += state.backfills();
+                route.is_detached |= state.detached_at().is_some();
+            }
             route.pending = self.meter.pending.load(Ordering::Relaxed).try_into().unwrap_or(0);
         }
         described
@@ -257,6 +269,15 @@ fn below(node: &Node) -> (Option<u64>, Size) {
     let keys = node.routes.iter().map(|route| route.keys).sum();
     let sum = |of: fn(&Described) -> u64| node.routes.iter().map(of).sum();
     (keys, Size { total: sum(|it| it.bytes), in_use: sum(|it| it.bytes_in_use) })
+}
+
+fn described_pool(pool: &Pool) -> pb::Pool {
+    pb::Pool {
+        connections_max: pool.connections_max() as u64,
+        connections_used: pool.connections_used() as u64,
+        waiting: pool.waiting(),
+        waits: Some(pool.waits.activity()),
+    }
 }
 
 // === impl Pending ===

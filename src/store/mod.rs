@@ -49,6 +49,8 @@ mod led;
 pub mod memory;
 pub mod meter;
 pub mod metered;
+pub mod pool;
+pub mod prefixes;
 pub mod records;
 pub mod selected;
 pub mod slot;

@@ -168,6 +168,11 @@ impl Feed {
         self.store.check_resume(after)
     }
 
+    /// The names of the stores that it follows.
+    pub(super) fn stores(&self) -> Vec<Arc<str>> {
+        self.store.stores().map(|store| store.name().clone()).collect()
+    }
+
     pub(super) fn watchers(&self) -> usize {
         self.lock().watchers.len()
     }

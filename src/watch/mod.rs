@@ -117,6 +117,19 @@ impl Hub {
         feeds.iter().map(|feed| feed.watchers()).sum()
     }
 
+    /// Watchers that are up to date, by the stores that they are told of; one over several counts at each.
+    pub fn watchers_by_store(&self) -> HashMap<Arc<str>, usize> {
+        let feeds: Vec<Arc<Feed>> = self.lock().values().filter_map(Weak::upgrade).collect();
+        let mut by_store = HashMap::new();
+        for feed in feeds {
+            let watchers = feed.watchers();
+            for store in feed.stores() {
+                *by_store.entry(store).or_default() += watchers;
+            }
+        }
+        by_store
+    }
+
     /// Watchers that read the log, since they begin in the past or their client is slow.
     pub fn watchers_behind(&self) -> usize {
         self.behind.count()

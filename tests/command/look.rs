@@ -16,8 +16,9 @@ use tokio::{
 use crate::{
     call::{Ended, client, pleach, put},
     support::{
-        certificates::{authority, write_certificates},
+        certificates::{authority, certificate_until, write_certificates},
         etcd::Etcd,
+        http::Api,
         node::Node,
         peers::free_port,
         process::{Process, eventually},
@@ -266,6 +267,102 @@ async fn doctor_says_what_is_wrong_and_what_to_do() -> Result<()> {
     Ok(())
 }
 
+/// A certificate of two days is soon over when a day is left of a year, and the one of an authority counts too.
+#[tokio::test]
+async fn doctor_and_metrics_say_when_certificates_end() -> Result<()> {
+    let folder = TempDir::new()?;
+    let authority = authority()?;
+    write_certificates(folder.path(), &authority)?;
+    let now = time::OffsetDateTime::now_utc();
+    let (ending, key) =
+        certificate_until(&authority, "localhost", now + time::Duration::hours(30))?;
+    fs::write(folder.path().join("localhost.pem"), ending)?;
+    fs::write(folder.path().join("localhost.key"), key)?;
+    let port = free_port()?;
+    let (admin, mutual) = (free_port()?, "--trusted-ca-file=ca.pem");
+    let plain = format!("--listen-metrics-urls=http://127.0.0.1:{admin}");
+    let _node = crate::tls::start(folder.path(), port, &[mutual, &plain])?;
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let url = format!("https://127.0.0.1:{port}");
+    let flags = [
+        format!("--ca-file={}", file("ca.pem")),
+        format!("--cert-file={}", file("client.pem")),
+        format!("--key-file={}", file("client.key")),
+    ];
+    let [ca, cert, key] = &flags;
+    let report = eventually("it answers", SOON, async || {
+        let ended = asked(&["doctor", &url, ca, cert, key, "-o", "json"]).await?;
+        ensure!(ended.code == Some(1), "{ended:?}");
+        json(&ended)
+    })
+    .await?;
+    let findings = report["findings"].as_array().context("there are findings")?;
+    let ending: Vec<_> = findings.iter().filter(|it| it["check"] == "certificate").collect();
+    ensure!(ending.len() == 1 && ending[0]["severity"] == "error", "{report}");
+    let what = ending[0]["what"].as_str().context("it is said")?;
+    let parts = [&file("localhost.pem"), "(--cert-file)", "of localhost", "ends in 30 h"];
+    ensure!(parts.iter().all(|part| what.contains(part)), "{what}");
+    ensure!(ending[0]["alert"] == "PleachCertificateEnds", "{report}");
+
+    let metrics = Api::at_port(admin).get("/metrics").await?;
+    let metrics = metrics.as_str().context("metrics are text")?;
+    let ends = |setting: &str| {
+        let name =
+            format!("pleach_certificate_not_after_timestamp_seconds{{setting=\"{setting}\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        value.and_then(|value| value.parse::<f64>().ok()).with_context(|| setting.to_owned())
+    };
+    let left = ends("--cert-file")? - now.unix_timestamp() as f64;
+    ensure!((left - 30.0 * 3_600.0).abs() < 2.0, "{left}");
+    ensure!(ends("--trusted-ca-file")? > ends("--cert-file")?, "{metrics}");
+    Ok(())
+}
+
+/// Which kinds of keys are asked for, and how many there are, over two nodes.
+#[tokio::test]
+async fn top_shows_the_kinds_of_keys() -> Result<()> {
+    let folder = TempDir::new()?;
+    fs::create_dir_all(folder.path().join("root"))?;
+    fs::create_dir_all(folder.path().join("region"))?;
+    let mut region = Node::new(&folder.path().join("region"), &["--name=region"])?;
+    region.start().await?;
+    let root = Node::new(&folder.path().join("root"), &["--name=root"])?;
+    let mut root = root.with_routes_to(&[("/registry/pods/a/", region.url())])?;
+    let channel = root.start().await?;
+    eventually("the child is attached", SOON, async || {
+        Ok(put(&channel, "/registry/pods/a/0", "1").await?)
+    })
+    .await?;
+    for at in 0..400 {
+        put(&channel, format!("/registry/pods/{}/{at}", ["a", "b"][at % 2]), "x".repeat(80))
+            .await?;
+    }
+    put(&channel, "/registry/stable.example.com/shirts/a/b", "x").await?;
+    for at in 0..3 {
+        put(&channel, format!("/elsewhere-{at}"), "x").await?;
+    }
+    let ended = asked(&["top", "--prefixes", &root.url(), "-o", "json"]).await?;
+    let value = json(&ended)?;
+    let row = |prefix: &str| {
+        let rows = value.as_array().into_iter().flatten();
+        rows.clone().find(|row| row["prefix"] == prefix).cloned().unwrap_or_default()
+    };
+    let pods = row("/registry/pods/");
+    ensure!(value[0] == pods, "what is written most is first: {value}");
+    // `a/0` was written before, by another name of the same key.
+    ensure!(pods["keys"] == 400, "{value}");
+    let bytes = pods["bytes_about"].as_f64().unwrap_or_default();
+    ensure!((35_000.0..45_000.0).contains(&bytes), "{value}");
+    ensure!(pods["writes_per_s"].as_f64() > Some(1.0), "{value}");
+    ensure!(row("/registry/stable.example.com/shirts/")["keys"] == 1, "{value}");
+    ensure!(row("")["keys"] == 3, "{value}");
+    let ended = asked(&["top", "--prefixes", &root.url(), "--sort=keys"]).await?;
+    ensure!(ended.stdout.lines().nth(1).is_some_and(|it| it.starts_with("/registry/pods/")));
+    let ended = asked(&["top", "--prefixes", &root.url(), "--sort=time"]).await?;
+    ensure!(ended.code == Some(1) && ended.stderr.contains("by rate, keys or bytes"), "{ended:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn bench_measures_each_kind_and_leaves_nothing_behind() -> Result<()> {
     let folder = TempDir::new()?;
@@ -357,7 +454,13 @@ async fn explain_says_what_a_read_costs_each_store_of_a_tree_that_runs() -> Resu
     ensure!(one["keys"] == 1 && row(&one, "main")["rows_read"] == 1, "{one}");
     let ended = asked(&["explain", "/r/", "--node", &url]).await?;
     let lines: Vec<&str> = ended.stdout.lines().collect();
-    ensure!(lines[0].starts_with("31 keys at revision ") && lines.len() == 4, "{ended:?}");
+    ensure!(lines[0].starts_with("store-0: all that is left, by "), "{ended:?}");
+    ensure!(lines[1].starts_with("31 keys at revision ") && lines.len() == 5, "{ended:?}");
+    ensure!(
+        all["routes"][0]["route"] == "store-0" && all["routes"][0]["reach"] == "whole",
+        "{all}"
+    );
+    ensure!(one["routes"][0]["reach"] == "none" && one["routes"][1]["route"] == "main", "{one}");
     for (arguments, code, said) in [
         (vec!["/r/", "--node", &url, "-l", "app in ("], 1, "the label selector can't be read"),
         (vec!["/r/", "--node", &url, "--revision", "999999"], 1, "required revision is a future"),

@@ -4,6 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
 use pleach::proto::etcdserverpb as pb;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -120,6 +121,37 @@ async fn ensure_explained(key: &str, parts: &[&str]) -> Result<()> {
     for part in parts {
         ensure!(ended.stdout.contains(part), "{key}: {part} is not in:\n{}", ended.stdout);
     }
+    Ok(())
+}
+
+/// For programs: what is good, what is wrong with its place, and which routes take a key.
+#[tokio::test]
+async fn check_and_explain_answer_programs() -> Result<()> {
+    let folder = TempDir::new()?;
+    let json = async |arguments: &[&str]| -> Result<(Option<i32>, Value)> {
+        let ended = pleach(folder.path(), &[arguments, &["-o", "json"]].concat()).await?;
+        Ok((ended.code, serde_json::from_str(&ended.stdout)?))
+    };
+    let (code, good) = json(&["check", FOUR_STORES]).await?;
+    ensure!(code == Some(0) && good["routes"][1]["route"] == "leases", "{good}");
+    ensure!(good["mistakes"] == json!([]) && good["routes"][3]["rule"].is_null(), "{good}");
+    fs::write(folder.path().join("bad.yaml"), BAD)?;
+    let (code, bad) = json(&["check", "bad.yaml"]).await?;
+    ensure!(code == Some(1) && bad["routes"] == json!([]), "{bad}");
+    let first = &bad["mistakes"][0];
+    ensure!(first["line"] == 3 && first["column"] == 13, "{bad}");
+    let (_, key) = json(&["explain", "/registry/leases/a/b", "--topology", FOUR_STORES]).await?;
+    let reaches = |value: &Value| -> Vec<(String, String)> {
+        let routes = value["routes"].as_array().cloned().unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        routes.iter().map(|it| (text(&it["route"]), text(&it["reach"]))).collect()
+    };
+    let pair = |route: &str, reach: &str| (route.to_owned(), reach.to_owned());
+    ensure!(reaches(&key) == [pair("build-pods", "none"), pair("leases", "whole")], "{key}");
+    let (_, pods) = json(&["explain", "/registry/pods/", "--topology", FOUR_STORES]).await?;
+    let ends = [pair("build-pods", "part"), pair("main", "part")];
+    let found = reaches(&pods);
+    ensure!(found.first() == ends.first() && found.last() == ends.last(), "{pods}");
     Ok(())
 }
 

@@ -2,8 +2,10 @@
 //! that is secret in them, and no request that waits for them.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::TcpListener,
+    process::Stdio,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -15,7 +17,9 @@ use opentelemetry_proto::tonic::trace::v1::{
     status::StatusCode,
 };
 use pleach::proto::{etcdserverpb as pb, mvccpb::KeyValue};
+use serde_json::Value;
 use tempfile::TempDir;
+use tokio::{process::Command, time::timeout};
 use tonic::{Code, Request, transport::Channel};
 
 use crate::{
@@ -150,6 +154,41 @@ async fn writers_that_share_a_commit_are_linked_with_it() -> Result<()> {
     let sizes = commits.iter().map(|commit| commit.attribute("db.operation.batch.size"));
     let sizes: Vec<usize> = sizes.map(|size| size.parse()).collect::<Result<_, _>>()?;
     ensure!(sizes.iter().sum::<usize>() == WRITERS, "{sizes:?}");
+    Ok(())
+}
+
+/// As `pleach traces` prints it.
+#[tokio::test]
+async fn writers_that_share_a_commit_are_shown_with_each_other() -> Result<()> {
+    const WRITERS: usize = 64;
+    let (folder, port) = (TempDir::new()?, free_port()?);
+    let (listen, count) = (format!("--listen=127.0.0.1:{port}"), format!("--count={WRITERS}"));
+    let mut traces = Command::new(env!("CARGO_BIN_EXE_pleach"));
+    traces.args(["traces", &listen, &count, "--with=KV/Put", "--quiet=1", "-o", "json"]);
+    let printed = traces.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let to = format!("--otlp-endpoint=http://127.0.0.1:{port}");
+    let mut node = Node::new(folder.path(), &["--trace-sample-ratio=1", &to])?;
+    let channel = node.start().await?;
+    let put = |index: usize| put(&channel, format!("key/{index}"), "value");
+    try_join_all((0..WRITERS).map(put)).await?;
+    node.signal("TERM")?;
+    node.ended().await?;
+
+    let printed = timeout(SENT_WITHIN, printed.wait_with_output()).await??.stdout;
+    let traces = serde_json::Deserializer::from_slice(&printed).into_iter::<Value>();
+    let traces = traces.collect::<Result<Vec<_>, _>>()?;
+    ensure!(traces.len() == WRITERS, "{} traces", traces.len());
+    let known: BTreeSet<_> = traces.iter().filter_map(|trace| trace["trace_id"].as_str()).collect();
+    let mut linked = BTreeSet::new();
+    fn links(span: &Value) -> Vec<&str> {
+        let own = span["links"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let below = span["spans"].as_array().into_iter().flatten().flat_map(links);
+        own.chain(below).collect()
+    }
+    for trace in &traces {
+        linked.extend(trace["spans"].as_array().into_iter().flatten().flat_map(links));
+    }
+    ensure!(linked.len() > 1 && linked.is_subset(&known), "{linked:?} of {known:?}");
     Ok(())
 }
 

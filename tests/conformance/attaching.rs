@@ -317,6 +317,13 @@ impl Tree for Actor {
         Err(Status::unimplemented("an actor explains nothing"))
     }
 
+    async fn prefixes(
+        &self,
+        _: Request<pb::PrefixesRequest>,
+    ) -> Result<Response<pb::PrefixesResponse>, Status> {
+        Err(Status::unimplemented("an actor explains nothing"))
+    }
+
     async fn join(
         &self,
         _: Request<pb::JoinRequest>,

@@ -210,7 +210,7 @@ pub(crate) async fn tenant_is_cut_off(
     for history in &histories {
         if changes {
             ensure!(!history.relists().is_empty(), "the deletion was passed over");
-            ensure!(history.resumed == 0, "a watch went on that lacks the deletion");
+            history.was_not_ended().context("a watch went on that lacks the deletion")?;
         } else {
             nothing_was_noticed(PODS.plural, history)?;
         }
@@ -286,7 +286,7 @@ async fn lists_are_whole_or_an_error(plane: &ControlPlane, kept: &BTreeSet<Strin
 }
 
 fn nothing_was_noticed(resource: &str, history: &History) -> Result<()> {
-    ensure!(history.resumed == 0, "the watch of {resource} ended");
+    history.was_not_ended().with_context(|| resource.to_owned())?;
     ensure!(history.relists().is_empty(), "{resource} had to be listed anew");
     Ok(())
 }

@@ -35,7 +35,9 @@ pub(crate) struct History {
     pub(crate) lists: Vec<List>,
     pub(crate) events: Vec<Seen>,
     /// How often the watch ended and was taken up again where it had ended.
-    pub(crate) resumed: usize,
+    resumed: usize,
+    /// How many watches of this resource the API server had ended as slow until the witness was asked.
+    slow: usize,
     broken: Option<String>,
 }
 
@@ -50,7 +52,9 @@ pub(crate) struct List {
 
 pub(crate) struct Witness {
     api: Api,
+    resource: Resource,
     path: String,
+    slow_before: usize,
     history: Arc<Mutex<History>>,
     task: JoinHandle<()>,
 }
@@ -61,12 +65,13 @@ impl Witness {
     /// Lists the objects of all namespaces, and watches from there.
     pub(crate) async fn of(resource: Resource, api: Api) -> Result<Self> {
         let path = resource.everywhere();
+        let slow_before = ended_as_slow(api, resource).await?;
         let list = List::of(api, &path, 0).await?;
         let from = list.revision;
         let history = History { lists: vec![list], ..History::default() };
         let history = Arc::new(Mutex::new(history));
         let task = tokio::spawn(follow(api, path.clone(), from, Arc::clone(&history)));
-        Ok(Self { api, path, history, task })
+        Ok(Self { api, resource, path, slow_before, history, task })
     }
 
     /// Waits until the witness has been shown all that a list shows now, and checks that replaying
@@ -74,7 +79,7 @@ impl Witness {
     pub(crate) async fn agrees_with_a_list(&self) -> Result<History> {
         let mut list = List::default();
         let what = format!("the watch of {} shows what the list shows", self.path);
-        eventually(&what, Duration::from_secs(30), async || {
+        let mut history = eventually(&what, Duration::from_secs(30), async || {
             let history = self.history();
             // What it had to list anew says nothing of the time before.
             if history.newest_list()?.revision > list.revision {
@@ -89,7 +94,9 @@ impl Witness {
             ensure!(gone.is_none(), "{gone:?} is gone, but no event said so");
             Ok(history)
         })
-        .await
+        .await?;
+        history.slow = ended_as_slow(self.api, self.resource).await? - self.slow_before;
+        Ok(history)
     }
 
     pub(crate) fn history(&self) -> History {
@@ -128,6 +135,16 @@ impl History {
     pub(crate) fn position(&self) -> u64 {
         let list = self.lists.last().map_or(0, |list| list.revision);
         self.events.last().map_or(list, |seen| seen.revision.max(list))
+    }
+
+    /// Whether the watch was never ended, but by the API server since the witness did not keep up with it.
+    pub(crate) fn was_not_ended(&self) -> Result<()> {
+        let Self { resumed, slow, .. } = self;
+        ensure!(
+            resumed <= slow,
+            "the watch ended {resumed} times, {slow} of them since it was slow"
+        );
+        Ok(())
     }
 
     /// How many events of a kind there were in a namespace.
@@ -228,4 +245,18 @@ async fn follow(api: Api, path: String, mut position: u64, history: Arc<Mutex<Hi
         // The API server may be without its store: asking it without a pause would only load it.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// How many watches of a resource the API server has ended since their clients did not keep up, as it does on
+/// a busy machine whatever its store does.
+async fn ended_as_slow(api: Api, resource: Resource) -> Result<usize> {
+    let metrics = api.get("/metrics").await?;
+    let metrics = metrics.as_str().context("metrics are text")?;
+    let label = format!("resource=\"{}\"", resource.plural);
+    let counters = metrics.lines().filter_map(|line| {
+        let (labels, count) =
+            line.strip_prefix("apiserver_terminated_watchers_total{")?.rsplit_once("} ")?;
+        labels.split(',').any(|it| it == label).then(|| count.parse::<usize>())
+    });
+    counters.sum::<Result<usize, _>>().context("a counter is a number")
 }

@@ -4,12 +4,15 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use tempfile::TempDir;
+use tokio::{process::Command, time::timeout};
 
 use crate::{
     call::{get, list, put},
     support::{
         databases::{DatabaseServer, Kind, PASSWORD, USER},
+        http::Api,
         node::Node,
         pgbouncer::PgBouncer,
         process::eventually,
@@ -112,4 +115,41 @@ async fn an_account_of_a_plugin_that_is_not_spoken_is_told_which_are() -> Result
     server.sql("", &account).await?;
     let url = server.url(&name).replace(&format!("{USER}:"), "modern:");
     ensure_refused(&url, "mysql_native_password or caching_sha2_password").await
+}
+
+/// What a server's settings may lose is said by the commands that look at a node, and in its metrics.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_does_not_make_commits_durable_is_told_of() -> Result<()> {
+    for (kind, setting, value, said) in [
+        (Kind::Postgres, "fsync", "off", "fsync is off"),
+        (Kind::Postgres, "full-page-writes", "off", "full_page_writes is off"),
+        (Kind::MariaDb, "innodb-flush-log-at-trx-commit", "0", "innodb_flush_log_at_trx_commit"),
+    ] {
+        let mut server = DatabaseServer::new(kind)?.with_setting(setting, value);
+        server.start().await?;
+        let name = server.new_database().await?;
+        let folder = TempDir::new()?;
+        let routes = [("/db/", server.url(&name))];
+        let mut node = Node::new(folder.path(), &[])?.with_routes_to(&routes)?;
+        let channel = node.start().await?;
+        eventually("the route serves", SOON, async || Ok(put(&channel, "/db/0", "x").await?))
+            .await?;
+        let mut doctor = Command::new(env!("CARGO_BIN_EXE_pleach"));
+        let doctor = doctor.args(["doctor", &node.url(), "-o", "json"]).kill_on_drop(true).output();
+        let ended = timeout(SOON, doctor).await??;
+        let report: Value = serde_json::from_slice(&ended.stdout).context("no JSON")?;
+        let findings = report["findings"].as_array().context("there are findings")?;
+        let finding = findings.iter().find(|it| it["check"] == "not-durable");
+        let finding = finding.with_context(|| format!("{setting}: {report}"))?;
+        ensure!(finding["what"].as_str().is_some_and(|what| what.contains(said)), "{finding}");
+        ensure!(
+            finding["alert"] == "PleachStoreNotDurable" && ended.status.code() == Some(1),
+            "{finding}"
+        );
+        let metrics = Api::at_port(node.port()).get("/metrics").await?;
+        let metrics = metrics.as_str().context("metrics are text")?;
+        let line = "pleach_store_hazards{store=\"store-0\"} 1";
+        ensure!(metrics.lines().any(|it| it == line), "{metrics}");
+    }
+    Ok(())
 }

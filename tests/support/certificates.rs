@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::Result;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use time::{Duration, OffsetDateTime};
 
 pub(crate) type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -15,9 +16,27 @@ pub(crate) fn authority() -> Result<Authority> {
 
 /// A certificate for `name` and its key, as PEM.
 pub(crate) fn certificate(authority: &Authority, name: &str) -> Result<(String, String)> {
+    signed(authority, parameters(name)?)
+}
+
+/// One of a year that ends at `end`.
+pub(crate) fn certificate_until(
+    authority: &Authority,
+    name: &str,
+    end: OffsetDateTime,
+) -> Result<(String, String)> {
+    let mut parameters = parameters(name)?;
+    (parameters.not_before, parameters.not_after) = (end - Duration::days(365), end);
+    signed(authority, parameters)
+}
+
+fn parameters(name: &str) -> Result<CertificateParams> {
+    Ok(CertificateParams::new(vec![name.to_owned(), "127.0.0.1".to_owned()])?)
+}
+
+fn signed(authority: &Authority, parameters: CertificateParams) -> Result<(String, String)> {
     let key = KeyPair::generate()?;
-    let names = vec![name.to_owned(), "127.0.0.1".to_owned()];
-    let certificate = CertificateParams::new(names)?.signed_by(&key, authority)?;
+    let certificate = parameters.signed_by(&key, authority)?;
     Ok((certificate.pem(), key.serialize_pem()))
 }
 

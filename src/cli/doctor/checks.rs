@@ -1,5 +1,7 @@
 //! What is looked at, and from where on it is too much.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use super::{Finding, Severity};
 use crate::{
     cli::{
@@ -45,14 +47,50 @@ const ROOT_LANES_LEFT_MIN: u32 = 32;
 /// A store that could be smaller by so much is worth a word.
 const UNUSED_BYTES_MIN: u64 = 1 << 30;
 
+/// Revisions end at 2^53.
+const REVISION_DOUBTFUL: i64 = 1 << 52;
+
+/// Of the quota.
+const QUOTA_DOUBTFUL_SHARE: f64 = 0.8;
+const QUOTA_BAD_SHARE: f64 = 0.98;
+
+/// Of the places for connections.
+const CONNECTIONS_DOUBTFUL_SHARE: f64 = 0.8;
+
+/// A read that waits so long for a connection shows in what its client sees.
+const POOL_WAIT_DOUBTFUL_S: f64 = 0.025;
+const POOL_WAITS_MIN: u64 = 3;
+
+/// A certificate is renewed before this much of its time is left, whoever renews it; …
+const CERTIFICATE_DOUBTFUL_SHARE: f64 = 0.25;
+const CERTIFICATE_BAD_SHARE: f64 = 0.05;
+
+/// … and one that lasts for years not years before it ends.
+const CERTIFICATE_DOUBTFUL_S: f64 = 30.0 * DAY_S;
+const CERTIFICATE_BAD_S: f64 = 7.0 * DAY_S;
+const DAY_S: f64 = 86_400.0;
+
+/// Clocks differ by less, wherever something sets them.
+const CLOCKS_DIFFER_S: f64 = 2.0;
+
 /// A process that is younger may have been started again by what watches over it.
 const YOUNG_S: f64 = 60.0;
 
+/// How the tree was asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// How long the answer took.
+    pub took: Duration,
+    /// The time of who asked, when it had the answer.
+    pub now: SystemTime,
+}
+
 /// All that is found in a tree, the worst first.
-pub(super) fn examine(root: &pb::Node) -> Vec<Finding> {
+pub(super) fn examine(root: &pb::Node, asked: &Asked) -> Vec<Finding> {
     let mut findings = Vec::new();
     for place in walk::nodes(root) {
         of_node(&place, root, &mut findings);
+        clock(&place, root, asked, &mut findings);
         for route in &place.node.routes {
             of_route(&place.of(route), route, &mut findings);
         }
@@ -78,8 +116,39 @@ impl Notes<'_> {
         remedy: impl Into<String>,
     ) {
         let (place, remedy) = (self.place.to_owned(), remedy.into());
-        self.findings.push(Finding { severity, check, place, what, meaning, remedy });
+        let alert = alert_of(check, severity, &what);
+        self.findings.push(Finding { severity, check, place, what, meaning, remedy, alert });
     }
+}
+
+/// The alert of deploy/prometheus that a finding makes fire where it lasts. Its bounds are wider in places: an alert
+/// wakes somebody.
+pub(super) fn alert_of(check: &str, severity: Severity, what: &str) -> Option<&'static str> {
+    let is_bad = severity == Severity::Error;
+    Some(match check {
+        "alarm" => "PleachAlarmRaised",
+        "certificate" => "PleachCertificateEnds",
+        "closed" => "PleachClosedLagGrows",
+        "connections" => "PleachConnectionsRunOut",
+        "detached" => "PleachStoreDetached",
+        "full" => "PleachStoreFull",
+        "lanes" => "PleachLanesUsedUp",
+        "misrouted" => "PleachKeysMisrouted",
+        "not-durable" => "PleachStoreNotDurable",
+        "open-files" => "PleachFilesRunOut",
+        "pending" => "PleachWritesPileUp",
+        "pool" => "PleachPoolBusy",
+        "quota" if is_bad => "PleachQuotaReached",
+        "quota" => "PleachQuotaAlmostReached",
+        "reads" | "writes" if what.contains("failed") => "PleachStoreFails",
+        "reads" | "writes" => "PleachStoreSlow",
+        "requests" if what.contains("failed") => "PleachRequestsFail",
+        "revisions" => "PleachRevisionsRunOut",
+        "slow-commits" if is_bad => "PleachStoreCommitsSlow",
+        "store-away" => "PleachStoreDown",
+        "watchers" => "PleachWatchersBehind",
+        _ => return None,
+    })
 }
 
 fn of_node(place: &Place<'_>, root: &pb::Node, findings: &mut Vec<Finding>) {
@@ -107,6 +176,8 @@ fn of_node(place: &Place<'_>, root: &pb::Node, findings: &mut Vec<Finding>) {
     lanes(node, &mut notes);
     closed(node, &mut notes);
     of_process(node, &mut notes);
+    quota(node, &mut notes);
+    certificates(node, &mut notes);
     if let Some(requests) = &node.requests {
         of_activity("requests", "requests", requests, REQUEST_SLOW_S, &mut notes);
     }
@@ -176,6 +247,79 @@ fn closed(node: &pb::Node, notes: &mut Notes<'_>) {
     }
 }
 
+/// The nodes' clocks, each against that of the one that was asked, and that one's against who asked.
+fn clock(place: &Place<'_>, root: &pb::Node, asked: &Asked, findings: &mut Vec<Finding>) {
+    let (is_root, mine) = (std::ptr::eq(place.node, root), place.node.time_ms);
+    let theirs = match is_root {
+        true => asked.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64,
+        false => root.time_ms,
+    };
+    if mine == 0 || theirs == 0 {
+        return;
+    }
+    // Both were read while the answer was under way.
+    let differ = mine.abs_diff(theirs) as f64 / 1_000.0 - asked.took.as_secs_f64();
+    if differ > CLOCKS_DIFFER_S {
+        let way = if mine > theirs { "ahead of" } else { "behind" };
+        let whose = if is_root { "this machine's" } else { "that of the node that was asked" };
+        let mut notes = Notes { place: &place.path, findings };
+        notes.note(
+            Severity::Warning,
+            "clock",
+            format!("its clock is {} or more {way} {whose}", seconds(differ)),
+            "revisions and leases do not go by it; certificates, logs and traces do",
+            "have both machines' clocks set by NTP",
+        );
+    }
+}
+
+fn quota(node: &pb::Node, notes: &mut Notes<'_>) {
+    // Those that it writes itself: a child has its own.
+    let own = node.routes.iter().filter(|route| route.node.is_none());
+    let in_use: u64 = own.map(|route| route.bytes_in_use).sum();
+    let share = in_use as f64 / node.quota_bytes.max(1) as f64;
+    if node.quota_bytes > 0 && share > QUOTA_DOUBTFUL_SHARE {
+        let severity = if share > QUOTA_BAD_SHARE { Severity::Error } else { Severity::Warning };
+        notes.note(
+            severity,
+            "quota",
+            format!("its stores hold {} of {}", bytes(in_use), bytes(node.quota_bytes)),
+            "at the quota, puts and new leases are refused",
+            "delete and compact, or raise --quota-backend-bytes",
+        );
+    }
+}
+
+fn certificates(node: &pb::Node, notes: &mut Notes<'_>) {
+    for certificate in &node.certificates {
+        let pb::Certificate { setting, file, subject, .. } = certificate;
+        let (left, lasts) = (certificate.ends_in_s as f64, certificate.lasts_s as f64);
+        let is_within = |share: f64, most: f64| left < most.min(lasts * share);
+        let severity = if is_within(CERTIFICATE_BAD_SHARE, CERTIFICATE_BAD_S) {
+            Severity::Error
+        } else if is_within(CERTIFICATE_DOUBTFUL_SHARE, CERTIFICATE_DOUBTFUL_S) {
+            Severity::Warning
+        } else {
+            continue;
+        };
+        let when = match left {
+            ..=0.0 => format!("ended {} ago", seconds(-left)),
+            left => format!("ends in {}", seconds(left)),
+        };
+        let remedy = match setting.starts_with("--") {
+            true => format!("put another one into {file}: it is taken within a moment"),
+            false => format!("put another one into {file}, and start the node again"),
+        };
+        notes.note(
+            severity,
+            "certificate",
+            format!("the certificate of {subject} in {file} ({setting}) {when}"),
+            "from then on connections with it are refused",
+            remedy,
+        );
+    }
+}
+
 fn of_process(node: &pb::Node, notes: &mut Notes<'_>) {
     if node.uptime_s > 0.0 && node.uptime_s < YOUNG_S {
         notes.note(
@@ -195,6 +339,26 @@ fn of_process(node: &pb::Node, notes: &mut Notes<'_>) {
             format!("{} of {} files are open", node.open_files, node.open_files_max),
             "each connection is one; without them clients and stores are not connected",
             "raise the limit (`ulimit -Hn`, LimitNOFILE=), or find out who opens so many connections",
+        );
+    }
+    let share = node.connections as f64 / node.connections_max.max(1) as f64;
+    if node.connections_max > 0 && share > CONNECTIONS_DOUBTFUL_SHARE {
+        let (taken, places) = (node.connections, node.connections_max);
+        notes.note(
+            Severity::Warning,
+            "connections",
+            format!("{taken} of {places} places for connections are taken"),
+            "where all are, the next client is closed at once",
+            "raise the limit of open files (`ulimit -Hn`, LimitNOFILE=), or find the client that opens so many",
+        );
+    }
+    if node.revision > REVISION_DOUBTFUL {
+        notes.note(
+            Severity::Error,
+            "revisions",
+            format!("it is at revision {}, more than half of all", node.revision),
+            "they stay below 2^53, and then nothing is written any more",
+            "stop every node of the tree, and run `pleach repair clock` on each, before the first is started again",
         );
     }
     let watchers = node.watchers + node.watchers_behind;
@@ -225,6 +389,25 @@ fn of_route(place: &str, route: &pb::Route, findings: &mut Vec<Finding>) {
             remedy_of(route),
         );
     }
+    if route.is_detached && route.trouble.is_empty() {
+        notes.note(
+            Severity::Warning,
+            "detached",
+            "it is there, and watches still go on without it".to_owned(),
+            "what changes there is not told to watches over several stores",
+            "nothing for some seconds: it is attached again by itself; the log says what it waits for",
+        );
+    }
+    for hazard in &route.hazards {
+        notes.note(
+            Severity::Warning,
+            "not-durable",
+            hazard.clone(),
+            "what clients were told is written may be gone",
+            "set it in the server's configuration, and start the node again, which looks at its start",
+        );
+    }
+    pool(route, &mut notes);
     room(route, &mut notes);
     if let Some(commits) = route.commits.as_ref().filter(|it| it.recent_p99_s > COMMIT_SLOW_S) {
         let is_bad = commits.recent_p99_s > COMMIT_BAD_S;
@@ -260,6 +443,35 @@ fn of_route(place: &str, route: &pb::Route, findings: &mut Vec<Finding>) {
         );
     }
     activities(route, &mut notes);
+}
+
+fn pool(route: &pb::Route, notes: &mut Notes<'_>) {
+    let Some((pool, waits)) = route.pool.as_ref().and_then(|it| Some((it, it.waits.as_ref()?)))
+    else {
+        return;
+    };
+    let is_slow = waits.recent >= POOL_WAITS_MIN && waits.recent_p99_s > POOL_WAIT_DOUBTFUL_S;
+    if waits.recent_failed == 0 && !is_slow {
+        return;
+    }
+    let vain = match waits.recent_failed {
+        0 => String::new(),
+        count => format!(", {count} of them in vain"),
+    };
+    let (connections, time) = (pool.connections_max, seconds(waits.recent_p99_s));
+    notes.note(
+        Severity::Warning,
+        "pool",
+        format!(
+            "{} reads had to wait for one of its {connections} connections{vain}, one in a hundred for {time} or more",
+            waits.recent
+        ),
+        "reads wait before the store has even been asked",
+        match route.kind.as_str() {
+            "sqlite" => "look for clients that list large ranges again and again, and for a slow disk",
+            _ => "set `pool.maxOpen` of its route higher, as far as the server takes connections",
+        },
+    );
 }
 
 fn remedy_of(route: &pb::Route) -> String {

@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 use tokio::time::timeout;
 
 use crate::{
-    assembly::{Plan, Running},
+    assembly::{DEFAULT_FILE, Plan, Running},
     topology::Endpoint,
 };
 
@@ -39,8 +39,17 @@ impl Banner {
     pub(super) fn begin(name: &str, data_dir: &Path, plan: &Plan) -> Self {
         let path = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
         let is_used = matches!(&plan.default.endpoint, Endpoint::Sqlite { path: Some(file), .. }
-            if std::path::absolute(file).is_ok_and(|file| file.starts_with(&path)));
+            if file.starts_with(&path));
         let data_dir = if is_used { path.display().to_string() } else { "not used".to_owned() };
+        let unused = path.join(DEFAULT_FILE);
+        if !is_used && unused.exists() {
+            let (unused, default) = (unused.display(), &plan.default.endpoint);
+            tracing::warn!(
+                %unused, %default,
+                "the data directory has a store of a node that was started without this default store; \
+                 what is in it is not served"
+            );
+        }
         let version = env!("CARGO_PKG_VERSION");
         tracing::info!(version, name, data_dir, process = std::process::id(), "starting");
         let routes = plan.routes.iter().map(|route| Told {

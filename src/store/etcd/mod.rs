@@ -54,6 +54,7 @@ use self::{
 use super::{
     Head, LogBatch, PAGE_BYTES_MAX, Page, Query, RecordStore, Size,
     led::{self, Engine, Led, leaf::Leaf, mailbox::Task, page_sizer::PageSizer},
+    pool::Pool,
 };
 use crate::{
     clock::SharedClock,
@@ -289,6 +290,16 @@ fn parsed(version: &str) -> Option<(u32, u32)> {
 impl Engine for Shared {
     fn leaf(&self) -> &Leaf {
         &self.leaf
+    }
+
+    /// All calls share one connection.
+    fn pool(&self) -> Option<Arc<Pool>> {
+        None
+    }
+
+    /// An etcd does not tell.
+    fn hazards(&self) -> Vec<&'static str> {
+        Vec::new()
     }
 
     fn check_txn(&self, _txn: &Txn) -> Result<()> {

@@ -35,7 +35,7 @@ use self::{
 };
 use super::{
     Coverage, Described, Head, LogBatch, Page, Query, RecordStore, Size, Store, Tail, Written,
-    attach::AttachState, explained::StoreRead, journal::Log, meter::Meters, selected,
+    attach::AttachState, explained::StoreRead, journal::Log, meter::Meters, pool::Pool, selected,
 };
 use crate::{
     model::{Key, KeyRange, KeyValue, LeaseId, Revision, StoreError, error::Result, txn::Txn},
@@ -55,6 +55,12 @@ const SIZE_WAIT_MAX: Duration = Duration::from_secs(1);
 #[async_trait]
 pub(super) trait Engine: fmt::Debug + Send + Sync + 'static {
     fn leaf(&self) -> &Leaf;
+
+    /// Its connections that read, where they are bounded here.
+    fn pool(&self) -> Option<Arc<Pool>>;
+
+    /// Settings of its server under which a commit is not durable, each with what that means.
+    fn hazards(&self) -> Vec<&'static str>;
 
     /// Refuses a transaction that the store can't keep, whatever it holds.
     fn check_txn(&self, txn: &Txn) -> Result<()>;
@@ -348,14 +354,16 @@ impl<E: Engine> Store for Led<E> {
         let trouble = self.leaf().check_usable().err().map(|error| error.to_string());
         let (name, trouble) = (self.name().to_string(), trouble.unwrap_or_default());
         let trouble_s = self.leaf().trouble_age().as_secs_f64();
-        vec![Described { name, trouble, trouble_s, ..Described::default() }]
+        let hazards = self.engine.hazards().into_iter().map(str::to_owned).collect();
+        vec![Described { name, trouble, trouble_s, hazards, ..Described::default() }]
     }
 
     fn meters(&self) -> Vec<Meters> {
         let (name, leaf) = (self.name().clone(), self.leaf());
         let (commits, selected) = (Some(leaf.commits.clone()), Some(leaf.selected.clone()));
         let trouble = leaf.check_usable().err().map(|error| error.to_string());
-        vec![Meters { name, trouble, requests: None, commits, selected }]
+        let (pool, hazards) = (self.engine.pool(), self.engine.hazards().len());
+        vec![Meters { commits, selected, pool, hazards, ..Meters::new(name, trouble) }]
     }
 
     async fn defragment(&self) -> Result<bool> {

@@ -287,7 +287,7 @@ impl Store for Slot {
             Ok(store) => store.meters(),
             Err(error) => {
                 let (name, trouble) = (self.shared.name.clone(), Some(error.to_string()));
-                vec![Meters { name, trouble, requests: None, commits: None, selected: None }]
+                vec![Meters::new(name, trouble)]
             }
         }
     }

@@ -35,11 +35,12 @@ use self::{
     index::Index,
     session::{Arg, Columns, Database, DbError, DbResult, Session, Sql, rows},
     statements::Statements,
-    writer::Writer,
+    writer::{Building, Writer},
 };
 use super::{
     Head, LogBatch, Page, Query, RecordStore, Size,
     led::{self, Engine, Led, leaf::Leaf, mailbox::Task, page_sizer::PageSizer},
+    pool::Pool,
 };
 use crate::{
     clock::SharedClock,
@@ -168,6 +169,7 @@ async fn open<D: Database>(
             kept: Instant::now(),
             compaction: Compaction::resume(walked, compacted),
             index_paused: None,
+            building: Building::default(),
             made_anew,
             held: None,
             pieces: Vec::new(),
@@ -188,6 +190,14 @@ async fn last(session: &mut impl Session, statements: &Statements) -> DbResult<(
 impl<D: Database> Engine for SqlEngine<D> {
     fn leaf(&self) -> &Leaf {
         &self.shared.leaf
+    }
+
+    fn pool(&self) -> Option<Arc<Pool>> {
+        Some(self.database.pool())
+    }
+
+    fn hazards(&self) -> Vec<&'static str> {
+        self.database.hazards()
     }
 
     fn check_txn(&self, txn: &Txn) -> Result<()> {

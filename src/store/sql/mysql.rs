@@ -188,7 +188,7 @@ impl Driver for Mysql {
                 .to_owned(),
             session: "SELECT CONNECTION_ID()",
             now_ms: "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)",
-            durability: vec![
+            hazards: vec![
                 (
                     "innodb_flush_log_at_trx_commit is not 1 in this server: \
                      a crash of its machine loses writes that were acknowledged",

@@ -209,11 +209,19 @@ impl Driver for Postgres {
                 .to_owned(),
             session: "SELECT pg_backend_pid()",
             now_ms: "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
-            durability: vec![(
-                "fsync is off in this server: a crash of its machine loses or damages the store",
-                "SELECT count(*) FROM pg_settings WHERE name = 'fsync' AND setting = 'off'"
-                    .to_owned(),
-            )],
+            hazards: vec![
+                (
+                    "fsync is off in this server: a crash of its machine loses or damages the store",
+                    "SELECT count(*) FROM pg_settings WHERE name = 'fsync' AND setting = 'off'"
+                        .to_owned(),
+                ),
+                (
+                    "full_page_writes is off in this server: a crash of its machine may damage the store",
+                    "SELECT count(*) FROM pg_settings \
+                        WHERE name = 'full_page_writes' AND setting = 'off'"
+                        .to_owned(),
+                ),
+            ],
         }
     }
 

@@ -24,16 +24,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 
 pub use self::opening::{OpenError, Usage, open, open_known};
 use super::session::{
     Arg, Database, DbError, DbResult, Dialect, Each, Job, Session, Sql, WriterTask, went_back,
 };
-use crate::net::address::{self, Host};
+use crate::{
+    net::address::{self, Host},
+    store::pool::Pool,
+};
 
 /// What a statement may take, as long as etcd gives a request.
 const STATEMENT_TIME_MAX: Duration = Duration::from_secs(7);
@@ -122,7 +122,7 @@ pub struct Texts {
     /// The database's time, in milliseconds since 1970.
     pub now_ms: &'static str,
     /// Yields 1 for each setting under which a commit is not durable.
-    pub durability: Vec<(&'static str, String)>,
+    pub hazards: Vec<(&'static str, String)>,
 }
 
 /// A database behind a socket, for reads.
@@ -130,7 +130,8 @@ pub struct Texts {
 pub struct Remote<D: Driver> {
     driver: Arc<D>,
     tenure: Arc<Tenure>,
-    permits: Semaphore,
+    pool: Arc<Pool>,
+    hazards: Vec<&'static str>,
     free: Arc<Free<D>>,
     readers: Readers,
 }
@@ -285,13 +286,18 @@ impl Tenure {
 
 impl<D: Driver> Remote<D> {
     /// The database that a session owns.
-    fn new(writer: &RemoteSession<D>, readers: Readers) -> DbResult<Self> {
+    fn new(
+        writer: &RemoteSession<D>,
+        readers: Readers,
+        hazards: Vec<&'static str>,
+    ) -> DbResult<Self> {
         let free = Arc::new(Free(Mutex::default()));
         tokio::spawn(Free::close_idle(Arc::downgrade(&free), readers.idle_time_max));
         Ok(Self {
             driver: writer.driver.clone(),
             tenure: writer.title()?.tenure.clone(),
-            permits: Semaphore::new(readers.open_max),
+            pool: Pool::new(readers.open_max),
+            hazards,
             free,
             readers,
         })
@@ -363,15 +369,20 @@ impl<D: Driver> Database for Remote<D> {
         job: Job<RemoteSession<D>, T>,
     ) -> DbResult<T> {
         let busy = || DbError::Failed("all its connections are busy".to_owned());
-        let _permit = match timeout(STATEMENT_TIME_MAX, self.permits.acquire()).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_)) | Err(_) => return Err(busy()),
-        };
+        let _permit = self.pool.acquire(STATEMENT_TIME_MAX).await.ok_or_else(busy)?;
         self.tenure.check()?;
         let result = self.run(&job).await?;
         // Another node may have taken the store while the answer was on its way.
         self.tenure.check()?;
         Ok(result)
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        self.pool.clone()
+    }
+
+    fn hazards(&self) -> Vec<&'static str> {
+        self.hazards.clone()
     }
 
     /// Whoever writes finds out anew each time.

@@ -11,6 +11,8 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+use crate::store::pool::Pool;
+
 /// A value bound to a placeholder.
 #[derive(Clone, Copy, Debug)]
 pub enum Arg<'a> {
@@ -124,6 +126,12 @@ pub trait Database: fmt::Debug + Send + Sync + 'static {
         is_short: bool,
         job: Job<Self::Session, T>,
     ) -> impl Future<Output = DbResult<T>> + Send;
+
+    /// Its sessions that read.
+    fn pool(&self) -> Arc<Pool>;
+
+    /// Each setting of its server under which a commit is not durable, with what that means, as of the opening.
+    fn hazards(&self) -> Vec<&'static str>;
 
     /// Whether it has no room for more, to be shared with who finds that out.
     fn is_full(&self) -> Arc<AtomicBool>;

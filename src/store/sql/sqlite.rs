@@ -22,7 +22,6 @@ use std::{
 use bytes::Bytes;
 use futures::FutureExt as _;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ToSql, types::ToSqlOutput};
-use tokio::sync::Semaphore;
 
 use super::{
     Indexing, Witnessed,
@@ -37,7 +36,7 @@ use super::{
 use crate::{
     clock::{Entropy, SharedClock},
     model::Revision,
-    store::{Expected, RecordStore},
+    store::{Expected, RecordStore, pool::Pool},
 };
 
 /// Connections that read. More than the cores that wait on disks help nobody.
@@ -154,7 +153,7 @@ pub struct Sqlite {
 struct Readers {
     path: PathBuf,
     free: Mutex<Vec<SqliteSession>>,
-    permits: Arc<Semaphore>,
+    pool: Arc<Pool>,
 }
 
 /// A connection.
@@ -242,12 +241,13 @@ pub async fn open_known(
     let reserve = Arc::new(Reserve::new(path, is_full.clone()));
     let (shown, ran_full) = (path.display().to_string(), AtomicBool::new(false));
     let opening = Opening { name, path, shown, expected, reserve, ran_full };
+    opening.check_file()?;
     let (file, witness) = opening.lock()?;
     let (writer, witnessed) = opening.open(file, witness, owner)?;
     let readers = Readers {
         path: path.to_owned(),
         free: Mutex::new(Vec::new()),
-        permits: Arc::new(Semaphore::new(READERS_MAX)),
+        pool: Pool::new(READERS_MAX),
     };
     let database = Sqlite { name: name.to_owned(), readers: Arc::new(readers), is_full };
     let opened = super::open(name, database, writer, clock, witnessed, indexing).await;
@@ -281,6 +281,14 @@ impl OpenError {
 impl Opening<'_> {
     fn failed(&self, reason: impl ToString) -> OpenError {
         OpenError::Failed { path: self.shown.clone(), reason: reason.to_string() }
+    }
+
+    /// Refuses a file that is not there and should be, before anything is made in its place.
+    fn check_file(&self) -> Result<(), OpenError> {
+        match self.path.try_exists() {
+            Ok(false) => self.check_incarnation(0, Witness::default()),
+            _ => Ok(()),
+        }
     }
 
     /// Takes the lock that says who owns the file; and what stands there about the store.
@@ -427,6 +435,7 @@ impl Opening<'_> {
         let exists = "SELECT count(*) FROM sqlite_schema WHERE name = 'pleach_meta'";
         if connection.query_row(exists, [], |row| row.get::<_, i64>(0))? == 0 {
             connection.execute_batch(SCHEMA)?;
+            tracing::info!(store = self.name, path = self.shown, "a new, empty store is made");
         }
         let version = "SELECT value FROM pleach_meta WHERE name = 'schema'";
         if connection.query_row(version, [], |row| row.get::<_, i64>(0))? < SCHEMA_VERSION {
@@ -482,8 +491,8 @@ impl Database for Sqlite {
         is_short: bool,
         job: Job<SqliteSession, T>,
     ) -> DbResult<T> {
-        let stopped = |_| DbError::Failed("the node is stopping".to_owned());
-        let permit = self.readers.permits.clone().acquire_owned().await.map_err(stopped)?;
+        let busy = || DbError::Failed("all its connections are busy".to_owned());
+        let permit = self.readers.pool.acquire(Duration::MAX).await.ok_or_else(busy)?;
         if is_short {
             return self.readers.run(job);
         }
@@ -494,6 +503,15 @@ impl Database for Sqlite {
             result
         });
         blocking.await.map_err(|error| DbError::Failed(format!("a read was given up: {error}")))?
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        self.readers.pool.clone()
+    }
+
+    /// Its settings are this node's own.
+    fn hazards(&self) -> Vec<&'static str> {
+        Vec::new()
     }
 
     fn is_full(&self) -> Arc<AtomicBool> {

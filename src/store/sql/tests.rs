@@ -25,7 +25,7 @@ use crate::{
         Revision, StoreError,
         txn::{Op, PutOp, Txn},
     },
-    store::RecordStore,
+    store::{RecordStore, pool::Pool},
 };
 
 const SEEDS: u64 = 1_000;
@@ -300,6 +300,15 @@ impl Database for Server {
     async fn read<T: Send + 'static>(&self, _is_short: bool, job: Job<Scripted, T>) -> DbResult<T> {
         let mut session = self.session();
         job(&mut session).await
+    }
+
+    /// Nobody asks for its sessions.
+    fn pool(&self) -> Arc<Pool> {
+        Pool::new(1)
+    }
+
+    fn hazards(&self) -> Vec<&'static str> {
+        Vec::new()
     }
 
     fn is_full(&self) -> Arc<AtomicBool> {

@@ -19,6 +19,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 use tracing::{Instrument as _, Span};
 
+pub(super) use self::indexing::Building;
+
 use self::batch::{Run, WriteBatch};
 use super::{
     Shared,
@@ -64,6 +66,7 @@ pub(super) struct Writer<S> {
     pub compaction: Compaction,
     /// Until when nothing is done about indexes, since something failed.
     pub index_paused: Option<Instant>,
+    pub building: Building,
     /// Kept with the next compaction, which breaks off what was before; see [`super::Witnessed`].
     pub made_anew: Option<i64>,
     /// Taken from the queue, and left for a batch of its own.

@@ -399,7 +399,7 @@ impl Store for NodeStore {
     fn meters(&self) -> Vec<Meters> {
         let trouble = self.shared.trouble.borrow().as_deref().map(str::to_owned);
         let name = self.shared.name.clone();
-        vec![Meters { name, trouble, requests: None, commits: None, selected: None }]
+        vec![Meters::new(name, trouble)]
     }
 }
 

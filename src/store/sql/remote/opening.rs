@@ -160,8 +160,9 @@ pub async fn open_known<D: Driver>(
 ) -> Result<Arc<dyn RecordStore>, OpenError> {
     let opening = Opening { place, driver: Arc::new(driver), owner, incarnation };
     let failed = |error| OpenError::new(place, error);
-    let (session, made_anew) = opening.take().await?;
-    let remote = Remote::new(&session, usage.readers).map_err(failed)?;
+    let (mut session, hazards) = opening.prepare().await?;
+    let made_anew = opening.take(&mut session).await?;
+    let remote = Remote::new(&session, usage.readers, hazards).map_err(failed)?;
     let witnessed = Witnessed { made_anew, ..Witnessed::default() };
     sql::open(name, remote, session, clock, witnessed, usage.indexing).await.map_err(failed)
 }
@@ -208,14 +209,9 @@ impl<D: Driver> Opening<'_, D> {
         OpenError::new(self.place, error)
     }
 
-    /// A session that owns the store; and where that may have been made from a copy since it was owned last, the
+    /// Has a session own the store. Where that may have been made from a copy since it was owned last, returns the
     /// number by which the database says so.
-    async fn take(&self) -> Result<(RemoteSession<D>, Option<i64>), OpenError> {
-        let files = self.driver.database().check_files().await;
-        files.map_err(|reason| self.failed(DbError::Failed(reason)))?;
-        let mut session = RemoteSession::new(self.driver.clone(), Role::Opens);
-        self.check_session(&mut session).await?;
-        self.prepare(&mut session).await?;
+    async fn take(&self, session: &mut RemoteSession<D>) -> Result<Option<i64>, OpenError> {
         // What is no database of its own kind quite may not say.
         let made = session.number(&self.sql(self.driver.texts().made)).await.ok().flatten();
         let begun = Instant::now();
@@ -233,11 +229,11 @@ impl<D: Driver> Opening<'_, D> {
                         is_free && before == claim && since.elapsed() >= LEASE
                     })
             };
-            let taken = self.claim(&mut session, made, is_over).await;
+            let taken = self.claim(session, made, is_over).await;
             let claim = match taken.map_err(|error| self.failed(error))? {
                 Taken::Ours { epoch, incarnation, made_anew } => {
                     session.own(epoch, incarnation, started);
-                    return Ok((session, made_anew));
+                    return Ok(made_anew);
                 }
                 Taken::Another(found) => {
                     let expected = self.incarnation.unwrap_or(0);
@@ -288,8 +284,13 @@ impl<D: Driver> Opening<'_, D> {
         }
     }
 
-    /// Makes the tables, and refuses what is not ours before anything is written.
-    async fn prepare(&self, session: &mut RemoteSession<D>) -> Result<(), OpenError> {
+    /// A session in a database that has the tables; refuses what is not ours before anything is written. With it
+    /// come the settings under which a commit is not durable.
+    async fn prepare(&self) -> Result<(RemoteSession<D>, Vec<&'static str>), OpenError> {
+        let files = self.driver.database().check_files().await;
+        files.map_err(|reason| self.failed(DbError::Failed(reason)))?;
+        let mut session = RemoteSession::new(self.driver.clone(), Role::Opens);
+        self.check_session(&mut session).await?;
         let texts = self.driver.texts();
         let mut ask = async |text: &str| {
             session.number(&self.sql(text)).await.map_err(|error| self.failed(error))
@@ -302,6 +303,7 @@ impl<D: Driver> Opening<'_, D> {
                 let place = self.place.to_owned();
                 return Err(OpenError::Another { place, expected, found: 0 });
             }
+            tracing::info!(place = self.place, "a new, empty store is made");
             for statement in &texts.schema {
                 ask(statement).await?;
             }
@@ -310,12 +312,14 @@ impl<D: Driver> Opening<'_, D> {
         if let Some(found) = found.filter(|found| *found > SCHEMA_INDEXED) {
             return Err(OpenError::TooNew { place: self.place.to_owned(), found });
         }
-        for (advice, query) in &texts.durability {
+        let mut hazards = Vec::new();
+        for (advice, query) in &texts.hazards {
             if ask(query).await? == Some(1) {
                 tracing::warn!(place = self.place, "{advice}");
+                hazards.push(*advice);
             }
         }
-        Ok(())
+        Ok((session, hazards))
     }
 
     /// Takes the store, where it is the one that is expected and its owner's time is over.

@@ -22,6 +22,37 @@ const STEP_ROWS_MAX: usize = 256;
 /// How long nothing is done about indexes when something failed.
 const PAUSE: Duration = Duration::from_secs(60);
 
+/// How often is said how far a build is.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// How far indexes are that are being built in one go.
+#[derive(Debug, Default)]
+pub(in crate::store::sql) struct Building {
+    /// Since when, and when something was said last; `None` where none is built.
+    times: Option<(Instant, Instant)>,
+    /// The rows that were looked at.
+    rows: usize,
+}
+
+// === impl Building ===
+
+impl Building {
+    /// Counts the rows of a step, and says now and then how far it is; at the end that it is done.
+    fn note(&mut self, store: &str, rows: usize, is_last: bool) {
+        let now = Instant::now();
+        let (begun, told) = self.times.get_or_insert((now, now));
+        self.rows += rows;
+        let took = begun.elapsed();
+        if is_last {
+            tracing::info!(%store, rows = self.rows, ?took, "indexes for selectors are built, and used");
+            *self = Self::default();
+        } else if told.elapsed() >= TOLD_EVERY {
+            *told = now;
+            tracing::info!(%store, rows = self.rows, ?took, "indexes for selectors are being built");
+        }
+    }
+}
+
 // === impl Writer ===
 
 impl<S: Session> Writer<S> {
@@ -135,6 +166,7 @@ impl<S: Session> Writer<S> {
         self.put_terms(&terms).await?;
         self.keep_index(&index).await?;
         self.session.commit().await?;
+        self.building.note(&self.shared.leaf.name, live.len(), index.step().is_none());
         Ok(index)
     }
 
