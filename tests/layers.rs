@@ -374,6 +374,7 @@ const CRATES: &[&str] = &[
     "tracing",
     "tracing_opentelemetry",
     "tracing_subscriber",
+    "x509_parser",
 ];
 
 /// The sources but for files of tests alone.

@@ -5,7 +5,7 @@
 #   ./run --keep      the same, and goes on until Ctrl-C
 #   ./run --compose   the same story from compose.yaml; with --keep behind it, until Ctrl-C
 #   ./run --kubernetes  what API servers do on top, where the story has that; also with the others
-#   ./run --tracing     a request on its way, where the story has that; as processes
+#   ./run --tracing     a request on its way, where the story has that; also with the others
 #
 # The story is on standard output, all else on standard error.
 #
@@ -371,6 +371,15 @@ kubectl_quietly_at() {
         "${@:2}"
 }
 
+# What a server has said.
+log_of() {
+    if [ "$mode" = compose ]; then
+        compose "${profiles[@]}" logs --no-color --no-log-prefix "$1"
+    else
+        cat "$work/$1.log"
+    fi
+}
+
 # The whole tree is there: nothing in it is away.
 tree_is_whole() {
     local tree
@@ -393,7 +402,7 @@ story() {
             --kubernetes)
                 declare -F show_kubernetes > /dev/null || fail "the story has nothing for Kubernetes"
                 has_kubernetes=yes
-                profiles=(--profile kubernetes)
+                profiles+=(--profile kubernetes)
                 ;;
             --tracing)
                 declare -F show_tracing > /dev/null || fail "the story has no traces"
@@ -402,7 +411,6 @@ story() {
             *) fail "the options are --keep, --compose, --kubernetes and --tracing; '$word' is none of them" ;;
         esac
     done
-    [ "$has_tracing$mode" != yescompose ] || fail "--tracing is for processes; README.md says what compose.yaml has"
     find_programs
     work=$(mktemp -d "${TMPDIR:-/tmp}/pleach-story.XXXXXX")
     chmod 755 "$work" # database servers run as other users
@@ -410,6 +418,11 @@ story() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
     if [ "$mode" = compose ]; then
+        if [ "$has_tracing" = yes ]; then
+            profiles+=(--profile traces)
+            export OTLP=http://traces:4317
+            compose --profile traces up -d traces >&2
+        fi
         composed
         local name
         for name in "${nodes[@]}"; do

@@ -33,6 +33,19 @@ pub struct StorePlan {
     pub indexing: Indexing,
 }
 
+/// A file with certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreCertificates {
+    /// What names it.
+    pub setting: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether it holds those whose signatures are believed, and not the node's own chain.
+    pub is_authority: bool,
+    /// Whether the node goes on with what was in it at the start.
+    pub is_read_once: bool,
+}
+
 /// A route: which keys, and where they live.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RoutePlan {
@@ -125,8 +138,8 @@ impl Plan {
         self
     }
 
-    /// Each file with certificates that a store is reached with: what names it, and where it is.
-    pub fn certificate_files(&self) -> Vec<(String, PathBuf)> {
+    /// Each file with certificates that a store is reached with.
+    pub fn certificate_files(&self) -> Vec<StoreCertificates> {
         let stores = self.routes.iter().map(|route| &route.store).chain([&self.default]);
         let files = stores.flat_map(|store| {
             let of_database = match &store.endpoint {
@@ -142,7 +155,13 @@ impl Plan {
                     (None, Some(path)) => (format!("endpoint's {kind} file"), path),
                     (None, None) => return None,
                 };
-                Some((format!("store {}: {field}", store.name), path.clone()))
+                Some(StoreCertificates {
+                    setting: format!("store {}: {field}", store.name),
+                    path: path.clone(),
+                    is_authority: kind == "ca",
+                    // Drivers of databases read theirs for each connection.
+                    is_read_once: store.may_be_a_node(),
+                })
             })
         });
         files.collect()

@@ -3,7 +3,7 @@
 //! A person who has the wrong address should learn what is there instead, and what to write. So where a call
 //! fails whose error says nothing of it, the port is asked once more, in clear, what it speaks.
 
-use std::{error::Error as _, fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use clap::Args;
 use tokio::{
@@ -91,21 +91,24 @@ impl Target {
         describe(&self.url, &self.security).await
     }
 
-    /// Which kinds of keys are asked for how often; `None` where the node is of a version that does not tell.
+    /// Which kinds of keys are asked for how often, and with `counts` how many keys there are; `None` where the node is
+    /// of a version that does not tell.
     ///
     /// # Errors
     /// Where no node answers.
-    pub(super) async fn prefixes(&self) -> Result<Option<Vec<pb::PrefixRate>>, Unreachable> {
+    pub(super) async fn prefixes(
+        &self,
+        counts: bool,
+    ) -> Result<Option<pb::PrefixesResponse>, Unreachable> {
         let url = complete(&self.url)?;
-        let mut request = tonic::Request::new(pb::PrefixesRequest {});
-        request.set_timeout(ANSWER_WITHIN);
+        let mut request = tonic::Request::new(pb::PrefixesRequest { counts });
+        request.set_timeout(READ_WITHIN);
         match client(&url, &self.security)?.prefixes(request).await {
-            Ok(answer) => Ok(Some(answer.into_inner().rates)),
-            // The connection failed; else it is an answer.
-            Err(status) if status.source().is_some() => {
-                Err(self.security.explain(&url, &status).await)
+            Ok(answer) => Ok(Some(answer.into_inner())),
+            Err(status) if status.code() == Code::Unimplemented || is_of_before(&status) => {
+                Ok(None)
             }
-            Err(_) => Ok(None),
+            Err(status) => Err(self.security.explain(&url, &status).await),
         }
     }
 
@@ -178,8 +181,7 @@ pub(super) async fn explain(
     let mut said = status.message().to_owned();
     quieten_text(&mut said);
     let is_late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded);
-    // So a node answers that takes it for a verb of its parent.
-    let is_old = said.contains("answers only the node that assigned it its lanes");
+    let is_old = is_of_before(&status);
     let own = ["etcdserver:", "pleach:"].iter().any(|begin| said.starts_with(begin));
     match (is_old, is_late, own) {
         (true, ..) => anyhow::bail!("the node is of a version that explains nothing"),
@@ -190,6 +192,11 @@ pub(super) async fn explain(
         (.., true) => anyhow::bail!("the node refuses: {said}"),
         _ => Err(security.explain(&url, &status).await.into()),
     }
+}
+
+/// Whether a node answers that is of a version without this verb: it takes it for one of its parent.
+fn is_of_before(status: &Status) -> bool {
+    status.message().contains("answers only the node that assigned it its lanes")
 }
 
 fn client(url: &str, security: &Security) -> Result<TreeClient<Channel>, Unreachable> {

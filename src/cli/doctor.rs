@@ -67,6 +67,7 @@ struct Finding {
     /// What to do.
     remedy: String,
     /// The alert of deploy/prometheus that fires where it lasts.
+    #[serde(skip_serializing_if = "Option::is_none")]
     alert: Option<&'static str>,
 }
 

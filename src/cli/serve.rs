@@ -447,9 +447,18 @@ impl Serve {
             ("--server-cert-file", &self.server_cert_file),
             ("--trusted-ca-file", &self.trusted_ca_file),
         ];
-        let given = flags.into_iter().filter_map(|(flag, path)| Some((flag.into(), path.clone()?)));
-        let files = given.chain(plan.certificate_files());
-        files.map(|(setting, path)| CertificateFile { setting, path }).collect()
+        let given = flags.into_iter().filter_map(|(flag, path)| {
+            let (setting, path) = (flag.to_owned(), path.clone()?);
+            let is_authority = flag == "--trusted-ca-file";
+            Some(CertificateFile { setting, path, is_authority, is_read_once: false })
+        });
+        let of_stores = plan.certificate_files().into_iter().map(|it| CertificateFile {
+            setting: it.setting,
+            path: it.path,
+            is_authority: it.is_authority,
+            is_read_once: it.is_read_once,
+        });
+        given.chain(of_stores).collect()
     }
 
     /// What the node shows, and whom it admits: read, and looked at before anything is opened.

@@ -132,15 +132,13 @@ impl Top {
         if !self.prefixes {
             return self.printed(&self.target.describe().await?);
         }
-        if at.is_multiple_of(COUNT_EVERY) {
-            *counted = prefixes::count(&self.target).await?;
-        }
-        let mut rows = prefixes::rows(&self.target, counted).await?;
+        let is_counted = at.is_multiple_of(COUNT_EVERY);
+        let mut kinds = prefixes::ask(&self.target, is_counted, counted).await?;
         let weight = |row: &prefixes::Row| row.weight(self.sort).unwrap_or(-1.0);
-        rows.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
-        Ok(match self.output.format.structured(&rows)? {
+        kinds.rows.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
+        Ok(match self.output.format.structured(&kinds.rows)? {
             Some(text) => text,
-            None => prefixes::table(&rows),
+            None => prefixes::table(&kinds),
         })
     }
 

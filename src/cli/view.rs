@@ -46,6 +46,35 @@ struct Measured {
     cpu_s: f64,
     open_files: u64,
     open_files_max: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quota_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    certificates: Vec<Certificate>,
+}
+
+#[derive(Debug, Serialize)]
+struct Certificate {
+    setting: String,
+    file: String,
+    subject: String,
+    is_authority: bool,
+    ends_in_s: i64,
+    lasts_s: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct Pool {
+    connections_max: u64,
+    connections_used: u64,
+    waiting: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits: Option<Activity>,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,6 +125,18 @@ struct Route {
     commits: Option<Activity>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pending: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<Pool>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hazards: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    watchers: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    is_detached: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detachments: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backfills: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_error: Option<LastError>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,6 +212,11 @@ fn measured(node: &pb::Node) -> Option<Measured> {
         cpu_s: node.cpu_s,
         open_files: node.open_files,
         open_files_max: node.open_files_max,
+        connections: known(node.connections_max).map(|_| node.connections),
+        connections_max: known(node.connections_max),
+        quota_bytes: known(node.quota_bytes),
+        time_ms: known(node.time_ms),
+        certificates: node.certificates.iter().map(Certificate::from).collect(),
     })
 }
 
@@ -203,6 +249,12 @@ impl From<&pb::Route> for Route {
             writes: route.writes.as_ref().map(Activity::from),
             commits: route.commits.as_ref().map(Activity::from),
             pending: is_told.then_some(route.pending),
+            pool: route.pool.as_ref().map(Pool::from),
+            hazards: route.hazards.clone(),
+            watchers: is_told.then_some(route.watchers),
+            is_detached: is_told.then_some(route.is_detached),
+            detachments: is_told.then_some(route.detachments),
+            backfills: is_told.then_some(route.backfills),
             last_error: route.last_error.as_ref().map(LastError::from),
             node: route.node.as_ref().map(|node| Box::new(Node::from(node))),
         }
@@ -218,6 +270,30 @@ impl From<&pb::Activity> for Activity {
             recent: it.recent,
             recent_failed: it.recent_failed,
             recent_p99_s: it.recent_p99_s,
+        }
+    }
+}
+
+impl From<&pb::Certificate> for Certificate {
+    fn from(it: &pb::Certificate) -> Self {
+        Self {
+            setting: it.setting.clone(),
+            file: it.file.clone(),
+            subject: it.subject.clone(),
+            is_authority: it.is_authority,
+            ends_in_s: it.ends_in_s,
+            lasts_s: it.lasts_s,
+        }
+    }
+}
+
+impl From<&pb::Pool> for Pool {
+    fn from(it: &pb::Pool) -> Self {
+        Self {
+            connections_max: it.connections_max,
+            connections_used: it.connections_used,
+            waiting: it.waiting,
+            waits: it.waits.as_ref().map(Activity::from),
         }
     }
 }

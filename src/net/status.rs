@@ -51,8 +51,10 @@ const SAID: &[(&str, Cause)] = &[
     ("fatal alert: CertificateExpired", Cause::RefusesCertificate),
     ("fatal alert: DecryptError", Cause::RefusesCertificate),
     // What speaks TLS says so to who does not only now and then; else it only goes.
-    ("operation was canceled: connection closed", Cause::Closes),
+    ("connection closed", Cause::Closes),
     ("broken pipe", Cause::Closes),
+    ("Broken pipe", Cause::Closes),
+    ("Connection reset by peer", Cause::Closes),
 ];
 
 // === impl Cause ===

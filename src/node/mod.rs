@@ -12,6 +12,7 @@
 mod alarms;
 mod counted;
 mod foreign;
+pub mod kinds;
 mod kv;
 mod lease;
 mod queue;

@@ -3,7 +3,7 @@
 use std::{
     fmt, fs,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -24,10 +24,14 @@ pub struct CertificateFile {
     pub setting: String,
     /// The file.
     pub path: PathBuf,
+    /// Whether it holds those whose signatures are believed, and not the node's own chain.
+    pub is_authority: bool,
+    /// Whether the node goes on with what was in it at the start.
+    pub is_read_once: bool,
 }
 
-/// The certificate of a file that ends first: a chain is as good as its worst link, and so is what an authority's
-/// successor is not in yet.
+/// What a file is as good as: of a chain the certificate that ends first; of authorities the one that ends last, since
+/// some are kept beside their successors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Validity {
     pub file: CertificateFile,
@@ -46,28 +50,51 @@ pub(super) struct Certificates(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     files: Vec<CertificateFile>,
-    seen: Mutex<Option<(Instant, Vec<Validity>)>>,
+    /// Of each file; `None` of one that can't be read, which who needs it says.
+    seen: Mutex<Vec<Option<Validity>>>,
+    looked: Mutex<Option<Instant>>,
 }
 
 // === impl Certificates ===
 
 impl Certificates {
     pub(super) fn new(files: Vec<CertificateFile>) -> Self {
-        Self(Arc::new(Inner { files, seen: Mutex::default() }))
+        let seen = Mutex::new(files.iter().map(validity_of).collect());
+        let looked = Mutex::new(Some(Instant::now()));
+        Self(Arc::new(Inner { files, seen, looked }))
     }
 
-    /// When they end, as of a minute ago at most. What can't be read is left out: who needs it says so.
+    /// When they end, as it was found a minute ago or so: nobody waits for a disk.
     pub(super) fn validities(&self) -> Vec<Validity> {
-        // Nothing panics while it holds the lock.
-        let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, found)) = &*seen
-            && at.elapsed() < LOOK_EVERY
-        {
-            return found.clone();
+        if self.is_due() {
+            let inner = self.0.clone();
+            tokio::task::spawn_blocking(move || inner.look());
         }
-        let found: Vec<_> = self.0.files.iter().filter_map(first_to_end).collect();
-        *seen = Some((Instant::now(), found.clone()));
-        found
+        self.0.lock().iter().flatten().cloned().collect()
+    }
+
+    /// Says so once for each time.
+    fn is_due(&self) -> bool {
+        // Nothing panics while it holds the lock.
+        let mut looked = self.0.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = looked.is_some_and(|at| at.elapsed() >= LOOK_EVERY);
+        if is_due {
+            *looked = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Validity>>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self) {
+        for (at, file) in self.files.iter().enumerate().filter(|(_, file)| !file.is_read_once) {
+            let found = validity_of(file);
+            self.lock()[at] = found;
+        }
     }
 }
 
@@ -82,23 +109,23 @@ pub(super) fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-fn first_to_end(file: &CertificateFile) -> Option<Validity> {
+fn validity_of(file: &CertificateFile) -> Option<Validity> {
     let pem = fs::read(&file.path).ok()?;
     let all = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok);
     let validities = all.filter_map(|der| {
         let (_, certificate) = parse_x509_certificate(&der).ok()?;
-        Some(validity_of(&certificate, file.clone()))
+        let subject = names_in(&certificate);
+        let validity = certificate.validity();
+        Some(Validity {
+            file: file.clone(),
+            subject: subject.unwrap_or_else(|| certificate.subject().to_string()),
+            not_before: validity.not_before.timestamp(),
+            not_after: validity.not_after.timestamp(),
+        })
     });
-    validities.min_by_key(|validity| validity.not_after)
-}
-
-fn validity_of(certificate: &X509Certificate<'_>, file: CertificateFile) -> Validity {
-    let validity = certificate.validity();
-    Validity {
-        file,
-        subject: names_in(certificate).unwrap_or_else(|| certificate.subject().to_string()),
-        not_before: validity.not_before.timestamp(),
-        not_after: validity.not_after.timestamp(),
+    match file.is_authority {
+        true => validities.max_by_key(|validity| validity.not_after),
+        false => validities.min_by_key(|validity| validity.not_after),
     }
 }
 
@@ -126,26 +153,53 @@ mod tests {
         params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
     }
 
+    fn file(setting: &str, path: PathBuf) -> CertificateFile {
+        CertificateFile {
+            setting: setting.to_owned(),
+            path,
+            is_authority: setting.contains("ca"),
+            is_read_once: setting.contains("once"),
+        }
+    }
+
+    fn ends(certificates: &Certificates) -> Vec<(String, i64)> {
+        let found = certificates.validities().into_iter();
+        found.map(|it| (it.file.setting, it.not_after)).collect()
+    }
+
+    fn year(year: i32) -> i64 {
+        date_time_ymd(year, 1, 1).unix_timestamp()
+    }
+
+    #[test]
+    fn a_chain_is_as_good_as_its_first_to_end_and_authorities_as_their_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("several.pem");
+        fs::write(&path, pem(2041) + &pem(2031)).unwrap();
+        let missing = file("--trusted-ca-file", folder.path().join("none.pem"));
+        let files = vec![file("--cert-file", path.clone()), file("ca", path), missing];
+        let certificates = Certificates::new(files);
+        assert_eq!(
+            ends(&certificates),
+            [("--cert-file".to_owned(), year(2031)), ("ca".to_owned(), year(2041))]
+        );
+        assert_eq!(certificates.validities()[0].subject, "a.example");
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn the_one_that_ends_first_counts_and_a_file_is_read_anew_after_a_minute() {
+    async fn a_file_is_read_anew_after_a_minute_where_the_node_does_too() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("chain.pem");
-        fs::write(&path, pem(2041) + &pem(2031)).unwrap();
-        let file = |name: &str, path: PathBuf| CertificateFile { setting: name.to_owned(), path };
-        let missing = file("--trusted-ca-file", folder.path().join("none.pem"));
-        let certificates = Certificates::new(vec![file("--cert-file", path.clone()), missing]);
-
-        let ends = || {
-            let found = certificates.validities();
-            assert_eq!(found.len(), 1, "{found:?}");
-            assert_eq!(found[0].file.setting, "--cert-file");
-            assert_eq!(found[0].subject, "a.example");
-            found[0].not_after
-        };
-        assert_eq!(ends(), date_time_ymd(2031, 1, 1).unix_timestamp());
+        fs::write(&path, pem(2031)).unwrap();
+        let files = vec![file("--cert-file", path.clone()), file("once", path.clone())];
+        let certificates = Certificates::new(files);
+        let ends = || ends(&certificates).into_iter().map(|(_, end)| end).collect::<Vec<_>>();
         fs::write(&path, pem(2051)).unwrap();
-        assert_eq!(ends(), date_time_ymd(2031, 1, 1).unix_timestamp());
+        assert_eq!(ends(), [year(2031), year(2031)]);
         tokio::time::advance(LOOK_EVERY).await;
-        assert_eq!(ends(), date_time_ymd(2051, 1, 1).unix_timestamp());
+        while ends() == [year(2031), year(2031)] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(ends(), [year(2051), year(2031)]);
     }
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     clock::REVISION_MAX,
     model::{Commit, Event, KeyRange, Revision, StoreError, txn::Txn},
-    node::{Fence, Node},
+    node::{Fence, Node, kinds::Kinds},
     proto::{
         etcdserverpb,
         tree::{self as pb, tree_server::SERVICE_NAME},
@@ -41,6 +41,9 @@ use crate::{
 
 /// How long a node's children may take to say what lies below them, where nobody says.
 const BELOW_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// How long keys are counted at most.
+const COUNT_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// gRPC's own bound on what it writes a time with.
 const TIMEOUT_DIGITS_MAX: usize = 8;
@@ -297,6 +300,7 @@ impl Services {
             subject: it.subject,
             ends_in_s: it.not_after - now.as_secs() as i64,
             lasts_s: it.not_after - it.not_before,
+            is_authority: it.file.is_authority,
         });
         pb::Node {
             member: Some(wire::member(membership.me())),
@@ -393,7 +397,7 @@ impl pb::tree_server::Tree for Services {
 
     async fn prefixes(
         &self,
-        _: Request<pb::PrefixesRequest>,
+        request: Request<pb::PrefixesRequest>,
     ) -> Result<Response<pb::PrefixesResponse>, Status> {
         let mut rates = Vec::new();
         for meters in self.node.root().meters() {
@@ -405,7 +409,24 @@ impl pb::tree_server::Tree for Services {
                 writes_per_s: rate.writes,
             }));
         }
-        Ok(Response::new(pb::PrefixesResponse { rates }))
+        if !request.into_inner().counts {
+            return Ok(Response::new(pb::PrefixesResponse { rates, ..Default::default() }));
+        }
+        // Half of the time, so that there is some for the rest, and an answer.
+        let left = Call::current().deadline.map_or(COUNT_TIME_MAX, |deadline| {
+            deadline.saturating_duration_since(Instant::now()) / 2
+        });
+        let deadline = Instant::now() + left.min(COUNT_TIME_MAX);
+        let Kinds { kinds, others, is_cut_short } =
+            self.node.count_kinds(deadline).await.map_err(refused)?;
+        let counted = kinds.into_iter().map(|(prefix, kind)| pb::PrefixCount {
+            prefix,
+            keys: kind.keys,
+            bytes_about: Some(kind.bytes_about),
+        });
+        let others = pb::PrefixCount { keys: others, ..Default::default() };
+        let counts = counted.chain([others]).collect();
+        Ok(Response::new(pb::PrefixesResponse { rates, counts, is_cut_short }))
     }
 
     async fn join(

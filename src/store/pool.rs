@@ -10,6 +10,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::coop::consume_budget,
     time::{Instant, timeout},
 };
 
@@ -21,15 +22,16 @@ pub struct Pool {
     connections_max: usize,
     permits: Arc<Semaphore>,
     waiting: AtomicU64,
-    /// Who had to wait, for how long, and who did in vain. What had one at once is not counted.
+    /// Who had to wait, for how long, and who did in vain; who gave up by itself did not. What had one at once is not
+    /// counted.
     pub waits: Meter,
 }
 
-/// Counts one that waits, for as long as it does; one that goes away has waited in vain.
+/// Counts one that waits, for as long as it does.
 struct Waiting<'p> {
     pool: &'p Pool,
     begun: Instant,
-    is_over: bool,
+    is_in_vain: bool,
 }
 
 // === impl Pool ===
@@ -64,20 +66,22 @@ impl Pool {
     /// The right to use one, until it is dropped; `None` where all were busy for `limit`.
     pub async fn acquire(&self, limit: Duration) -> Option<OwnedSemaphorePermit> {
         if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+            // Many short reads of one request let others have their turn.
+            consume_budget().await;
             return Some(permit);
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let mut waiting = Waiting { pool: self, begun: Instant::now(), is_over: false };
-        let permit = timeout(limit, self.permits.clone().acquire_owned()).await.ok()?.ok()?;
-        waiting.is_over = true;
-        Some(permit)
+        let mut waiting = Waiting { pool: self, begun: Instant::now(), is_in_vain: false };
+        let permit = timeout(limit, self.permits.clone().acquire_owned()).await;
+        waiting.is_in_vain = permit.is_err();
+        permit.ok()?.ok()
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.pool.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.pool.waits.note(self.begun.elapsed(), !self.is_over);
+        self.pool.waits.note(self.begun.elapsed(), self.is_in_vain);
     }
 }
 
@@ -105,6 +109,17 @@ mod tests {
         let counts = pool.waits.counts();
         assert_eq!((counts.total(), counts.failed, pool.waiting()), (2, 1, 0));
         assert_eq!(counts.nanos, 3_000_000_000);
+
+        // One that is given up is counted, and not as a failure.
+        let held = pool.acquire(Duration::ZERO).await;
+        {
+            let given_up = pool.acquire(Duration::MAX);
+            tokio::pin!(given_up);
+            assert!(futures::poll!(&mut given_up).is_pending());
+        }
+        let counts = pool.waits.counts();
+        assert_eq!((counts.total(), counts.failed, pool.waiting()), (3, 1, 0));
+        drop(held);
         assert_eq!(pool.connections_used(), 0, "it went with who had it");
     }
 }

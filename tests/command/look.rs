@@ -1,6 +1,6 @@
 //! The commands that ask a node that runs: `tree`, `status`, `top`, `doctor`; and `completion` and `man`.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use pleach::proto::etcdserverpb as pb;
@@ -242,6 +242,61 @@ async fn top_prints_the_routes_of_a_tree_once_where_nobody_looks() -> Result<()>
     Ok(())
 }
 
+/// What programs get of a tree is what the book says, no less and no more.
+#[tokio::test]
+async fn the_fields_of_a_tree_are_those_of_the_book() -> Result<()> {
+    /// Of a node with TLS, of one with a bound, and of what is in trouble or in no order.
+    const SOMETIMES: [&str; 14] = [
+        "certificates",
+        "file",
+        "hazards",
+        "is_authority",
+        "ends_in_s",
+        "lasts_s",
+        "last_error",
+        "loop",
+        "misrouted",
+        "quota_bytes",
+        "setting",
+        "subject",
+        "text",
+        "age_s",
+    ];
+    fn names(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+                found.insert(name.clone());
+                names(value, found);
+            }),
+            Value::Array(values) => values.iter().for_each(|value| names(value, found)),
+            _ => {}
+        }
+    }
+    let folder = TempDir::new()?;
+    let (root, mut region) = tree(folder.path()).await?;
+    let mut given = BTreeSet::new();
+    names(&json(&asked(&["tree", &root.url(), "-o", "json"]).await?)?, &mut given);
+    region.kill()?;
+    eventually("the child is missed", SOON, async || {
+        let value = json(&asked(&["tree", &root.url(), "-o", "json"]).await?)?;
+        names(&value, &mut given);
+        ensure!(given.contains("trouble_s"), "{value}");
+        Ok(())
+    })
+    .await?;
+    let book = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/src/commands.md"))?;
+    let (_, section) = book.split_once("### `tree`").context("the book has the tree")?;
+    let (section, _) = section.split_once("### `status`").context("and the status behind it")?;
+    let said: BTreeSet<_> = section.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    let unsaid: Vec<_> = given.difference(&said).collect();
+    ensure!(unsaid.is_empty(), "the book does not have {unsaid:?}");
+    let is_name = |name: &&String| !name.contains(['/', '.', ' ']) && **name != name.to_uppercase();
+    let missing = said.difference(&given).filter(is_name);
+    let missing: Vec<_> = missing.filter(|name| !SOMETIMES.contains(&name.as_str())).collect();
+    ensure!(missing == ["Node", "Route"], "only the book has {missing:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn doctor_says_what_is_wrong_and_what_to_do() -> Result<()> {
     let folder = TempDir::new()?;
@@ -341,6 +396,9 @@ async fn top_shows_the_kinds_of_keys() -> Result<()> {
     for at in 0..3 {
         put(&channel, format!("/elsewhere-{at}"), "x").await?;
     }
+    let cut = "not all kinds were counted";
+    let ended = asked(&["top", "--prefixes", &root.url()]).await?;
+    ensure!(!ended.stdout.contains(cut), "{ended:?}");
     let ended = asked(&["top", "--prefixes", &root.url(), "-o", "json"]).await?;
     let value = json(&ended)?;
     let row = |prefix: &str| {
@@ -358,6 +416,15 @@ async fn top_shows_the_kinds_of_keys() -> Result<()> {
     ensure!(row("")["keys"] == 3, "{value}");
     let ended = asked(&["top", "--prefixes", &root.url(), "--sort=keys"]).await?;
     ensure!(ended.stdout.lines().nth(1).is_some_and(|it| it.starts_with("/registry/pods/")));
+    // Keys that are nobody's kind, before all others, hide none of them.
+    for at in 0..1_100 {
+        put(&channel, format!("/app{at}"), "x").await?;
+    }
+    let ended = asked(&["top", "--prefixes", &root.url(), "--sort=keys"]).await?;
+    let lines: Vec<_> = ended.stdout.lines().collect();
+    ensure!(lines[1].starts_with("(all others)") && lines[1].contains(" 1103 "), "{ended:?}");
+    ensure!(lines[2].starts_with("/registry/pods/") && lines[2].contains(" 400 "), "{ended:?}");
+    ensure!(lines.last().is_some_and(|line| line.starts_with(cut)), "{ended:?}");
     let ended = asked(&["top", "--prefixes", &root.url(), "--sort=time"]).await?;
     ensure!(ended.code == Some(1) && ended.stderr.contains("by rate, keys or bytes"), "{ended:?}");
     Ok(())

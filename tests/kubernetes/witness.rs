@@ -95,7 +95,9 @@ impl Witness {
             Ok(history)
         })
         .await?;
-        history.slow = ended_as_slow(self.api, self.resource).await? - self.slow_before;
+        let slow = ended_as_slow(self.api, self.resource).await?;
+        // One that was started anew has counted anew.
+        history.slow = slow.saturating_sub(self.slow_before);
         Ok(history)
     }
 

@@ -49,6 +49,13 @@ node() {
     # The second stage of the Containerfile, to the letter but for where the files come from.
     sed -n '/^FROM scratch/,$p' "$repository/deploy/Containerfile" |
         sed 's#^COPY --from=build /image /#ADD image.tar /#' | build pleach:latest
+    local bytes
+    bytes=$(docker image inspect --format '{{.Size}}' pleach:latest)
+    # What deploy/README.md says of it; a build without optimization is longer.
+    case $program in */release/* | */dist/*)
+        ((bytes <= 30 * 1024 * 1024)) || { echo "the image has $bytes bytes" >&2 && return 1; } ;;
+    esac
+    echo "pleach:latest has $((bytes / 1024 / 1024)) MiB" >&2
 }
 
 # A program alone, with nothing beside it but its libraries.

@@ -59,7 +59,7 @@ const CONNECTIONS_DOUBTFUL_SHARE: f64 = 0.8;
 
 /// A read that waits so long for a connection shows in what its client sees.
 const POOL_WAIT_DOUBTFUL_S: f64 = 0.025;
-const POOL_WAITS_MIN: u64 = 3;
+const POOL_WAITS_SHARE_MIN: f64 = 0.01;
 
 /// A certificate is renewed before this much of its time is left, whoever renews it; …
 const CERTIFICATE_DOUBTFUL_SHARE: f64 = 0.25;
@@ -302,6 +302,11 @@ fn certificates(node: &pb::Node, notes: &mut Notes<'_>) {
         } else {
             continue;
         };
+        // Who believes an authority may or may not look at its time.
+        let (severity, meaning) = match certificate.is_authority {
+            true => (Severity::Warning, "many programs refuse what it has signed from then on"),
+            false => (severity, "from then on connections with it are refused"),
+        };
         let when = match left {
             ..=0.0 => format!("ended {} ago", seconds(-left)),
             left => format!("ends in {}", seconds(left)),
@@ -314,7 +319,7 @@ fn certificates(node: &pb::Node, notes: &mut Notes<'_>) {
             severity,
             "certificate",
             format!("the certificate of {subject} in {file} ({setting}) {when}"),
-            "from then on connections with it are refused",
+            meaning,
             remedy,
         );
     }
@@ -450,7 +455,9 @@ fn pool(route: &pb::Route, notes: &mut Notes<'_>) {
     else {
         return;
     };
-    let is_slow = waits.recent >= POOL_WAITS_MIN && waits.recent_p99_s > POOL_WAIT_DOUBTFUL_S;
+    let reads = route.reads.as_ref().map_or(0, |reads| reads.recent);
+    let are_many = waits.recent as f64 > reads as f64 * POOL_WAITS_SHARE_MIN;
+    let is_slow = are_many && waits.recent_p99_s > POOL_WAIT_DOUBTFUL_S;
     if waits.recent_failed == 0 && !is_slow {
         return;
     }

@@ -42,12 +42,14 @@ impl Banner {
             if file.starts_with(&path));
         let data_dir = if is_used { path.display().to_string() } else { "not used".to_owned() };
         let unused = path.join(DEFAULT_FILE);
-        if !is_used && unused.exists() {
+        let is_of = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Sqlite { path: Some(file), .. } if *file == unused);
+        let mut stores = plan.routes.iter().map(|route| &route.store).chain([&plan.default]);
+        if !stores.any(|store| is_of(&store.endpoint)) && unused.exists() {
             let (unused, default) = (unused.display(), &plan.default.endpoint);
             tracing::warn!(
                 %unused, %default,
-                "the data directory has a store of a node that was started without this default store; \
-                 what is in it is not served"
+                "the data directory has a store that nothing here names, as of a start with other settings; what is \
+                 in it is not served"
             );
         }
         let version = env!("CARGO_PKG_VERSION");

@@ -189,6 +189,9 @@ pub(super) async fn claim(
             ops.push(put(Key::from_static(ABOUT), about.encode_to_vec(), 0));
         }
         if let Some(etcd) = take(wire, &found, note, tenure, ops).await.map_err(failed)? {
+            if is_fresh {
+                tracing::info!(place, "the etcd is a store from now on; it was none before");
+            }
             let about = Some(about);
             let known = if base == before && etcd == before + 1 { etcd } else { base };
             return Ok(Found { about, log: record, log_etcd: etcd, known, ..found });

@@ -241,8 +241,9 @@ pub async fn open_known(
     let reserve = Arc::new(Reserve::new(path, is_full.clone()));
     let (shown, ran_full) = (path.display().to_string(), AtomicBool::new(false));
     let opening = Opening { name, path, shown, expected, reserve, ran_full };
-    opening.check_file()?;
+    opening.check_file(Witness::default())?;
     let (file, witness) = opening.lock()?;
+    opening.check_file(witness)?;
     let (writer, witnessed) = opening.open(file, witness, owner)?;
     let readers = Readers {
         path: path.to_owned(),
@@ -284,9 +285,9 @@ impl Opening<'_> {
     }
 
     /// Refuses a file that is not there and should be, before anything is made in its place.
-    fn check_file(&self) -> Result<(), OpenError> {
+    fn check_file(&self, witness: Witness) -> Result<(), OpenError> {
         match self.path.try_exists() {
-            Ok(false) => self.check_incarnation(0, Witness::default()),
+            Ok(false) => self.check_incarnation(0, witness),
             _ => Ok(()),
         }
     }

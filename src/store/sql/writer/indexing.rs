@@ -155,7 +155,9 @@ impl<S: Session> Writer<S> {
         let first = reader::first_in(&mut self.session, statements, &step.range, rows_max);
         let (live, next) = first.await?;
         let kvs = live.iter().map(|live| (&live.kv.key, &live.kv.value));
-        let (terms, index) = match step.terms(kvs) {
+        let terms = step.terms(kvs);
+        let is_given_up = terms.is_none();
+        let (terms, index) = match terms {
             Some(terms) => (terms, index.advanced(step, next)),
             None => {
                 self.warn_of_a_long_key();
@@ -166,7 +168,12 @@ impl<S: Session> Writer<S> {
         self.put_terms(&terms).await?;
         self.keep_index(&index).await?;
         self.session.commit().await?;
-        self.building.note(&self.shared.leaf.name, live.len(), index.step().is_none());
+        match is_given_up {
+            true => self.building = Building::default(),
+            false => {
+                self.building.note(&self.shared.leaf.name, live.len(), index.step().is_none());
+            }
+        }
         Ok(index)
     }
 
