@@ -6,7 +6,7 @@ mod checks;
 #[cfg(test)]
 mod tests;
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
@@ -18,6 +18,7 @@ use super::{
     output::{Colour, Format, Output, print},
     walk,
 };
+use crate::server::unix_time;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -86,7 +87,7 @@ impl Doctor {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let begun = Instant::now();
         let node = runtime.block_on(self.target.describe())?;
-        let asked = Asked { took: begun.elapsed(), now: SystemTime::now() };
+        let asked = Asked { took: begun.elapsed(), unix_time: unix_time() };
         let nodes = walk::nodes(&node);
         let routes = nodes.iter().map(|place| place.node.routes.len()).sum();
         let report = Report { nodes: nodes.len(), routes, findings: examine(&node, &asked) };

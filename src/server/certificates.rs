@@ -104,8 +104,12 @@ impl fmt::Debug for Certificates {
     }
 }
 
-/// Seconds since 1970.
-pub(super) fn unix_time() -> Duration {
+/// The time since 1970, which certificates end by and people compare.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "certificates end by the wall clock; it decides nothing"
+)]
+pub fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 

@@ -51,7 +51,7 @@ use self::{
     patience::{Placed, Places, Traffic},
 };
 pub use self::{
-    certificates::CertificateFile,
+    certificates::{CertificateFile, unix_time},
     tls::{Tls, TlsFiles, TlsPart, WrongTls},
 };
 use crate::{

@@ -1,6 +1,6 @@
 //! What is looked at, and from where on it is too much.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::{Finding, Severity};
 use crate::{
@@ -81,8 +81,8 @@ const YOUNG_S: f64 = 60.0;
 pub(super) struct Asked {
     /// How long the answer took.
     pub took: Duration,
-    /// The time of who asked, when it had the answer.
-    pub now: SystemTime,
+    /// The time of who asked, since 1970, when it had the answer.
+    pub unix_time: Duration,
 }
 
 /// All that is found in a tree, the worst first.
@@ -251,7 +251,7 @@ fn closed(node: &pb::Node, notes: &mut Notes<'_>) {
 fn clock(place: &Place<'_>, root: &pb::Node, asked: &Asked, findings: &mut Vec<Finding>) {
     let (is_root, mine) = (std::ptr::eq(place.node, root), place.node.time_ms);
     let theirs = match is_root {
-        true => asked.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64,
+        true => asked.unix_time.as_millis() as u64,
         false => root.time_ms,
     };
     if mine == 0 || theirs == 0 {
