@@ -30,6 +30,7 @@ use tokio::{
 };
 use tonic::{
     Request, Response, Status,
+    codec::CompressionEncoding,
     transport::{Server, server::TcpIncoming},
 };
 
@@ -150,10 +151,13 @@ impl Traces {
         let listener = TcpListener::bind(self.listen).await;
         let listener = listener.with_context(|| format!("--listen {}", self.listen))?;
         let (taken, mut came) = mpsc::channel(BATCHES_MAX);
-        let traces =
-            TraceServiceServer::new(Taken(taken)).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let metrics =
-            MetricsServiceServer::new(Ignored).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        // Collectors compress what they hand on.
+        let traces = TraceServiceServer::new(Taken(taken))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip);
+        let metrics = MetricsServiceServer::new(Ignored)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip);
         let server = Server::builder().add_service(traces).add_service(metrics);
         let mut server = std::pin::pin!(server.serve_with_incoming(TcpIncoming::from(listener)));
         // Not among what is printed: that may be for a program.
